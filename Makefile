@@ -1,0 +1,42 @@
+PYTHON ?= python3
+SHELL := /bin/bash
+BIN := .venv/bin
+READY := .venv/.stamp
+
+.PHONY: help demo test check bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    six example videos on this machine, into runs/demo; the same command resumes"
+	@echo "make test    every test"
+	@echo "make check   ruff, ruff format and pyright"
+	@echo "make bench   the figures that the README quotes"
+	@echo "make clean   remove .venv and the caches; runs/ stays"
+
+demo: $(READY)
+	$(BIN)/ti2v demo --output runs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+bench: $(READY)
+	$(BIN)/python benchmarks/quality_shapes.py --minutes 30
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist
+
+# Without a stamp an install was cut off and nobody knows what is whole: begin again. With an old one, bring it up to date.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "setting up .venv (some minutes the first time)"
+	@test -e $@ || $(PYTHON) -m venv --clear .venv || { \
+	  echo "could not make .venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@rm -f $@
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,s3]'
+	@touch $@

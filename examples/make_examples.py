@@ -1,0 +1,104 @@
+"""Draws the example images and their manifest, byte for byte the same each time.
+
+    python examples/make_examples.py [FOLDER]
+
+Four pictures are of the shapes world, from seeds that neither training nor the benchmark uses; two are drawn by
+another program, in its manner: 512 x 512, a corner rounded, edges of another softness.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ti2v_dist.models.shapes import world
+
+SPLIT = 3
+DRAWN_SIZE = 512
+SUPERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the manifest; `id` is color-shape-motion, `label` says who made the image."""
+
+    id: str
+    prompt: str
+    label: str
+
+    @property
+    def words(self) -> list[str]:
+        """Colour, shape and motion."""
+        return self.id.split("-")
+
+    @property
+    def image(self) -> str:
+        """File name of the image."""
+        return "-".join(self.words[:2]) + ".png"
+
+
+EXAMPLES = (
+    Example("red-circle-left", "a red circle moving left", "world"),
+    Example("blue-square-right", "a blue square sliding right", "world"),
+    Example("green-triangle-up", "the green triangle rising", "world"),
+    Example("orange-circle-down", "one orange ball falling", "world"),
+    Example("yellow-square-still", "a yellow box standing still", "drawn"),
+    Example("purple-circle-right", "a purple disc going right", "drawn"),
+)
+
+
+def world_image(example: Example, index: int) -> Image.Image:
+    """The example's object before a background drawn from its own seed, wholly in view and not small; 64 x 64."""
+    color, shape, motion = example.words
+    rng = np.random.default_rng([SPLIT, index])
+    scene = replace(
+        world.sample_scenes(1, rng),
+        center_x=rng.uniform(20, 44, 1),
+        center_y=rng.uniform(20, 44, 1),
+        radius=rng.uniform(10, 13, 1),
+        color=np.array([list(world.COLORS).index(color)]),
+        shape=np.array([world.SHAPES.index(shape)]),
+        motion=np.array([list(world.MOTIONS).index(motion)]),
+    )
+    frame_CHW = world.render(scene, np.zeros((1, 1)))[0, 0].numpy()
+    return Image.fromarray((frame_CHW.transpose(1, 2, 0) * 255).round().astype(np.uint8))
+
+
+def drawn_image(color: str, shape: str, center: tuple[float, float], half: float, top: str, bottom: str) -> Image.Image:
+    """A flat object on a vertical gradient, by Pillow's own drawing; centre and half size in parts of the side."""
+    side = DRAWN_SIZE * SUPERSAMPLING
+    ends = [Image.new("RGB", (side, side), end) for end in (top, bottom)]
+    picture = Image.composite(ends[1], ends[0], Image.linear_gradient("L").resize((side, side)))
+    red, green, blue = (round(255 * channel) for channel in world.COLORS[color])
+    box = [round(side * (middle + offset)) for offset in (-half, half) for middle in center]
+    pen = ImageDraw.Draw(picture)
+    if shape == "circle":
+        pen.ellipse(box, fill=(red, green, blue))
+    else:
+        pen.rounded_rectangle(box, radius=round(side * 0.2 * half), fill=(red, green, blue))
+    return picture.resize((DRAWN_SIZE, DRAWN_SIZE), Image.Resampling.BOX)
+
+
+def images() -> dict[str, Image.Image]:
+    """File name to picture."""
+    pictures = {e.image: world_image(e, index) for index, e in enumerate(EXAMPLES) if e.label == "world"}
+    pictures["yellow-square.png"] = drawn_image("yellow", "square", (0.60, 0.42), 0.15, "#3a4468", "#2c3550")
+    pictures["purple-circle.png"] = drawn_image("purple", "circle", (0.38, 0.55), 0.17, "#2f5a44", "#41684a")
+    return pictures
+
+
+def main(folder: Path) -> None:
+    """Write every image and `manifest.jsonl` to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in images().items():
+        picture.save(folder / name, optimize=True)
+    rows = [{"id": e.id, "image": e.image, "prompt": e.prompt, "label": e.label} for e in EXAMPLES]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "manifest.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)

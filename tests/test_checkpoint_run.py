@@ -1,0 +1,132 @@
+"""What a run keeps beside its frames: fingerprint, requests, epochs, ends; and the ids its keys are made of."""
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from chains import K, again, make_request
+
+from ti2v_dist.checkpoint import CheckpointStore, FingerprintMismatch, RequestMismatch
+from ti2v_dist.record import CorruptRecord
+from ti2v_dist.video import SamplingParams, check_id
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request, tmp_path) -> CheckpointStore:
+    return CheckpointStore(str(tmp_path / "run") if request.param == "file" else f"memory://{uuid.uuid4().hex}")
+
+
+def test_a_changed_fingerprint_is_refused_with_both_values(store):
+    assert store.read_fingerprint() is None
+    fingerprint = {"torch": "2.13", "slots": 4, "shape": (2, 3), "weights": {"unet": "aa", "vae": "bb"}}
+    sha = store.claim_fingerprint(fingerprint)
+    assert again(store).claim_fingerprint(dict(reversed(fingerprint.items()))) == sha
+    changed = {"torch": "2.14", "shape": (2, 3), "weights": {"unet": "aa", "vae": "cc"}, "threads": 1}
+    with pytest.raises(FingerprintMismatch) as error:
+        store.claim_fingerprint(changed)
+    message = str(error.value)
+    assert "torch: stored '2.13', now '2.14'" in message
+    assert "weights.vae: stored 'bb', now 'cc'" in message
+    assert "slots: stored 4, now absent" in message
+    assert "threads: stored nothing, now 1" in message
+    assert "unet" not in message
+    assert "shape" not in message
+    assert store.read_fingerprint()["slots"] == 4
+
+
+def test_a_changed_request_is_refused_with_both_values(store):
+    request = make_request(extra={"label": "x", "weights": [1, 2]})
+    store.claim_request(request)
+    again(store).claim_request(replace(request, image="/elsewhere/cat.png"))
+    assert store.read_request("cat-1") == request
+    assert store.read_request("dog") is None
+    params = SamplingParams(context_frames=K, guidance_scale=5.0)
+    with pytest.raises(RequestMismatch, match="'cat-1'") as error:
+        store.claim_request(replace(request, prompt="a dog", params=params, extra={"label": "y", "weights": [1, 2]}))
+    message = str(error.value)
+    assert "prompt: stored 'a cat', now 'a dog'" in message
+    assert "params.guidance_scale: stored 9.0, now 5.0" in message
+    assert "extra.label: stored 'x', now 'y'" in message
+    assert message.count("stored") == 3
+
+
+def test_stored_json_that_is_broken_names_its_key(store):
+    store.store.create(".ti2v/requests/cat-1/0", b'{"id": "cat-1"}')
+    with pytest.raises(CorruptRecord, match=r"\.ti2v/requests/cat-1/0: not a request"):
+        store.read_request("cat-1")
+    for data in (b"{", b"[1]", b"[" * 100_000, b"\xff"):
+        store.store.delete("run.json")
+        store.store.create("run.json", data)
+        with pytest.raises(CorruptRecord, match=r"run\.json: not "):
+            store.read_run()
+
+
+def test_the_first_result_counts_and_success_beats_failure(store):
+    assert store.read_done("a") is None
+    assert store.done_ids() == store.failed_ids() == []
+    assert store.fail("a", {"error": "x"}) == 0
+    assert again(store).fail("a", {"error": "x"}) == 1
+    assert store.fail("b", {"error": "y"}) == 0
+    assert store.failed_ids() == ["a", "b"]
+    assert store.read_failures("a") == [{"error": "x"}, {"error": "x"}]
+    assert store.finish("a", {"mp4": "1"}) == {"mp4": "1"}
+    assert again(store).finish("a", {"mp4": "2"}) == {"mp4": "1"}
+    assert store.fail("a", {"error": "late"}) == 2
+    assert store.read_done("a") == {"mp4": "1"}
+    assert (store.done_ids(), store.failed_ids(), store.read_failures("a")) == (["a"], ["b"], [])
+
+
+def test_epochs_go_up_one_owner_each(store):
+    assert store.current_epoch() == 0
+    with ThreadPoolExecutor(8) as pool:
+        epochs = list(pool.map(lambda _: again(store).next_epoch(), range(8)))
+    assert sorted(epochs) == list(range(1, 9))
+    assert store.current_epoch() == 8
+    full, store.store.list = store.store.list, lambda prefix: []
+    assert store.current_epoch() == 8
+    store.store.list = full
+    assert store.next_epoch() == 9
+
+
+def test_a_stop_concerns_one_epoch(store):
+    epoch = store.next_epoch()
+    assert not store.stop_requested(epoch)
+    store.request_stop(epoch)
+    again(store).request_stop(epoch)
+    assert store.stop_requested(epoch)
+    assert not store.stop_requested(store.next_epoch())
+
+
+def test_the_run_is_described_once(store):
+    assert store.read_run() is None
+    assert store.claim_run({"run_id": "a", "argv": ["x"]}) == {"run_id": "a", "argv": ["x"]}
+    assert again(store).claim_run({"run_id": "b"}) == {"run_id": "a", "argv": ["x"]}
+    assert store.read_run()["run_id"] == "a"
+
+
+def test_the_probe_leaves_nothing(store):
+    store.probe()
+    assert store.store.list(".ti2v") == []
+
+
+ILLEGAL = ["", "..", ".", "a/b", "/", "%2e", "a\\b", "a\0", "a\n", "a b", "a\u202eb", "é", "x" * 129, "x" * 300, 7]
+
+
+@pytest.mark.parametrize("video_id", ILLEGAL)
+def test_illegal_ids_build_no_key(store, video_id):
+    with pytest.raises(ValueError, match=r"^id is .*1 to 128 of the characters") as error:
+        check_id(video_id)
+    assert len(str(error.value)) < 200
+    assert str(error.value).isascii()
+    assert str(error.value).isprintable()
+    with pytest.raises(ValueError, match=r"^id is "):
+        make_request(id=video_id)
+    for ask in (store.read_done, store.read_request, store.read_failures, store.first_image):
+        with pytest.raises(ValueError, match=r"^id is "):
+            ask(video_id)
+
+
+def test_legal_ids_pass():
+    for video_id in ("a", "A-b_9", "-", "x" * 128):
+        assert check_id(video_id) == video_id

@@ -1,0 +1,61 @@
+"""The examples: what the manifest says is what the images show, and the script makes them again."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import oracle, pixels
+from ti2v_dist.images import load_image
+from ti2v_dist.models.shapes import world
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ROWS = [json.loads(line) for line in (EXAMPLES / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+IDS = [row["id"] for row in ROWS]
+
+
+def test_the_script_makes_the_same_bytes_again(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("make_examples", EXAMPLES / "make_examples.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main(tmp_path)
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    kept = [path for path in EXAMPLES.iterdir() if path.suffix in (".png", ".jsonl")]
+    assert written == {path.name: path.read_bytes() for path in kept}
+
+
+def test_six_rows_cover_every_motion_and_both_makers() -> None:
+    assert len(set(IDS)) == len(ROWS) >= 6
+    assert {row["id"].split("-")[2] for row in ROWS} == set(world.MOTIONS)
+    assert [row["label"] for row in ROWS].count("world") == 4
+    assert [row["label"] for row in ROWS].count("drawn") == 2
+    assert not any("seed" in row for row in ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_the_prompt_is_in_the_grammar_and_says_what_the_id_says(row: dict[str, str]) -> None:
+    assert set(world.split_words(row["prompt"])) <= set(world.grammar())
+    asked = oracle.parse_prompt(row["prompt"])
+    assert f"{asked.color}-{asked.shape}-{asked.motion}" == row["id"]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_the_image_shows_what_the_prompt_names(row: dict[str, str]) -> None:
+    """After the way in: cropped and resized to the model's 64 x 64, the object is of the world's sizes."""
+    asked = oracle.parse_prompt(row["prompt"])
+    image_HWC = load_image(str(EXAMPLES / row["image"]), world.SIZE, world.SIZE)
+    seen = pixels.segment(image_HWC[None] / 255)
+    assert oracle.nearest_color(seen.hue_F[0]) == asked.color
+    assert pixels.classify_shape(seen.opacity_FHW[0], seen.mask_FHW[0]) == asked.shape
+    radius = np.sqrt(seen.mask_FHW[0].sum() / pixels.unit_area(asked.shape))
+    assert world.RADIUS_PX[0] <= radius <= world.RADIUS_PX[1]
+
+
+def test_the_drawn_images_are_not_of_the_worlds_size() -> None:
+    sizes = {(row["label"], Image.open(EXAMPLES / row["image"]).size) for row in ROWS}
+    assert sizes == {("world", (64, 64)), ("drawn", (512, 512))}

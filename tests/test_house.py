@@ -1,0 +1,291 @@
+"""The house rules: who may import what, how large a room may grow, and what the package ships."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "ti2v_dist"
+WEIGHTS = PACKAGE / "models" / "shapes" / "weights"
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_JOB_LINES = 350, 50, 40
+MAX_WHEEL_BYTES = 24_000_000
+
+# One row a room: the rooms that it may import. A new room needs a row.
+NOUNS = {"video", "config", "events"}
+STATE = {"store", "record", "checkpoint"}
+INPUT = {"images", "rows", "manifest"}
+OUTPUT = {"tables", "dataset", "report", "views"}
+EDGE = STATE | INPUT | OUTPUT | {"metrics"}
+COMPUTE = {"models", "samplers", "engine"}
+MAY_IMPORT = {
+    "video": set(),
+    "config": {"video"},
+    "events": {"video"},
+    "models": NOUNS,
+    "samplers": NOUNS,
+    "engine": NOUNS | {"models", "samplers"},
+    "scheduler": NOUNS,
+    "store": NOUNS,
+    "record": NOUNS,
+    "metrics": NOUNS,
+    "images": NOUNS,
+    "checkpoint": NOUNS | {"store", "record"},
+    "rows": NOUNS,
+    "progress": NOUNS,
+    "manifest": NOUNS | {"images", "rows"},
+    "tables": NOUNS,
+    "dataset": NOUNS | INPUT | {"tables"},
+    "report": NOUNS | INPUT | {"tables", "dataset"},
+    "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report"},
+    "worker": NOUNS | COMPUTE | STATE | INPUT | {"tables", "dataset"},
+    "coordinator": NOUNS | EDGE | {"scheduler", "worker"},
+    "driver": NOUNS | EDGE | {"models", "coordinator"},
+    "single": NOUNS | EDGE | {"models", "worker", "driver"},
+    "cli": NOUNS | EDGE | {"models", "progress", "single", "driver"},
+    "__init__": NOUNS | {"engine", "single", "driver"},
+}
+STORAGE = {"store", "checkpoint", "images", "dataset"}
+# A library's row: the rooms that may import it, at the top of the file or lazily.
+ONLY_IN = {
+    "ray": {"worker", "coordinator", "driver", "cli"},
+    "fsspec": STORAGE,
+    "s3fs": STORAGE,
+    "gcsfs": STORAGE,
+    "adlfs": STORAGE,
+    "botocore": STORAGE,
+    "aiohttp": STORAGE,
+    "prometheus_client": {"metrics"},
+    "imageio_ffmpeg": {"dataset"},
+    "imageio": {"dataset"},
+    "torch": COMPUTE | {"worker"},
+    "diffusers": {"models"},
+    "transformers": {"models"},
+    "typer": {"cli"},
+    "pydantic": {"config"},
+}
+NEVER = {"pickle", "cloudpickle", "dill", "joblib"}
+BLOCKED = ("ray", "pydantic", "s3fs", "gcsfs", "adlfs", "fsspec", "prometheus_client", "imageio_ffmpeg", "typer")
+
+
+def python_files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def dotted(path: Path) -> str:
+    """`ti2v_dist.models.unet3d` for its file; a package's `__init__.py` is the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(module: str) -> str:
+    """The room of a module of ours: the name under `ti2v_dist`."""
+    return [*module.split("."), "__init__"][1]
+
+
+def type_only(tree: ast.Module) -> set[ast.AST]:
+    """Nodes under `if TYPE_CHECKING:`, which import nothing when the program runs."""
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    return {inner for guard in guards for statement in guard.body for inner in ast.walk(statement)}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports when it runs, absolute; `from a import b` gives `a.b`."""
+    tree = parse(path)
+    skipped = type_only(tree)
+    package = dotted(path).split(".") if path.name == "__init__.py" else dotted(path).split(".")[:-1]
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, node.module] if node.module else base)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """(name, lines) of every function of a file, its decorators left out."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{path.name}:{node.name}", (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def test_arrows_point_one_way() -> None:
+    wrong = []
+    for path in python_files("ti2v_dist"):
+        here = room(dotted(path))
+        assert here in MAY_IMPORT, f"{here} is a new room: give it a row in MAY_IMPORT"
+        for name in imports(path):
+            if not name.startswith("ti2v_dist."):
+                continue
+            there = room(name)
+            is_file = there in MAY_IMPORT
+            if is_file and there != here and there not in MAY_IMPORT[here]:
+                wrong.append(f"{dotted(path)} imports {name}")
+    assert not wrong
+
+
+def test_the_rows_make_no_circle() -> None:
+    order: list[str] = []
+    while len(order) < len(MAY_IMPORT):
+        ready = [r for r, below in MAY_IMPORT.items() if r not in order and below <= {*order, r}]
+        assert ready, f"a circle among {sorted(set(MAY_IMPORT) - set(order))}"
+        order += ready
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_stays_in_its_rooms(library: str) -> None:
+    found = {dotted(p) for p in python_files("ti2v_dist") for name in imports(p) if name.split(".")[0] == library}
+    assert {module for module in found if room(module) not in ONLY_IN[library]} == set()
+
+
+def test_nothing_is_pickled_by_us() -> None:
+    found = {dotted(p) for p in python_files("ti2v_dist") for name in imports(p) if name.split(".")[0] in NEVER}
+    assert not found
+
+
+def test_the_scheduler_has_no_clock_and_no_io() -> None:
+    barred = {"time", "datetime", "random", "asyncio", "threading", "os", "pathlib", "socket", "numpy", "torch", "ray"}
+    for name in ("scheduler", "events"):
+        path = PACKAGE / f"{name}.py"
+        assert {n.split(".")[0] for n in imports(path)} & barred == set()
+        assert not [node for node in ast.walk(parse(path)) if isinstance(node, ast.AsyncFunctionDef | ast.Await)]
+
+
+def test_jobs_only_call_us() -> None:
+    for path in python_files("jobs"):
+        assert len(path.read_text().splitlines()) <= MAX_JOB_LINES, path.name
+        ours = {room(name) for name in imports(path) if name.startswith("ti2v_dist")}
+        assert ours <= {"driver", "cli", "config", "single"}, path.name
+
+
+def test_rooms_stay_small() -> None:
+    sizes = {dotted(path): len(path.read_text().splitlines()) for path in python_files("ti2v_dist")}
+    assert {module: lines for module, lines in sizes.items() if lines > MAX_FILE_LINES} == {}
+    lengths = [item for path in python_files("ti2v_dist") for item in functions(path)]
+    assert [item for item in lengths if item[1] > MAX_FUNCTION_LINES] == []
+
+
+IMPORT_WITHOUT = """
+import importlib, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is not installed here", name=name)
+
+sys.meta_path.insert(0, Blocker())
+for name in {modules!r}:
+    importlib.import_module(name)
+"""
+
+
+def test_the_numeric_rooms_import_without_ray_pydantic_or_storage() -> None:
+    rooms = {"video", "models", "samplers", "engine"}
+    modules = [dotted(p) for p in python_files("ti2v_dist") if room(dotted(p)) in rooms and p.name != "__main__.py"]
+    assert {room(module) for module in modules} >= {"video", "models", "samplers"}
+    code = IMPORT_WITHOUT.format(blocked=BLOCKED, modules=["ti2v_dist", *modules])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_blocker_blocks() -> None:
+    code = IMPORT_WITHOUT.format(blocked=BLOCKED, modules=["ti2v_dist.store"])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "fsspec is not installed here" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_package_and_the_weights(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {path.relative_to(ROOT).as_posix() for path in python_files("ti2v_dist")} | {"ti2v_dist/py.typed"}
+    if WEIGHTS.is_dir():
+        wanted |= {path.relative_to(ROOT).as_posix() for path in WEIGHTS.rglob("*") if path.is_file()}
+    assert wanted - names == set()
+    assert {name.split("/")[0] for name in names} == {"ti2v_dist", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
+    assert wheel.stat().st_size < MAX_WHEEL_BYTES
+
+
+def test_the_wheel_has_the_command_the_license_and_the_extras(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    info = wheel.name.rsplit("-", 3)[0] + ".dist-info"
+    assert "ti2v = ti2v_dist.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+    assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
+    metadata = archive.read(f"{info}/METADATA").decode()
+    assert set(re.findall(r"Provides-Extra: (\w+)", metadata)) == {"s3", "gcs", "azure", "dev"}
+    assert "Requires-Python: >=3.11" in metadata
+
+
+def requirement_name(requirement: str) -> str:
+    return re.split(r"[\[<>=!~; ]", requirement)[0].lower().replace("_", "-")
+
+
+def test_every_requirement_of_dev_and_s3_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {requirement_name(line) for line in lines if re.fullmatch(r"[a-z0-9.-]+==[\w.]+", line)}
+    assert len(pinned) == len([line for line in lines if line and not line.startswith("#")])
+    extras = project["optional-dependencies"]
+    wanted = {requirement_name(r) for r in [*project["dependencies"], *extras["dev"], *extras["s3"]]}
+    assert wanted - pinned == set()
+
+
+def test_every_third_party_import_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    declared = {requirement_name(r).replace("-", "_") for r in required}
+    declared |= {"PIL", "yaml"}  # pillow and pyyaml by their import names
+    declared |= {"tokenizers"}  # part of transformers
+    declared |= {"botocore", "aiohttp"}  # part of s3fs; imported only where s3fs was
+    found = {name.split(".")[0] for path in python_files("ti2v_dist") for name in imports(path)}
+    assert found - declared - sys.stdlib_module_names - {"ti2v_dist"} == set()
+
+
+def test_the_readme_names_files_that_exist() -> None:
+    readme = ROOT / "README.md"
+    text = readme.read_text() if readme.exists() else ""
+    named = set(re.findall(r"\b(?:benchmarks|clusters|dashboards|examples|jobs)/[\w./-]*\w", text))
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "check", "bench"])
+def test_make_sets_the_environment_up_first(target: str, tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    plan = subprocess.run(["make", "-n", target], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "-m venv --clear .venv" in plan
+    assert plan.index("pip install") < plan.index("touch .venv/.stamp") < plan.rindex(".venv/bin/")
+
+
+def test_make_names_a_python_that_is_too_old(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    done = subprocess.run(["make", "test", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "is Python 3.9.2; Python 3.11 or newer is needed" in done.stderr
+    assert not (tmp_path / ".venv").exists()

@@ -1,0 +1,443 @@
+"""Manifests and input images: everything wrong is named with its line, everything right becomes a request."""
+
+import csv
+import io
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ti2v_dist.images import ImageError, UrlRefused, absolute_url, check_image, check_url, load_image, resolve_url
+from ti2v_dist.manifest import RequestDefaults, derive_seed, problem_table, read_manifest
+
+DEFAULTS = RequestDefaults(window=8, vae_factor=8, height=64, width=64, guidance_scale=3.0, seed=5)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims this size and has one short data chunk."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+
+
+def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, image_format: str, **options) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, image_format, **options)
+    return sink.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.fromarray(pixels(64, 64)).save(tmp_path / "ok.png")
+    return tmp_path
+
+
+def write(folder: Path, *rows: object) -> str:
+    """A JSONL manifest; a string is a line as it stands."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return str(folder / "manifest.jsonl")
+
+
+def row(video_id: str = "a", **columns: object) -> dict:
+    return {"id": video_id, "image": "ok.png", "prompt": "a red circle", **columns}
+
+
+# Manifests
+
+
+def test_defaults_fill_a_row_and_other_columns_pass_through(folder):
+    extra = {"label": "007", "split": None, "nested": {"x": [1, 2.5]}}
+    manifest = read_manifest(write(folder, row(num_frames=24, guidance_scale=2, **extra)), DEFAULTS)
+    (request,) = manifest.requests
+    assert (manifest.problems, manifest.failures, manifest.warnings) == ([], [], [])
+    assert (request.image, request.image_uri) == (str(folder / "ok.png"), "ok.png")
+    assert (request.num_frames, request.fps, request.height, request.width) == (24, 8, 64, 64)
+    assert (request.params.guidance_scale, request.params.context_frames) == (2, 7)
+    assert request.seed == derive_seed(5, "a")
+    assert request.extra == extra
+    assert manifest.lines == {"a": 1}
+
+
+def test_a_bad_manifest_names_every_line(folder):
+    (folder / "tiny.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 12)
+    (folder / "bomb.png").write_bytes(png_header(60_000, 60_000))
+    url = write(
+        folder,
+        row("fine"),
+        row("missing", image="none.png"),
+        row("tiny", image="tiny.png"),
+        row("bomb", image="bomb.png"),
+        row("fine"),
+        row("../x"),
+        row("silent", prompt="  "),
+        row("negative", num_frames=-3),
+        ["a", "list"],
+        "{not json",
+        row("web", image="http://example.com/a.png"),
+        row("chained", image="zip://a.png::s3://b/c.zip"),
+    )
+    manifest = read_manifest(url, DEFAULTS)
+    assert [request.id for request in manifest.requests] == ["fine"]
+    assert [problem.line for problem in manifest.problems] == [5, 6, 9, 10]
+    assert [failure.line for failure in manifest.failures] == [2, 3, 4, 7, 8, 11, 12]
+    table = {entry["line"]: entry for entry in problem_table(manifest)}
+    assert list(table) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    said = {
+        2: "does not exist",
+        3: "broken PNG",
+        4: "too large",
+        5: "on line 1 and on line 5",
+        6: "../x",
+        7: "prompt is empty",
+        8: "num_frames is -3",
+        9: "not list",
+        10: "not JSON",
+        11: "'http'",
+        12: "::",
+    }
+    for line, words in said.items():
+        assert words in table[line]["message"], table[line]
+    assert (table[8]["id"], table[8]["field"], table[8]["value"]) == ("negative", "num_frames", -3)
+    assert table[2]["field"] == "image"
+
+
+def test_one_row_can_fail_twice_and_keeps_its_columns(folder):
+    manifest = read_manifest(write(folder, row(num_frames=1, image="none.png", label=3)), DEFAULTS)
+    (failure,) = manifest.failures
+    assert "num_frames is 1" in failure.error_message
+    assert "none.png" in failure.error_message
+    stored = failure.to_row()
+    assert (stored["line"], stored["label"], stored["num_frames"], stored["attempts"]) == (1, 3, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "a/b", "a%2eb", "a\\b", "a\0b", "a\n", "a\u202eb", "x" * 300, "", "é", "a.b", 5, True, None]
+)
+def test_an_illegal_id_makes_the_manifest_unusable(folder, name):
+    manifest = read_manifest(write(folder, row(), row(name)), DEFAULTS)
+    assert [(problem.line, problem.field) for problem in manifest.problems] == [(2, "id")]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("seed", "x"),
+        ("seed", True),
+        ("num_frames", 16.5),
+        ("prompt", 5),
+        ("image", ["a"]),
+        ("sampler", 1),
+        ("text", "t"),
+    ],
+)
+def test_a_reserved_column_used_for_something_else_is_a_problem(folder, column, value):
+    manifest = read_manifest(write(folder, row(**{column: value})), DEFAULTS)
+    (problem,) = manifest.problems
+    assert (problem.line, problem.field, problem.value) == (1, column, value)
+    assert column in problem.message
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("sampler", "magic", "choose one of ti2v_zero"),
+        ("seed", -1, "seed is -1"),
+        ("seed", 2**63, "seed is"),
+        ("height", 60, "multiple of 8"),
+        ("context_frames", 8, "1 to 7"),
+        ("guidance_scale", 0, "guidance_scale is 0"),
+        ("prompt", None, "prompt is missing"),
+        ("image", "ftp://x/a.png", "choose one of file, s3"),
+        ("image", "github://a:b@c/d.png", "choose one of file, s3"),
+    ],
+)
+def test_a_bad_value_fails_its_row_only(folder, column, value, words):
+    manifest = read_manifest(write(folder, row(**{column: value}), row("b")), DEFAULTS)
+    assert manifest.problems == []
+    assert [request.id for request in manifest.requests] == ["b"]
+    assert words in manifest.failures[0].error_message
+    assert manifest.failures[0].field == column
+
+
+@pytest.mark.parametrize(
+    "line", ['{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}', '{"id": 1, "id": 2}', "[" * 99999, "\xff"]
+)
+def test_what_json_cannot_hold_is_a_problem_of_its_line(folder, line):
+    path = folder / "manifest.jsonl"
+    path.write_bytes(json.dumps(row()).encode() + b"\n\n" + line.encode("latin-1") + b"\n")
+    (problem,) = read_manifest(str(path), DEFAULTS).problems
+    assert problem.line == 3
+    assert "not JSON" in problem.message
+
+
+def test_a_near_name_warns_and_passes_through(folder):
+    manifest = read_manifest(write(folder, row(num_frame=9, label=1), row("b", num_frame=9)), DEFAULTS)
+    (warning,) = manifest.warnings
+    assert "'num_frame'" in warning
+    assert "'num_frames'" in warning
+    assert manifest.requests[0].extra == {"num_frame": 9, "label": 1}
+
+
+def test_another_size_warns(folder):
+    manifest = read_manifest(write(folder, row(width=96)), DEFAULTS)
+    assert "96x64" in manifest.warnings[0]
+    assert len(manifest.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "manifest.txt", ".", "bad.parquet", "ftp://x/m.jsonl"])
+def test_an_unreadable_manifest_is_one_problem(folder, name):
+    (folder / "manifest.txt").write_text("{}")
+    (folder / "bad.parquet").write_text("{}")
+    url = name if "://" in name else str(folder / name)
+    manifest = read_manifest(url, DEFAULTS)
+    assert [problem.line for problem in manifest.problems] == [0]
+    assert url in manifest.problems[0].message
+
+
+def test_csv_keeps_text_and_reads_numbers(folder):
+    path = folder / "m.csv"
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "image", "prompt", "num_frames", "guidance_scale", "seed", "label"])
+        writer.writerow(["001", "ok.png", 'a "red"\ncircle, left', "12", "2.5", "", "007"])
+        writer.writerow(["002", "ok.png", "x", "many", "2", "3", ""])
+        writer.writerow(["003", "ok.png"])
+    manifest = read_manifest(str(path), DEFAULTS)
+    assert [(p.line, p.field) for p in manifest.problems] == [(4, "num_frames"), (5, None)]
+    (request,) = manifest.requests
+    assert (request.id, request.num_frames, request.extra) == ("001", 12, {"label": "007"})
+    assert request.params.guidance_scale == 2.5
+    assert request.seed == derive_seed(5, "001")
+
+
+def test_parquet_rows(folder):
+    columns = {"id": ["a", "b"], "image": ["ok.png"] * 2, "prompt": ["x", None], "num_frames": [12.0, float("nan")]}
+    pq.write_table(pa.table(columns), folder / "m.parquet")
+    manifest = read_manifest(str(folder / "m.parquet"), DEFAULTS)
+    assert [(request.id, request.num_frames) for request in manifest.requests] == [("a", 12)]
+    assert [(failure.line, failure.error_message) for failure in manifest.failures] == [(2, "prompt is missing")]
+
+
+def test_variations_have_ids_and_seeds_of_their_own(folder):
+    manifest = read_manifest(write(folder, row("a"), row("b", seed=3)), DEFAULTS, variations=3)
+    assert [r.id for r in manifest.requests] == ["a-000", "a-001", "a-002", "b-000", "b-001", "b-002"]
+    assert len({r.seed for r in manifest.requests}) == 6
+    assert manifest.requests[3].seed == derive_seed(3, "b-000")
+    assert {manifest.lines[r.id] for r in manifest.requests} == {1, 2}
+    long = read_manifest(write(folder, row("x" * 126), row("a"), row("a")), DEFAULTS, variations=2)
+    assert {problem.line for problem in long.problems} == {1, 3}
+
+
+def test_seeds_are_stable_and_exact_as_doubles():
+    assert derive_seed(0, "a") == 4090793517674978  # every run ever made depends on it
+    seeds = {derive_seed(0, str(number)) for number in range(1000)}
+    assert len(seeds) == 1000
+    assert all(int(float(seed)) == seed for seed in seeds)
+
+
+# URLs
+
+
+def test_urls_are_taken_from_the_manifests_folder():
+    assert resolve_url("img/a.png", "s3://b/dir") == "s3://b/dir/img/a.png"
+    assert resolve_url("../a.png", "s3://b/dir") == "s3://b/a.png"
+    assert resolve_url("../a.png", "/x/y") == "/x/a.png"
+    assert resolve_url("/z/a.png", "s3://b/dir") == "/z/a.png"
+    assert resolve_url("file:///z/a.png", "/x") == "/z/a.png"
+    assert absolute_url("a.png") == os.path.join(os.getcwd(), "a.png")
+
+
+def test_http_is_for_those_who_ask():
+    with pytest.raises(UrlRefused, match="only when it is explicitly allowed"):
+        check_url("https://x/a.png")
+    assert check_url("https://x/a.png", allow_http=True) == "https://x/a.png"
+    with pytest.raises(UrlRefused, match="https"):
+        check_url("ftp://x/a.png", allow_http=True)
+
+
+def test_a_manifest_and_its_images_in_a_store(folder):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/in/img/a.png", (folder / "ok.png").read_bytes())
+    memory.pipe_file("/in/m.jsonl", json.dumps(row(image="img/a.png")).encode())
+    (request,) = read_manifest("memory://in/m.jsonl", DEFAULTS).requests
+    assert request.image == "memory://in/img/a.png"
+    assert (load_image(request.image, 64, 64) == pixels(64, 64)).all()
+
+
+# Images
+
+
+def test_an_image_of_the_output_size_comes_through_unchanged(folder):
+    assert (load_image(str(folder / "ok.png"), 64, 64) == pixels(64, 64)).all()
+    info = check_image(str(folder / "ok.png"))
+    assert (info.format, info.width, info.height, info.bytes) == ("PNG", 64, 64, (folder / "ok.png").stat().st_size)
+
+
+def test_the_centre_is_cropped_to_the_outputs_shape(tmp_path):
+    image = np.zeros((40, 120, 3), np.uint8)
+    image[:, 40:80] = (200, 100, 50)
+    image[:, :40] = image[:, 80:] = 255
+    Image.fromarray(image).save(tmp_path / "wide.png")
+    square = load_image(str(tmp_path / "wide.png"), 40, 40)
+    assert (square == (200, 100, 50)).all()
+    assert load_image(str(tmp_path / "wide.png"), 8, 24).shape == (8, 24, 3)
+
+
+def test_reduction_is_antialiased(tmp_path):
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(tmp_path / "stripes.png")
+    small = load_image(str(tmp_path / "stripes.png"), 8, 8).astype(int)
+    assert abs(small - 127).max() < 16
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path, orientation):
+    upright = np.zeros((32, 32, 3), np.uint8)
+    upright[:16, :16], upright[:16, 16:], upright[16:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = Image.fromarray(upright)
+    if orientation in undo:
+        stored = stored.transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert (load_image(str(tmp_path / "a.png"), 32, 32) == upright).all()
+
+
+def _rgba() -> Image.Image:
+    image = Image.new("RGBA", (16, 16), (10, 20, 30, 255))
+    image.paste((200, 0, 0, 0), (0, 0, 8, 16))
+    return image
+
+
+def _transparent_palette() -> Image.Image:
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([255, 0, 0, 10, 20, 30])
+    image.paste(0, (0, 0, 8, 16))
+    image.info["transparency"] = 0
+    return image
+
+
+def _deep_grey() -> Image.Image:
+    grey = np.full((16, 16), 0x2040, np.uint16)
+    grey[:, :8] = 0xFFFF
+    return Image.fromarray(grey)
+
+
+@pytest.mark.parametrize(
+    ("image", "image_format", "left", "right"),
+    [
+        (_rgba(), "PNG", (255, 255, 255), (10, 20, 30)),
+        (_rgba(), "WEBP", (255, 255, 255), (10, 20, 30)),
+        (_transparent_palette(), "PNG", (255, 255, 255), (10, 20, 30)),
+        (_rgba().convert("LA"), "PNG", (255, 255, 255), (18, 18, 18)),
+        (_deep_grey(), "PNG", (255, 255, 255), (32, 32, 32)),
+        (Image.new("L", (16, 16), 77), "PNG", (77, 77, 77), (77, 77, 77)),
+        (Image.new("1", (16, 16), 1), "PNG", (255, 255, 255), (255, 255, 255)),
+        (Image.new("RGB", (16, 16), (200, 60, 30)).convert("CMYK"), "JPEG", (200, 60, 30), (200, 60, 30)),
+    ],
+    ids=["alpha", "alpha webp", "palette", "grey alpha", "16 bit", "grey", "1 bit", "cmyk"],
+)
+def test_every_mode_becomes_rgb(tmp_path, image, image_format, left, right):
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    (tmp_path / "a").write_bytes(encoded(image, image_format, **options))
+    loaded = load_image(str(tmp_path / "a"), 16, 16).astype(int)
+    assert loaded.shape == (16, 16, 3)
+    assert abs(loaded[8, 2] - left).max() <= 2
+    assert abs(loaded[8, 13] - right).max() <= 2
+
+
+def _frames() -> list[Image.Image]:
+    return [Image.fromarray(pixels(16, 16, seed)) for seed in range(3)]
+
+
+JPEG = encoded(Image.fromarray(pixels(64, 64)), "JPEG")
+THUMBNAILED = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", 2 + 6 + len(JPEG)) + b"thumb\0" + JPEG + JPEG[2:]
+PNG = encoded(Image.fromarray(pixels(64, 64)), "PNG")
+WEBP = encoded(Image.fromarray(pixels(64, 64)), "WEBP")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not a PNG, JPEG or WEBP"),
+        (b"hello", "not a PNG, JPEG or WEBP"),
+        (encoded(Image.new("RGB", (8, 8)), "GIF"), "not a PNG, JPEG or WEBP"),
+        (encoded(Image.new("RGB", (8, 8)), "TIFF"), "not a PNG, JPEG or WEBP"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 12, "broken PNG"),
+        (png_header(60_000, 60_000), "too large"),
+        (png_header(8_000, 8_001), "8000x8001"),
+        (PNG[: len(PNG) // 2], "damaged PNG"),
+        (PNG[:-20] + b"\0" + PNG[-19:], "damaged PNG"),
+        (JPEG[: len(JPEG) // 2], "truncated JPEG"),
+        (THUMBNAILED[:-200], "truncated JPEG"),
+        (WEBP[: len(WEBP) // 2], "WEBP"),
+        (encoded(_frames()[0], "WEBP", save_all=True, append_images=_frames()[1:]), "animated (3 frames)"),
+        (encoded(_frames()[0], "PNG", save_all=True, append_images=_frames()[1:]), "animated (3 frames)"),
+    ],
+)
+def test_bad_images_are_named_before_anything_is_decoded(tmp_path, monkeypatch, data, words):
+    from PIL import ImageFile
+
+    path = tmp_path / "bad"
+    path.write_bytes(data)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    for read in (check_image, lambda url: load_image(url, 64, 64)):
+        with pytest.raises(ImageError) as caught:
+            read(str(path))
+        assert words in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+def test_whole_images_pass(tmp_path):
+    mpo = encoded(_frames()[0], "MPO", save_all=True, append_images=_frames()[1:])
+    for data in (PNG, JPEG, WEBP, THUMBNAILED, JPEG + b"trailing", mpo):
+        (tmp_path / "a").write_bytes(data)
+        check_image(str(tmp_path / "a"))
+        assert load_image(str(tmp_path / "a"), 16, 16).shape == (16, 16, 3)
+
+
+def test_damage_inside_the_pixels_is_an_image_error(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_header(64, 64))
+    check_image(str(tmp_path / "a.png"))
+    with pytest.raises(ImageError, match="damaged"):
+        load_image(str(tmp_path / "a.png"), 64, 64)
+
+
+def test_too_many_bytes_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("ti2v_dist.images.MAX_IMAGE_BYTES", 1000)
+    (tmp_path / "a.png").write_bytes(PNG)
+    with pytest.raises(ImageError, match="more than the allowed 1,000 bytes"):
+        check_image(str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("name", ["none.png", ".", "a\0b.png", "/dev/zero"])
+def test_what_is_no_file_is_an_image_error(tmp_path, name):
+    with pytest.raises(ImageError):
+        check_image(str(tmp_path / name))

@@ -1,0 +1,294 @@
+"""The algorithms against closed forms, hand-made loops and diffusers' own scheduler."""
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from math import sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor
+
+from ti2v_dist.samplers import SAMPLERS, sample_replace, sample_ti2v_zero, sample_ti2v_zero_reference
+from ti2v_dist.samplers.ddim import ddim_step, q_sample, renoise, timestep_pairs, timesteps
+from ti2v_dist.samplers.noise import KeyedNoise, Purpose, gaussian
+from ti2v_dist.video import SAMPLER_NAMES, SamplingParams
+
+LATENT = (4, 3, 5)
+WINDOW, K = 4, 3
+ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+Predict = Callable[[Tensor, int, Tensor], Tensor]
+
+
+def diffusers_schedule(S: int) -> Any:
+    scheduler = DDIMScheduler(
+        1000, 0.00085, 0.012, "scaled_linear", None, False, set_alpha_to_one=False, steps_offset=1
+    )
+    scheduler.set_timesteps(S)
+    return scheduler
+
+
+def mixing(x: Tensor, t: int, text_BLD: Tensor) -> Tensor:
+    """A made-up network in which every frame and the text decide every output."""
+    return torch.tanh(0.7 * x + 0.4 * x.mean(2, keepdim=True) + text_BLD.mean((1, 2)).view(-1, 1, 1, 1, 1) + t / 1000)
+
+
+class Info(NamedTuple):
+    window: int
+
+
+class FakeModel:
+    """Keeps (t, x_BCFHW) of every call; its "VAE" is a scale of 2 and 8-bit pixels."""
+
+    def __init__(self, predict: Predict = mixing, window: int = WINDOW):
+        self.predict = predict
+        self.info = Info(window)
+        self.alphas_cumprod = ALPHAS
+        self.calls: list[tuple[int, Tensor]] = []
+
+    def predict_noise(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
+        assert len(x_BCFHW) == len(text_BLD)
+        self.calls.append((t, x_BCFHW.clone()))
+        return self.predict(x_BCFHW, t, text_BLD)
+
+    def encode_image(self, image_BCHW: Tensor) -> Tensor:
+        return torch.cat([image_BCHW, image_BCHW[:, :1]], 1) / 2
+
+    def decode(self, latent_BCHW: Tensor) -> Tensor:
+        image = (latent_BCHW[:, :3] * 2 * 127.5 + 127.5).round().clamp(0, 255)
+        return image.to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def keyed(frames: tuple[int, ...] = (1, 7), seeds: tuple[int | None, ...] = (11, 12)) -> KeyedNoise:
+    return KeyedNoise(seeds, frames, LATENT)
+
+
+def run(
+    model: FakeModel, params: SamplingParams, noise: KeyedNoise | None = None, g: float = 3.0
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sample with a fixed random queue and texts; returns queue, latents and context latents."""
+    random = torch.Generator().manual_seed(0)
+    queue = torch.randn(2, LATENT[0], params.context_frames, *LATENT[1:], generator=random)
+    text, negative = torch.randn(2, 6, 8, generator=random), torch.randn(2, 6, 8, generator=random)
+    sample = SAMPLERS[params.sampler](model, queue, text, negative, noise or keyed(), params, torch.tensor([g, g + 1]))
+    return queue, sample.latents_BCFHW, sample.context_BCFHW
+
+
+def params(sampler: str = "ti2v_zero", S: int = 4, U: int = 3, **more) -> SamplingParams:
+    return SamplingParams(sampler, S, U, context_frames=K, **more)
+
+
+@pytest.mark.parametrize("S", [10, 50])
+def test_timesteps_are_those_of_diffusers(S):
+    assert timesteps(params(S=S)) == diffusers_schedule(S).timesteps.tolist()
+
+
+def test_t_start_moves_the_first_timestep_only():
+    assert timesteps(params(S=4, t_start=700)) == [700, 467, 234, 1]
+    assert timesteps(params(S=1, t_start=500)) == [500]
+    for t_start, S in [(999, 999), (999, 600), (7, 7), (10, 7)]:
+        ts = timesteps(params(S=S, t_start=t_start))
+        assert len(set(ts)) == S
+        assert ts == sorted(ts, reverse=True)
+        assert (ts[0], ts[-1]) == (t_start, 1)
+    assert timestep_pairs(params(S=2, t_start=9)) == [(9, 1), (1, 0)]
+
+
+def test_renoise_is_the_forward_process_across_an_interval():
+    z, first, second = torch.randn(3, 100_000, generator=torch.Generator().manual_seed(1)).unbind()
+    x = renoise(q_sample(z, 0.8, first), 0.3, 0.8, second)
+    noise = (x - sqrt(0.3) * z) / sqrt(0.7)
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
+    assert (noise * z).mean().item() == pytest.approx(0, abs=0.01)
+
+
+def test_noise_is_pinned():
+    """Another numpy, key layout or purpose number must not change the videos of a seed unnoticed."""
+    expected = [-0.99120766, -0.92406476, 0.17938925, -0.45241556]
+    assert gaussian((1, 2, 3, Purpose.INIT), 7, (4,)).tolist() == pytest.approx(expected)
+    assert [purpose.value for purpose in Purpose] == [0, 1, 2, 3]
+
+
+def test_noise_of_a_row_does_not_depend_on_its_batch():
+    alone = KeyedNoise([12], [7], LATENT).draw(Purpose.RENOISE, 2, 1, K)
+    beside = KeyedNoise([3, None, 12], [7, 0, 7], LATENT).draw(Purpose.RENOISE, 2, 1, K)
+    assert torch.equal(alone[0], beside[2])
+    assert not beside[1].any()
+    assert not torch.equal(beside[0], beside[2])
+
+
+def test_every_part_of_the_key_counts_and_nothing_else():
+    first = gaussian((1, 2, 3, 0), 7, (64,))
+    assert np.array_equal(first, gaussian((1, 2, 3, 0), 7, (64,)))
+    others = [gaussian(key, 7, (64,)) for key in [(2, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1), (2, 1, 3, 0)]]
+    others += [gaussian((1, 2, 3, 0), seed, (64,)) for seed in (8, 7 + 2**32, 7 + 2**62)]
+    assert not any(np.array_equal(first, other) for other in others)
+    many = gaussian((0, 0, 0, 0), 1, (200_000,))
+    assert many.dtype == np.float32
+    assert abs(many.mean()) < 0.01
+    assert many.std() == pytest.approx(1, abs=0.01)
+
+
+def test_drawing_ahead_changes_no_value():
+    with ThreadPoolExecutor(1) as executor:
+        ahead = KeyedNoise((11, 12), (1, 7), LATENT, executor=executor)
+        plain, drawn_ahead = run(FakeModel(), params()), run(FakeModel(), params(), ahead)
+    assert torch.equal(plain[1], drawn_ahead[1])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "S", "U", "evaluations"),
+    [
+        ("ti2v_zero", 10, 4, 37),
+        ("ti2v_zero", 10, 1, 10),
+        ("ti2v_zero", 50, 2, 99),
+        ("ti2v_zero_reference", 10, 5, 50),
+        ("replace", 10, 4, 10),
+    ],
+)
+def test_evaluations_per_chunk(sampler, S, U, evaluations):
+    model = FakeModel()
+    run(model, params(sampler, S, U), g=1.0)
+    assert len(model.calls) == evaluations
+    assert {len(x) for _, x in model.calls} == {4}  # both branches of two videos in one call, at g = 1 too
+
+
+def test_a_zero_prediction_in_one_step_is_known_by_hand():
+    model = FakeModel(lambda x, t, text: torch.zeros_like(x))
+    queue, latents, context = run(model, params(S=1, t_start=600))
+    noise = keyed().draw(Purpose.INIT, 0, 0, 1)
+    a0, a600 = ALPHAS[0].item(), ALPHAS[600].item()
+    x = sqrt(a600) * queue[:, :, -1:] + sqrt(1 - a600) * noise
+    assert torch.allclose(latents, sqrt(a0 / a600) * x, rtol=1e-5, atol=1e-6)
+    assert context is None
+
+
+@pytest.mark.parametrize("sampler", ["ti2v_zero", "ti2v_zero_reference"])
+def test_predicting_the_very_noise_ends_at_q_sample_of_the_last_latent(sampler):
+    """Known x0: whatever is re-noised in between, the result is q_sample(q[K-1], 0) with the last noise predicted."""
+    seen: list[Tensor] = []
+    queue = run(FakeModel(), params())[0]
+
+    def very_noise(x: Tensor, t: int, text: Tensor) -> Tensor:
+        alpha = ALPHAS[t].item()
+        known = torch.cat([queue, queue[:, :, -1:]], 2).repeat(2, 1, 1, 1, 1)
+        seen.append((x - sqrt(alpha) * known) / sqrt(1 - alpha))
+        return seen[-1]
+
+    _, latents, _ = run(FakeModel(very_noise), params(sampler))
+    last_noise = seen[-1][:2, :, -1:]
+    assert torch.allclose(latents, q_sample(queue[:, :, -1:], ALPHAS[0].item(), last_noise), atol=1e-4)
+
+
+@pytest.mark.parametrize("init", ["inversion", "gaussian"])
+def test_one_iteration_is_plain_ddim(init):
+    """Against diffusers' own step, with a context noised by its own `add_noise`."""
+    model = FakeModel()
+    queue, latents, _ = run(model, params(S=5, U=1, init=init), g=2.0)
+    random = torch.Generator().manual_seed(0)
+    torch.randn(queue.shape, generator=random)
+    text, negative = torch.randn(2, 6, 8, generator=random), torch.randn(2, 6, 8, generator=random)
+    scheduler, noise = diffusers_schedule(5), keyed()
+    x = noise.draw(Purpose.INIT, 0, 0, 1)
+    if init == "inversion":
+        x = scheduler.add_noise(queue[:, :, -1:], x, scheduler.timesteps[:1].repeat(2))
+    for step, t in enumerate(scheduler.timesteps):
+        s_t = scheduler.add_noise(queue, noise.draw(Purpose.CONTEXT, step, 0, K), t.repeat(2))
+        window = torch.cat([s_t, x], 2)
+        uncond, cond = mixing(window, int(t), negative), mixing(window, int(t), text)
+        eps = uncond + torch.tensor([2.0, 3.0]).view(2, 1, 1, 1, 1) * (cond - uncond)
+        x = scheduler.step(eps[:, :, -1:], int(t), x, eta=0.0).prev_sample
+    assert torch.allclose(latents, x, rtol=1e-4, atol=1e-4)
+
+
+def test_context_noise_is_drawn_once_per_timestep_and_only_the_new_frame_moves():
+    model = FakeModel()
+    queue, _, _ = run(model, params(S=4, U=3))
+    assert Counter(t for t, _ in model.calls) == {751: 3, 501: 3, 251: 3, 1: 1}
+    noise = keyed()
+    for step, t in enumerate([751, 501, 251, 1]):
+        windows = [x[:2] for called_at, x in model.calls if called_at == t]
+        s_t = q_sample(queue, ALPHAS[t].item(), noise.draw(Purpose.CONTEXT, step, 0, K))
+        assert all(torch.equal(window[:, :, :K], s_t) for window in windows)
+        assert len({window[:, :, K:].sum().item() for window in windows}) == len(windows)
+
+
+def test_x_is_renoised_from_t_prime_back_to_t():
+    model = FakeModel(lambda x, t, text: 0.1 * x)
+    run(model, params(S=2, U=2))
+    (_, first), (_, second), (t_last, last) = model.calls
+    a, a_prev = ALPHAS[501].item(), ALPHAS[1].item()
+    x_prev = ddim_step(first[:2, :, K:], 0.1 * first[:2, :, K:], a, a_prev)
+    expected = renoise(x_prev, a, a_prev, keyed().draw(Purpose.RENOISE, 0, 1, 1))
+    assert torch.allclose(second[:2, :, K:], expected, atol=1e-5)
+    # The last iteration's x' is what the next timestep starts from.
+    assert t_last == 1
+    x = ddim_step(second[:2, :, K:], 0.1 * second[:2, :, K:], a, a_prev)
+    assert torch.allclose(last[:2, :, K:], x, atol=1e-5)
+
+
+def test_unconditional_rows_come_first():
+    rows = torch.tensor([1.0, 2.0, 10.0, 20.0]).view(4, 1, 1)
+    model = FakeModel(lambda x, t, text: text[:, :1, :1, None, None].expand_as(x))
+    start, g = keyed().draw(Purpose.INIT, 0, 0, 1), torch.tensor([3.0, 5.0])
+    settings = params(S=1, t_start=400, init="gaussian")
+    sample = sample_ti2v_zero(model, torch.zeros(2, 4, K, 3, 5), rows[2:], rows[:2], keyed(), settings, g)
+    eps = torch.tensor([1 + 3 * 9.0, 2 + 5 * 18.0]).view(2, 1, 1, 1, 1)
+    expected = ddim_step(start, eps, ALPHAS[400].item(), ALPHAS[0].item())
+    assert torch.allclose(sample.latents_BCFHW, expected, atol=1e-4)
+
+
+def test_reference_steps_and_renoises_the_whole_window():
+    model = FakeModel()
+    queue, _, _ = run(model, params("ti2v_zero_reference", S=3, U=2), g=1.0)
+    noise, pairs = keyed(), timestep_pairs(params(S=3))
+    assert [t for t, _ in model.calls] == [667, 667, 334, 334, 1, 1]  # re-noised at the last timestep too
+    for step, (t, t_prev) in enumerate(pairs):
+        first, second = (x[:2] for called_at, x in model.calls if called_at == t)
+        a, a_prev = ALPHAS[t].item(), ALPHAS[t_prev].item()
+        assert torch.equal(first[:, :, :K], q_sample(queue, a, noise.draw(Purpose.CONTEXT, step, 0, K)))
+        s_prev = q_sample(queue, a_prev, noise.draw(Purpose.NEXT_CONTEXT, step, 0, K))
+        again = noise.draw(Purpose.RENOISE, step, 1, K + 1)
+        assert torch.allclose(second[:, :, :K], renoise(s_prev, a, a_prev, again[:, :, :K]), atol=1e-6)
+
+
+def test_reference_slides_encoded_pixels():
+    model = FakeModel()
+    _, latents, context = run(model, params("ti2v_zero_reference"))
+    pixels = model.decode(latents[:, :, 0]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    assert context is not None
+    assert torch.equal(context[:, :, 0], model.encode_image(pixels))
+    assert not torch.equal(context, latents)
+
+
+def test_reference_starts_from_pure_noise_or_the_inverted_latent():
+    for init, t_start in [("gaussian", 800), ("inversion", 650)]:
+        model = FakeModel()
+        queue, _, _ = run(model, params("ti2v_zero_reference", init=init, t_start=t_start))
+        t, x = model.calls[0]
+        fresh = keyed().draw(Purpose.INIT, 0, 0, 1)
+        inverted = q_sample(queue[:, :, -1:], ALPHAS[t_start].item(), fresh)
+        assert t == t_start
+        assert torch.equal(x[:2, :, K:], fresh if init == "gaussian" else inverted)
+
+
+def test_replace_makes_one_window_whose_first_frame_is_replaced_at_every_step():
+    model = FakeModel(window=6)
+    queue, latents, context = run(model, params("replace", S=5, U=4))
+    assert (latents.shape[2], context) == (5, None)
+    noise = keyed()
+    for step, (t, x) in enumerate(model.calls):
+        z_t = q_sample(queue[:, :, -1:], ALPHAS[t].item(), noise.draw(Purpose.CONTEXT, step, 0, 1))
+        assert x.shape[2] == 6
+        assert torch.equal(x[:2, :, :1], z_t)
+    assert torch.equal(model.calls[0][1][:2, :, 1:], noise.draw(Purpose.INIT, 0, 0, 5))
+
+
+def test_registry_is_complete():
+    assert tuple(SAMPLERS) == SAMPLER_NAMES
+    assert SAMPLERS["ti2v_zero"] is sample_ti2v_zero
+    assert SAMPLERS["ti2v_zero_reference"] is sample_ti2v_zero_reference
+    assert SAMPLERS["replace"] is sample_replace

@@ -1,0 +1,251 @@
+"""Stories of events: no torch, no Ray, no clock, no IO."""
+
+import pytest
+
+from ti2v_dist.events import (
+    Advance,
+    CallFailed,
+    ChunkDone,
+    Commit,
+    Committed,
+    Encode,
+    Encoded,
+    Fail,
+    Finish,
+    Finished,
+    Forget,
+    GiveUp,
+    Load,
+    Loaded,
+    StartWorker,
+    StopRequested,
+    Superseded,
+    VideoError,
+    VideoSubmitted,
+    WorkerLost,
+    WorkerReady,
+)
+from ti2v_dist.scheduler import CALLS_PER_WORKER, MAX_ATTEMPTS, MAX_BARREN_LOSSES, MAX_CRASHES, Scheduler
+
+GROUP = ("ti2v_zero", 10, 4)
+
+
+def submit(scheduler: Scheduler, *ids: str, frames: int = 3, group: tuple = GROUP) -> list:
+    return [command for i in ids for command in scheduler.handle(VideoSubmitted(i, group, frames))]
+
+
+def started(*ids: str, slots: int = 2, frames: int = 3) -> Scheduler:
+    """A scheduler with worker 0, whose videos all have frame 0 and the first batch is in hand."""
+    scheduler = Scheduler(slots)
+    scheduler.handle(WorkerReady(0))
+    submit(scheduler, *ids, frames=frames)
+    for i in ids:
+        scheduler.handle(Loaded(i, 0))
+    return scheduler
+
+
+def advance(scheduler: Scheduler, worker: int, *ids: str, frame: int) -> list:
+    """A batch comes back and its frames are settled at once."""
+    commands = scheduler.handle(ChunkDone(worker, ids, dict.fromkeys(ids, frame)))
+    for i in ids:
+        commands += scheduler.handle(Committed(i, frame))
+    return commands
+
+
+def test_one_video_from_submission_to_the_end():
+    scheduler = Scheduler(slots=2)
+    assert submit(scheduler, "a") == []  # nobody is there to work yet
+    assert scheduler.handle(WorkerReady(0)) == [Load("a")]
+    assert scheduler.handle(Loaded("a", None)) == [Encode(0, "a")]
+    assert scheduler.handle(Encoded(0, "a")) == [Advance(0, ("a",))]
+    assert scheduler.handle(ChunkDone(0, ("a",), {"a": 1})) == [Commit("a", 1), Advance(0, ("a",))]
+    assert scheduler.handle(Committed("a", 1)) == []
+    assert scheduler.handle(ChunkDone(0, ("a",), {"a": 2})) == [Commit("a", 2)]
+    assert not scheduler.is_idle
+    assert scheduler.handle(Committed("a", 2)) == [Finish(0, "a")]
+    assert scheduler.handle(Finished(0, "a")) == [Forget("a")]
+    assert scheduler.is_idle
+
+
+def test_a_resumed_video_goes_on_after_its_last_settled_frame():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(WorkerReady(0))
+    submit(scheduler, "a", frames=10)
+    assert scheduler.handle(Loaded("a", 7)) == [Advance(0, ("a",))]
+
+
+def test_a_video_with_all_frames_settled_is_only_finished():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(WorkerReady(0))
+    submit(scheduler, "a", frames=3)
+    assert scheduler.handle(Loaded("a", 2)) == [Finish(0, "a")]
+
+
+def test_full_batches_are_queued_behind_a_call_in_hand_and_part_ones_wait_for_company():
+    scheduler = started("a", "b", "c", "d", slots=2)
+    assert scheduler.workers[0].calls == [("a", "b"), ("c", "d")]
+    assert len(scheduler.workers[0].calls) == CALLS_PER_WORKER
+    scheduler = started("a", "b", "c", slots=2)
+    assert scheduler.workers[0].calls == [("a", "b")]
+    assert Advance(0, ("c", "a")) in advance(scheduler, 0, "a", "b", frame=1)
+
+
+def test_videos_take_turns_so_that_the_last_ones_fill_their_batches():
+    """Six videos of 15 new frames in four slots need 23 batches; finishing four first would need 30."""
+    scheduler = started(*"abcdef", slots=4, frames=16)
+    frames, batches = dict.fromkeys("abcdef", 0), 0
+    while scheduler.videos:
+        ids = scheduler.workers[0].calls[0]
+        video = scheduler.videos[ids[0]]
+        if video.status == "finishing":
+            scheduler.handle(Finished(0, ids[0]))
+            continue
+        batches += 1
+        for i in ids:
+            frames[i] += 1
+        scheduler.handle(ChunkDone(0, ids, {i: frames[i] for i in ids}))
+        for i in ids:
+            scheduler.handle(Committed(i, frames[i]))
+    assert frames == dict.fromkeys("abcdef", 15)
+    assert batches <= 24
+
+
+def test_videos_of_different_groups_never_share_a_batch():
+    scheduler = Scheduler(slots=4)
+    scheduler.handle(WorkerReady(0))
+    submit(scheduler, "a", "b")
+    submit(scheduler, "x", "y", group=("ti2v_zero", 50, 1))
+    commands = [c for i in ("a", "x", "b", "y") for c in scheduler.handle(Loaded(i, 0))]
+    for command in commands:
+        assert isinstance(command, Advance)
+        assert len({scheduler.videos[i].group for i in command.ids}) == 1
+
+
+def test_memory_holds_two_batches_a_worker():
+    scheduler = Scheduler(slots=2)
+    submit(scheduler, *map(str, range(100)))
+    assert scheduler.handle(WorkerReady(0)) == [Load(str(i)) for i in range(4)]
+    assert scheduler.handle(WorkerReady(1)) == [Load(str(i)) for i in range(4, 8)]
+    assert len(scheduler.videos) == 8
+    assert len(scheduler.waiting) == 92
+
+
+def test_a_slow_store_holds_a_video_back_after_one_unsettled_frame():
+    scheduler = started("a", slots=1, frames=9)
+    assert Advance(0, ("a",)) in scheduler.handle(ChunkDone(0, ("a",), {"a": 1}))
+    assert scheduler.handle(ChunkDone(0, ("a",), {"a": 2})) == [Commit("a", 2)]
+    assert scheduler.handle(Committed("a", 1)) == [Advance(0, ("a",))]
+
+
+def test_a_lost_worker_is_replaced_and_its_videos_go_to_others():
+    scheduler = started("a", "b", slots=2)
+    assert scheduler.handle(WorkerReady(1)) == []
+    assert scheduler.handle(WorkerLost(0)) == [StartWorker(), Advance(1, ("a", "b"))]
+    # what the dead worker may still be said to have done is not heard
+    assert scheduler.handle(ChunkDone(0, ("a", "b"), {"a": 1, "b": 1})) == []
+
+
+def test_a_video_in_the_middle_of_encoding_is_encoded_elsewhere():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(WorkerReady(0))
+    submit(scheduler, "a")
+    assert scheduler.handle(Loaded("a", None)) == [Encode(0, "a")]
+    assert scheduler.handle(WorkerLost(0)) == [StartWorker()]
+    assert scheduler.handle(WorkerReady(1)) == [Encode(1, "a")]
+
+
+def test_preemptions_count_against_nobody():
+    scheduler = started("a", slots=1)
+    for worker in range(50):
+        assert scheduler.handle(WorkerLost(worker, preempted=True)) == [StartWorker()]
+        assert scheduler.handle(WorkerReady(worker + 1)) == [Advance(worker + 1, ("a",))]
+
+
+def test_a_video_that_kills_its_workers_is_tried_alone_and_then_fails():
+    scheduler = started("bad", "good", slots=2, frames=4)
+    scheduler.handle(WorkerLost(0))
+    assert scheduler.handle(WorkerReady(1)) == [Advance(1, ("bad", "good"))]
+    scheduler.handle(WorkerLost(1))
+    assert scheduler.handle(WorkerReady(2)) == [Advance(2, ("bad",)), Advance(2, ("good",))][:1]
+    commands = scheduler.handle(WorkerLost(2))
+    assert commands[0] == StartWorker()
+    assert commands[1] == Fail("bad", "WorkerCrashed", f"{MAX_CRASHES} workers died with this video in hand", 3)
+    assert scheduler.handle(WorkerReady(3)) == [Advance(3, ("good",))]
+
+
+def test_workers_that_never_finish_a_call_end_the_run():
+    scheduler = Scheduler(slots=1)
+    submit(scheduler, "a")
+    commands = [scheduler.handle(WorkerLost(worker)) for worker in range(MAX_BARREN_LOSSES)]
+    assert [type(c[0]) for c in commands] == [StartWorker] * (MAX_BARREN_LOSSES - 1) + [GiveUp]
+    assert scheduler.is_idle
+
+
+def test_a_call_that_fails_is_tried_again_and_its_video_fails_at_the_limit():
+    scheduler = started("a", slots=1)
+    for _ in range(MAX_ATTEMPTS - 1):
+        assert scheduler.handle(CallFailed(0, ("a",), "RuntimeError", "no")) == [Advance(0, ("a",))]
+    assert scheduler.handle(CallFailed(0, ("a",), "RuntimeError", "no")) == [
+        Fail("a", "RuntimeError", "no", MAX_ATTEMPTS)
+    ]
+    assert scheduler.is_idle
+
+
+def test_an_innocent_neighbour_survives_a_poisoned_batch():
+    scheduler = started("bad", "good", slots=2)
+    scheduler.handle(CallFailed(0, ("bad", "good"), "RuntimeError", "boom"))
+    assert scheduler.handle(CallFailed(0, ("bad", "good"), "RuntimeError", "boom")) == [Advance(0, ("bad",))]
+    commands = scheduler.handle(CallFailed(0, ("bad",), "RuntimeError", "boom"))
+    assert commands == [Fail("bad", "RuntimeError", "boom", MAX_ATTEMPTS), Advance(0, ("good",))]
+    assert Commit("good", 1) in scheduler.handle(ChunkDone(0, ("good",), {"good": 1}))
+    assert scheduler.videos["good"].attempts == 0
+
+
+def test_a_video_error_fails_that_video_alone_and_at_once():
+    scheduler = started("bad", "good", slots=2)
+    commands = scheduler.handle(ChunkDone(0, ("bad", "good"), {"good": 1}))
+    assert commands == [Commit("good", 1), Advance(0, ("good",))]
+    assert scheduler.handle(VideoError("bad", "NonFiniteLatents", "NaN")) == [Fail("bad", "NonFiniteLatents", "NaN", 1)]
+    assert scheduler.handle(VideoError("bad", "NonFiniteLatents", "NaN")) == []
+
+
+def test_an_image_error_frees_the_worker():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(WorkerReady(0))
+    submit(scheduler, "a")
+    scheduler.handle(Loaded("a", None))
+    scheduler.handle(VideoError("a", "ImageError", "missing"))
+    assert scheduler.workers[0].calls == []
+    assert scheduler.is_idle
+
+
+def test_what_rests_on_a_superseded_frame_is_dropped_and_the_video_is_read_again():
+    scheduler = started("a", slots=1, frames=9)
+    scheduler.handle(ChunkDone(0, ("a",), {"a": 1}))  # frame 2 is being computed on top of our frame 1
+    assert scheduler.handle(Superseded("a")) == []
+    assert scheduler.handle(ChunkDone(0, ("a",), {"a": 2})) == [Load("a")]
+    assert scheduler.handle(Loaded("a", 1)) == [Advance(0, ("a",))]
+    assert scheduler.videos["a"].committed == 1
+
+
+@pytest.mark.parametrize("in_hand", [True, False])
+def test_a_stop_starts_nothing_new_and_waits_for_what_is_in_hand(in_hand: bool):
+    scheduler = started("a", slots=1, frames=9) if in_hand else Scheduler(slots=1)
+    assert scheduler.handle(StopRequested()) == []
+    assert submit(scheduler, "b") == []
+    if in_hand:
+        assert not scheduler.is_idle
+        assert scheduler.handle(ChunkDone(0, ("a",), {"a": 1})) == [Commit("a", 1)]
+        assert not scheduler.is_idle
+        assert scheduler.handle(Committed("a", 1)) == []
+    assert scheduler.is_idle
+
+
+def test_a_run_is_replayed_from_its_events():
+    def story(scheduler: Scheduler) -> list:
+        log = [*submit(scheduler, "a", "b", "c"), *scheduler.handle(WorkerReady(0))]
+        log += [c for i in "abc" for c in scheduler.handle(Loaded(i, 0))]
+        log += scheduler.handle(ChunkDone(0, ("a",), {"a": 1})) + scheduler.handle(WorkerLost(0))
+        return log + scheduler.handle(WorkerReady(1))
+
+    assert story(Scheduler(2)) == story(Scheduler(2))

@@ -1,0 +1,108 @@
+"""Stores that lie, lose replies, stay silent or are full: what the primitive makes of each."""
+
+import errno
+import time
+import uuid
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from ti2v_dist import store as store_module
+from ti2v_dist.store import Store, StoreRefused, StoreUnavailable
+
+
+class Overwriting(MemoryFileSystem):
+    """A server that answers 200 to every conditional write."""
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        super().pipe_file(path, value)
+
+
+class LooksThenWrites(MemoryFileSystem):
+    """A server that honours the condition one client at a time, but not atomically."""
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        if self.exists(path):
+            raise FileExistsError(path)
+        time.sleep(0.01)
+        super().pipe_file(path, value)
+
+
+@pytest.mark.parametrize("filesystem", [Overwriting, LooksThenWrites])
+def test_probe_refuses_a_store_that_lies(filesystem):
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    store.fs, store.scheme = filesystem(), "s3"
+    with pytest.raises(StoreRefused, match=r"overwrites an object|let \d+ of 16 writers"):
+        store.probe("probe")
+
+
+class Faulty(MemoryFileSystem):
+    """Raises the next of `faults` per write, before or after the write has happened."""
+
+    faults: list = []  # noqa: RUF012
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        applied, error = self.faults.pop(0) if self.faults else (True, None)
+        if applied:
+            super().pipe_file(path, value, mode=mode)
+        if error is not None:
+            raise error
+
+
+def s3_error(status: int, code: str) -> OSError:
+    """What s3fs raises for a server's answer without the detail that only AWS sends."""
+    boto = pytest.importorskip("botocore.exceptions")
+    errors = pytest.importorskip("s3fs.errors")
+    response = {"Error": {"Code": code, "Message": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return errors.translate_boto_error(boto.ClientError(response, "PutObject"))
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    monkeypatch.setattr(store_module, "RETRY_BASE_S", 0.0)
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    store.fs = Faulty(skip_instance_cache=True)
+    store.fs.faults = []
+    return store
+
+
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize("status", [None, 409, 500, 503])
+def test_an_unknown_outcome_is_asked_again_and_counts_as_ours(faulty, applied, status):
+    error = TimeoutError("no reply") if status is None else s3_error(status, "ServiceUnavailable")
+    faulty.fs.faults = [(applied, error)]
+    assert faulty.settle("k", b"mine") == b"mine"
+    assert faulty.get("k") == b"mine"
+
+
+def test_a_timeout_is_not_a_success(faulty):
+    faulty.fs.faults = [(False, ConnectionResetError()), (False, TimeoutError())]
+    faulty.create("k", b"mine")
+    assert faulty.get("k") == b"mine"
+
+
+def test_a_lost_reply_does_not_hide_anothers_value(faulty):
+    faulty.create("k", b"theirs")
+    faulty.fs.faults = [(False, TimeoutError())]
+    assert faulty.settle("k", b"mine") == b"theirs"
+
+
+def test_a_412_under_any_name_means_exists(faulty):
+    faulty.create("k", b"theirs")
+    error = s3_error(412, "PreconditionFailed")
+    assert error.errno == errno.EINVAL
+    faulty.fs.faults = [(False, error)]
+    assert faulty.settle("k", b"mine") == b"theirs"
+
+
+def test_silence_and_a_full_disk_are_unavailable_and_a_refusal_is_itself(faulty):
+    faulty.fs.faults = [(False, TimeoutError())] * store_module.ATTEMPTS
+    with pytest.raises(StoreUnavailable, match="k: no answer"):
+        faulty.create("k", b"1")
+    faulty.fs.faults = [(False, OSError(errno.ENOSPC, "full")), (False, AssertionError("a full disk is not retried"))]
+    with pytest.raises(StoreUnavailable, match="full"):
+        faulty.create("k", b"1")
+    faulty.fs.faults = [(False, s3_error(403, "AccessDenied"))]
+    with pytest.raises(PermissionError):
+        faulty.create("k", b"1")
+    assert not faulty.fs.faults

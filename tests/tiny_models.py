@@ -1,0 +1,114 @@
+"""Tiny random models in the diffusers layout, for tests; and the shape of the big one."""
+
+# diffusers re-exports its classes in a way that pyright takes for private.
+# pyright: reportPrivateImportUsage=false
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+WINDOW = 4
+SIZE = 32
+"""Native height and width in pixels: latents of 4 x 4."""
+TOKENS = 77
+
+
+def write_tiny_model(folder: Path, seed: int = 0) -> Path:
+    """Write a random text-to-video model to `folder`, a pure function of `seed`, by diffusers' own pipeline.
+
+    Every latent frame of a window influences every other, and the text influences all. Returns `folder`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = _new_pipeline()
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    settings = {"window": WINDOW, "guidance_scale": 3.0, "fps": 8}
+    (folder / "ti2v.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def _new_pipeline() -> TextToVideoSDPipeline:
+    tokenizer = _new_tokenizer()
+    special_ids: dict[str, Any] = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        projection_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        pad_token_id=special_ids["eos_token_id"],
+        **special_ids,
+    )
+    vae_shape: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (4, 4, 8, 8),
+    }
+    schedule: Any = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    return TextToVideoSDPipeline(
+        vae=AutoencoderKL(**vae_shape, layers_per_block=1, norm_num_groups=4, scaling_factor=4.0),
+        text_encoder=CLIPTextModel(text_config),
+        tokenizer=tokenizer,
+        unet=_new_unet(),
+        scheduler=schedule,
+    )
+
+
+def _new_unet() -> UNet3DConditionModel:
+    unet = UNet3DConditionModel(
+        sample_size=SIZE // 8,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        block_out_channels=(8, 12),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+    )
+    # A fresh temporal convolution ends in zeros, which would leave the frames apart.
+    for parameter in unet.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+    return unet
+
+
+def _new_tokenizer() -> CLIPTokenizer:
+    """Characters and the one word "red": a trained vocabulary would differ from one training to the next."""
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{c}</w>" for c in characters), "re", "red</w>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    merges: Any = [("r", "e"), ("re", "d</w>")]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+
+
+def modelscope_unet_config() -> dict[str, Any]:
+    """`unet/config.json` of ali-vilab/text-to-video-ms-1.7b, as arguments of UNet3DConditionModel."""
+    return {
+        "sample_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
+        "up_block_types": ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "layers_per_block": 2,
+        "downsample_padding": 1,
+        "mid_block_scale_factor": 1,
+        "act_fn": "silu",
+        "norm_num_groups": 32,
+        "norm_eps": 1e-5,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": 64,
+    }

@@ -1,0 +1,187 @@
+"""The command line. Every verb is a call or two; the heavy libraries are imported when a verb needs them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from ti2v_dist.config import RunConfig
+
+BAD_INPUT, SOME_FAILED = 2, 3
+
+app = typer.Typer(
+    help="Long videos from an image and a prompt with frozen diffusion models, on any number of machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; repeatable.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="shapes, a diffusers-layout folder, or a hub id.")]
+SlotsOption = Annotated[int | None, typer.Option("--slots", help="Videos in one batch.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Default: derived from the id.")]
+FramesOption = Annotated[int | None, typer.Option("--num-frames", help="Frames of a video.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+OutputOption = Annotated[str, typer.Option("--output", help="Folder or URL of the data set.")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Default: as many as the cluster has room for.")]
+
+AddressOption = Annotated[str | None, typer.Option(help="Ray cluster to join; default RAY_ADDRESS, else a local one.")]
+
+
+def main() -> None:
+    """Run the command line; exit 2 for bad input, 3 when some rows failed, 130 or 143 when interrupted."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError) as error:
+        _quit(str(error), BAD_INPUT)
+    except (RuntimeError, ArithmeticError, OSError) as error:
+        _quit(f"{type(error).__name__}: {error}", 1)
+    except KeyboardInterrupt:
+        _quit("interrupted; what was finished is kept, the same command goes on from there", 130)
+
+
+def _quit(message: str, code: int) -> NoReturn:
+    print(f"ti2v: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+@app.command()
+def generate(
+    image: Annotated[str, typer.Option(help="The first frame: a PNG, JPEG or WEBP.")],
+    prompt: Annotated[str, typer.Option(help="What the video shows.")],
+    output: Annotated[Path, typer.Option(help="The mp4 to write; its state lies beside it, in OUTPUT.ti2v/.")],
+    num_frames: FramesOption = None,
+    seed: SeedOption = None,
+    model: ModelOption = None,
+    slots: SlotsOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one video in this process; the same command again resumes it."""
+    from ti2v_dist.progress import ProgressLog
+    from ti2v_dist.single import generate
+
+    chosen = {"sampling.num_frames": num_frames, "model.id": model, "engine.slots": slots or 1}
+    resolved = _config(config, settings, chosen)
+    with ProgressLog() as log:
+        row = generate(
+            image,
+            prompt,
+            output,
+            seed=seed,
+            config=resolved,
+            listener=lambda frame, num_frames: log.update(frame + 1, num_frames, "denoising"),
+        )
+    _show(row, as_json, [str(output)])
+
+
+@app.command()
+def run(
+    manifest: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet with the columns id, image and prompt.")],
+    output: OutputOption,
+    num_frames: FramesOption = None,
+    model: ModelOption = None,
+    slots: SlotsOption = None,
+    workers: WorkersOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    address: AddressOption = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave the run going on the joined cluster.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make every video of a manifest on Ray; the same command again resumes the run."""
+    chosen = {
+        "sampling.num_frames": num_frames,
+        "model.id": model,
+        "engine.slots": slots,
+        "cluster.workers": workers,
+    }
+    _run(manifest, output, _config(config, settings, chosen), as_json, address, detach)
+
+
+@app.command()
+def demo(output: OutputOption = "runs/demo", as_json: JsonOption = False) -> None:
+    """Make the embedded examples' videos on the CPU with the embedded model, end to end."""
+    chosen = {"engine.slots": 3, "cluster.workers": 2, "model.device": "cpu"}
+    _run(str(_examples() / "manifest.jsonl"), output, _config(None, None, chosen), as_json)
+
+
+@app.command()
+def validate(
+    manifest: Annotated[str, typer.Argument(help="The manifest to check.")],
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every row before a GPU is started; exit 2 if anything is wrong."""
+    from ti2v_dist.driver import request_defaults
+    from ti2v_dist.manifest import problem_table, read_manifest
+    from ti2v_dist.models import read_info
+
+    resolved = _config(config, settings, {"model.id": model})
+    info = read_info(resolved.model.id, resolved.model.revision)
+    checked = read_manifest(manifest, request_defaults(resolved, info), resolved.variations)
+    rows = problem_table(checked)
+    summary = {"rows": len(checked.requests) + len(rows), "usable": len(checked.requests), "problems": rows}
+    lines = [f"line {row['line']}: {row['message']}" for row in rows]
+    _show(summary, as_json, [*lines, f"{len(checked.requests)} rows are usable, {len(rows)} are not"])
+    raise SystemExit(BAD_INPUT if rows else 0)
+
+
+@app.command()
+def status(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: JsonOption = False) -> None:
+    """Show a run's progress, from its store alone."""
+    from ti2v_dist import views
+
+    found = views.status(output)
+    _show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
+
+
+@app.command()
+def stop(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: JsonOption = False) -> None:
+    """Ask a running run to stop cleanly, from anywhere that reaches its output."""
+    from ti2v_dist import views
+
+    epoch = views.stop(output)
+    _show({"output": output, "epoch": epoch}, as_json, [f"{output} will stop after the frames in hand"])
+
+
+def _run(
+    manifest: str, output: str, config: "RunConfig", as_json: bool, address: str | None = None, detach: bool = False
+) -> None:
+    from ti2v_dist.driver import run
+    from ti2v_dist.progress import ProgressLog
+
+    with ProgressLog() as log:
+        summary = run(manifest, output, config, address=address, detach=detach, listener=log.follow)
+    lines = [f"{key}: {value}" for key, value in summary.items() if not isinstance(value, dict | list)]
+    if summary["status"] == "interrupted":
+        lines.append("stopped; every finished frame is kept, the same command goes on from there")
+    _show(summary, as_json, lines)
+    code = 128 + summary["signal"] if "signal" in summary else 0
+    raise SystemExit(code or (SOME_FAILED if summary["status"] == "failed_rows" else 0))
+
+
+def _examples() -> Path:
+    """In a wheel the examples lie in the package, in a checkout beside it."""
+    package = Path(__file__).parent
+    inside = package / "examples"
+    return inside if inside.exists() else package.parent / "examples"
+
+
+def _config(path: Path | None, settings: list[str] | None, chosen: dict[str, Any]) -> "RunConfig":
+    from ti2v_dist.config import load_config
+
+    flags = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
+    return load_config(path, [*flags, *(settings or [])])
+
+
+def _show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    print(json.dumps(result, indent=2, default=str) if as_json else "\n".join(lines))

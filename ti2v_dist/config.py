@@ -1,0 +1,135 @@
+"""Settings of a run: frozen, validated, and an unknown key is an error that names the nearest known one."""
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ti2v_dist.video import INIT_NAMES, SAMPLER_NAMES, canonical_json
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: its name, its value and the choices."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """Which frozen model, and how it is loaded. `auto`: CUDA and bfloat16 where there is a GPU, else CPU and float32."""
+
+    id: str = Field("shapes", description="`shapes`, a folder in the diffusers layout, or a hub id")
+    revision: str | None = Field(None, description="git revision of a hub id")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+
+class SamplingConfig(_Section):
+    """Defaults for rows that do not say otherwise; None is the model's own default."""
+
+    sampler: Literal[SAMPLER_NAMES] = SAMPLER_NAMES[0]  # pyright: ignore[reportInvalidTypeForm]
+    init: Literal[INIT_NAMES] = INIT_NAMES[0]  # pyright: ignore[reportInvalidTypeForm]
+    num_frames: int = Field(16, ge=2)
+    fps: int | None = Field(None, ge=1)
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int = Field(10, ge=1)
+    resample_iterations: int = Field(4, ge=1)
+    guidance_scale: float | None = Field(None, gt=0)
+    context_frames: int | None = Field(None, ge=1)
+    t_start: int | None = Field(None, ge=1)
+    negative_prompt: str = ""
+
+
+class EngineConfig(_Section):
+    """The fixed shape of a batch, on which a video's bits depend: part of the fingerprint."""
+
+    slots: int = Field(4, ge=1, description="videos in one batch; `generate` sets 1 unless told otherwise")
+    threads: int = Field(1, ge=1, description="CPU threads of one engine; without effect on a GPU")
+
+
+class ClusterConfig(_Section):
+    """Where the work is done. None of it changes a frame."""
+
+    workers: int | None = Field(None, ge=1, description="default: one for each GPU, or for each `threads` CPUs")
+    cpus_per_worker: float | None = Field(None, ge=0, description="CPUs that Ray reserves; default: `threads`")
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(0, ge=0, le=65535, description="0 takes a free port")
+
+
+class RunConfig(_Section):
+    """Everything that can be set for `ti2v run` and `ti2v generate`."""
+
+    model: ModelConfig = ModelConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    seed: int = Field(0, ge=0, description="seed of the run; a row without a seed derives its own from this and its id")
+    variations: int = Field(1, ge=1, description="videos made of each row")
+    max_failures: float = Field(1.0, gt=0, le=1, description="share of failed rows at which the run ends")
+    allow_http: bool = Field(False, description="read images from http and https URLs")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that must not change when a run is resumed."""
+        return self.model_dump(mode="json", include={"model", "sampling", "engine", "seed", "variations"})
+
+    def run_id(self, output_url: str) -> str:
+        """Name of the run of these settings into this output."""
+        return hashlib.sha256(output_url.encode() + b"\n" + canonical_json(self.identity())).hexdigest()[:12]
+
+
+def load_config(path: str | Path | None = None, settings: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, then apply `settings` of the form `section.key=value` (the value is YAML).
+
+    Raises:
+        ConfigError: naming each bad key or value, with the nearest known key.
+    """
+    data: Any = {}
+    if path is not None:
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"config {str(path)!r} cannot be read: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"config {str(path)!r} holds a {type(data).__name__}; it must be a mapping of sections")
+    for setting in settings:
+        _apply(data, setting)
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
+
+
+def _apply(data: dict[str, Any], setting: str) -> None:
+    key, separator, text = setting.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {setting!r}: write it as section.key=value, for example engine.slots=8")
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--set {setting!r}: {section!r} is a value, not a section")
+    try:
+        data[name] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {setting!r}: the value is not YAML: {error}") from error
+
+
+def _explain(item: Any) -> str:
+    *sections, name = (str(part) for part in item["loc"])
+    key = ".".join([*sections, name])
+    if item["type"] != "extra_forbidden":
+        return f"{key} is {item['input']!r}: {item['msg']}"
+    known: type[BaseModel] = RunConfig
+    for section in sections:
+        known = known.model_fields[section].annotation  # pyright: ignore[reportAssignmentType]
+    names = sorted(known.model_fields)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {'.'.join([*sections, near[0]])}?" if near else f"choose one of {', '.join(names)}"
+    return f"{key} is not a setting; {hint}"

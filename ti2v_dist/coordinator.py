@@ -1,0 +1,380 @@
+"""Coordinator: holds every admitted video's state, feeds events to the Scheduler and carries out its commands.
+
+An asyncio Ray actor. Nothing here decides what comes next, nothing touches pixels or a GPU, and storage is only ever
+waited for on other threads, so it always answers. What it knows is a cache: the store is the truth after a crash.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+
+from ti2v_dist import dataset, events, views
+from ti2v_dist.checkpoint import CheckpointStore, FingerprintMismatch
+from ti2v_dist.config import RunConfig
+from ti2v_dist.metrics import Metrics
+from ti2v_dist.record import Tip
+from ti2v_dist.scheduler import Scheduler
+from ti2v_dist.video import Chunk, NonFiniteLatents, VideoRequest, VideoState
+from ti2v_dist.worker import Worker
+
+WORKER_DEATHS = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError)
+"""Ray's exceptions for a dead worker process or node; they share no base class."""
+_LOSS_REASONS = {NodeDiedError: "node_died", OutOfMemoryError: "out_of_memory"}
+VIDEO_ERRORS = (ValueError, NonFiniteLatents)
+"""What is wrong with a video itself; trying again would not help."""
+VIEWS_EVERY_S = 120.0
+STOP_POLL_S = 2.0
+LINGER_S = 60.0
+"""How long the end of a run can still be asked for before the actor leaves."""
+STORAGE_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+@dataclass
+class _Video:
+    """What the coordinator remembers of an admitted video."""
+
+    state: VideoState
+    tip: Tip
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    pending: list[Chunk] = field(default_factory=list)
+    ready_since: float = 0.0
+    device_seconds: float = 0.0
+    started_at: float = field(default_factory=time.time)
+
+
+class Coordinator:
+    """One life of a run's coordinator: `begin` once, then `progress` and `stop` at any time."""
+
+    def __init__(self, config: RunConfig, output_url: str, workers: int, gpus_per_worker: float):
+        self.config, self.output_url, self.target_workers, self.gpus = config, output_url, workers, gpus_per_worker
+        self.store = CheckpointStore(output_url)
+        self.scheduler = Scheduler(config.engine.slots)
+        self.metrics = Metrics()
+        self.requests: dict[str, VideoRequest] = {}
+        self.videos: dict[str, _Video] = {}
+        self.workers: dict[int, Any] = {}
+        self.refused: list[str] = []
+        self.fingerprint: str | None = None
+        self.summary: dict[str, Any] | None = None
+        self.total = 0
+        self.metrics_url, self._close_metrics = self.metrics.serve(
+            config.cluster.metrics_port, config.cluster.metrics_host
+        )
+        self.frames = self.finished = self.failed = self.started_workers = 0
+        self.error: str | None = None
+        self.began = time.monotonic()
+        self._queue: asyncio.Queue[events.Event] = asyncio.Queue()
+        self._tasks: set[asyncio.Task] = set()
+        self._do: dict[type, Callable[[Any], Awaitable[None]]] = {
+            events.Load: self._load,
+            events.Encode: self._encode,
+            events.Advance: self._advance,
+            events.Commit: self._commit,
+            events.Finish: self._finish,
+            events.Fail: self._fail,
+            events.Forget: self._forget,
+            events.StartWorker: self._start_worker,
+            events.GiveUp: self._give_up,
+        }
+
+    async def begin(self, requests: Sequence[VideoRequest], total: int) -> None:
+        """Take the run of `total` rows over and start working on `requests`, in this order.
+
+        The work goes on by itself: a driver may come and go.
+        """
+        self.total = total
+        self.epoch = await self._storage(self.store.next_epoch)
+        for request in requests:
+            self.requests[request.id] = request
+            self._emit(events.VideoSubmitted(request.id, request.batch_group, request.num_frames))
+        self._life = asyncio.create_task(self._live())
+
+    async def _live(self) -> None:
+        """From the first worker to the last view, whatever happens; then stay a while for those who ask how it went."""
+        try:
+            await self._work()
+        except Exception as error:  # a bug of ours must reach the user, not hang the run
+            self.error = self.error or f"{type(error).__name__}: {error}"
+        self.summary = await self._write_views()
+        self._close_metrics()
+        await asyncio.sleep(LINGER_S)
+        ray.actor.exit_actor()
+
+    async def _work(self) -> None:
+        background = [asyncio.create_task(self._watch_for_stop()), asyncio.create_task(self._refresh_views())]
+        try:
+            for _ in range(min(self.target_workers, -(-len(self.requests) // self.config.engine.slots))):
+                self._spawn(self._start_worker(events.StartWorker()))
+            await self._handle_events()
+        finally:
+            for task in background:
+                task.cancel()
+            for actor in self.workers.values():
+                ray.kill(actor)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def progress(self) -> dict[str, Any]:
+        """Counts of this life of the coordinator, rates over it, and the latest problem."""
+        seconds = time.monotonic() - self.began
+        return {
+            "finished": self.finished,
+            "failed": self.failed,
+            "frames": self.frames,
+            "frames_per_second": round(self.frames / seconds, 4),
+            "in_flight": len(self.scheduler.videos),
+            "waiting": len(self.scheduler.waiting),
+            "workers_ready": len(self.scheduler.workers),
+            "frames_left": self._frames_left(),
+            "stopping": self.scheduler.stopping,
+            "seconds": round(seconds, 3),
+            "metrics_url": self.metrics_url,
+            "error": self.error,
+        }
+
+    def outcome(self) -> dict[str, Any] | None:
+        """The summary, once the run has ended."""
+        return self.summary
+
+    def stop(self) -> None:
+        """Start nothing new; the run ends when what is in hand is committed."""
+        self._emit(events.StopRequested())
+
+    def _frames_left(self) -> int:
+        waiting = sum(video.last for video in self.scheduler.waiting)
+        return waiting + sum(video.last - video.frame for video in self.scheduler.videos.values())
+
+    # The loop
+
+    async def _handle_events(self) -> None:
+        while not (self.scheduler.is_idle and self._queue.empty()) and not self.error:
+            event = await self._queue.get()
+            for command in self.scheduler.handle(event):
+                self._spawn(self._do[type(command)](command))
+            self._gauge()
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task) -> None:
+        """A bug in carrying out a command ends the run: going on would leave its video waiting for ever."""
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            self.error = self.error or f"{type(task.exception()).__name__}: {task.exception()}"
+            self._queue.put_nowait(events.StopRequested())
+
+    def _emit(self, event: events.Event) -> None:
+        self._queue.put_nowait(event)
+
+    def _gauge(self) -> None:
+        self.metrics.workers.set(len(self.workers))
+        self.metrics.in_flight.set(len(self.scheduler.videos))
+        self.metrics.waiting.set(len(self.scheduler.waiting))
+        self.metrics.slots_used.set(self.scheduler.in_hand)
+
+    async def _storage(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a storage call on another thread. An outage or a full disk pauses the run; it fails no video."""
+        for attempt in range(10**9):
+            try:
+                return await asyncio.to_thread(call, *arguments)
+            except OSError as error:
+                self.metrics.count_failure(type(error).__name__)
+                await asyncio.sleep(STORAGE_RETRY_S[min(attempt, len(STORAGE_RETRY_S) - 1)])
+
+    # Commands
+
+    async def _load(self, command: events.Load) -> None:
+        request = self.requests[command.id]
+        self.videos.pop(command.id, None)
+        try:
+            await self._storage(self.store.claim_request, request)
+            loaded = await self._storage(self.store.load, request, self.fingerprint)
+        except VIDEO_ERRORS as error:
+            self._emit(_video_error(command.id, error))
+            return
+        if loaded:
+            self._remember(*loaded)
+            self.metrics.count_video("resumed")
+        self._emit(events.Loaded(command.id, loaded[0].frame if loaded else None))
+
+    def _remember(self, state: VideoState, tip: Tip) -> None:
+        self.videos[state.request.id] = _Video(state, tip, ready_since=time.monotonic())
+
+    async def _encode(self, command: events.Encode) -> None:
+        request = self.requests[command.id]
+        done = await self._call(command.worker, (command.id,), "encode", request)
+        if done is None:
+            return
+        encoded, seconds = done
+        self.metrics.observe("encode", seconds)
+        try:
+            begun = await self._storage(self.store.begin, request, encoded, self.fingerprint)
+        except VIDEO_ERRORS as error:
+            self._emit(_video_error(command.id, error))
+            return
+        self._remember(*begun)
+        self._emit(events.Encoded(command.worker, command.id))
+
+    async def _advance(self, command: events.Advance) -> None:
+        videos = [self.videos[video_id] for video_id in command.ids]
+        now = time.monotonic()
+        for video in videos:
+            self.metrics.observe("queue_wait", now - video.ready_since)
+        done = await self._call(command.worker, command.ids, "advance", [video.state for video in videos])
+        if done is None:
+            return
+        results, seconds = done
+        frames: dict[str, int] = {}
+        for video, result in zip(videos, results, strict=True):
+            if isinstance(result, NonFiniteLatents):
+                continue
+            count = len(result.latents_FCHW)
+            self.metrics.observe("denoise", seconds / count, count)
+            video.device_seconds += seconds / len(videos)
+            video.state = video.state.push(result)
+            video.pending.append(result)
+            video.ready_since = time.monotonic()
+            frames[result.video_id] = result.last_frame
+        self._emit(events.ChunkDone(command.worker, command.ids, frames))
+        for result in results:
+            if isinstance(result, NonFiniteLatents):
+                self._emit(_video_error(result.video_id, result))
+
+    async def _commit(self, command: events.Commit) -> None:
+        video = self.videos[command.id]
+        async with video.lock:
+            if not video.pending:
+                return  # dropped: an earlier frame turned out to be superseded
+            chunk = video.pending.pop(0)
+            began = time.monotonic()
+            try:
+                settled = await self._storage(self.store.commit, chunk, video.tip)
+            except VIDEO_ERRORS as error:
+                self._emit(_video_error(command.id, error))
+                return
+            self.metrics.observe("commit", time.monotonic() - began, len(chunk.latents_FCHW))
+            if not settled.ours:
+                video.pending.clear()
+                self._emit(events.Superseded(command.id))
+                return
+            video.tip = settled.tip
+            self.frames += len(chunk.latents_FCHW)
+            self.metrics.frames.inc(len(chunk.latents_FCHW))
+            self._emit(events.Committed(command.id, chunk.last_frame))
+
+    async def _finish(self, command: events.Finish) -> None:
+        request, video = self.requests[command.id], self.videos[command.id]
+        facts = {
+            "run_id": self.config.run_id(self.output_url),
+            "device_seconds": round(video.device_seconds, 3),
+            "started_at": video.started_at,
+        }
+        done = await self._call(command.worker, (command.id,), "finish", request, facts)
+        if done is None:
+            return
+        row, seconds = done
+        self.metrics.observe("decode", seconds / (request.num_frames - 1), request.num_frames - 1)
+        await self._storage(self.store.finish, command.id, row)
+        self.finished += 1
+        self.metrics.count_video("finished")
+        self._emit(events.Finished(command.worker, command.id))
+
+    async def _fail(self, command: events.Fail) -> None:
+        request = self.requests[command.id]
+        failure = dataset.failure_row(request, command.error_type, command.message, command.attempts)
+        await self._storage(self.store.fail, command.id, failure)
+        self.failed += 1
+        self.metrics.count_video("failed")
+        self.metrics.count_failure(command.error_type)
+        self.videos.pop(command.id, None)
+        if self.failed > self.config.max_failures * self.total:
+            self.error = f"{self.failed} of {self.total} videos failed, more than max_failures allows"
+
+    async def _forget(self, command: events.Forget) -> None:
+        self.videos.pop(command.id, None)
+
+    async def _give_up(self, command: events.GiveUp) -> None:
+        self.error = command.reason
+
+    # Workers
+
+    async def _start_worker(self, _: events.StartWorker) -> None:
+        number = self.started_workers
+        self.started_workers += 1
+        cluster, threads = self.config.cluster, self.config.engine.threads
+        cpus = threads if cluster.cpus_per_worker is None else cluster.cpus_per_worker
+        resources = {"num_gpus": self.gpus, "num_cpus": 1} if self.gpus else {"num_cpus": cpus}
+        options = {"max_restarts": 0, "max_task_retries": 0, **resources}
+        self.workers[number] = ray.remote(Worker).options(**options).remote(self.config, self.output_url)
+        try:
+            found = await self.workers[number].open.remote()
+        except WORKER_DEATHS as error:
+            self._lose(number, error)
+            return
+        except RayTaskError as error:
+            raise RuntimeError(f"a worker cannot load the model: {error.cause}") from error
+        await self._accept(number, found)
+
+    async def _accept(self, number: int, found: dict[str, Any]) -> None:
+        try:
+            self.fingerprint = await self._storage(self.store.claim_fingerprint, found)
+        except FingerprintMismatch as mismatch:
+            ray.kill(self.workers.pop(number))
+            self.refused.append(str(mismatch))
+            if not self.workers:
+                raise RuntimeError(f"0 of {len(self.refused)} workers match: {mismatch}") from mismatch
+            return
+        self._emit(events.WorkerReady(number))
+
+    async def _call(self, number: int, ids: tuple[str, ...], method: str, *arguments: Any) -> Any:
+        """Call a worker; None when it failed, which the scheduler is told."""
+        actor = self.workers.get(number)
+        if actor is None:
+            return None  # lost meanwhile: the scheduler has heard, and has given its videos to others
+        try:
+            return await getattr(actor, method).remote(*arguments)
+        except WORKER_DEATHS as error:
+            self._lose(number, error)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, VIDEO_ERRORS) and method != "advance":
+                self._emit(_video_error(ids[0], cause))
+            else:
+                self._emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
+        return None
+
+    def _lose(self, number: int, error: Exception) -> None:
+        """Every outstanding call of a dead worker fails; the first one reports the loss."""
+        actor = self.workers.pop(number, None)
+        if actor is None:
+            return
+        preempted = bool(getattr(error, "preempted", False))
+        self.metrics.count_worker_loss("preempted" if preempted else _LOSS_REASONS.get(type(error), "died"))
+        ray.kill(actor)  # an unreachable actor may still live; it must not hold a GPU
+        self._emit(events.WorkerLost(number, preempted))
+
+    # Beside the loop
+
+    async def _watch_for_stop(self) -> None:
+        while not await self._storage(self.store.stop_requested, self.epoch):
+            await asyncio.sleep(STOP_POLL_S)
+        self.stop()
+
+    async def _refresh_views(self) -> None:
+        while True:
+            await asyncio.sleep(VIEWS_EVERY_S)
+            await self._write_views()
+
+    async def _write_views(self) -> dict[str, Any]:
+        this_life = {**self.progress(), "counters": self.metrics.snapshot()}
+        return await self._storage(views.write, self.store, self.total, this_life)
+
+
+def _video_error(video_id: str, error: BaseException) -> events.VideoError:
+    return events.VideoError(video_id, type(error).__name__, str(error))

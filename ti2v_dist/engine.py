@@ -1,0 +1,195 @@
+"""Engine: several videos as one fixed-shape batch on one device. `encode`, `advance` and `decode` are pure functions.
+
+The shape of every batch is pinned, because a matrix product may sum in another order in another shape: so a video's
+bits depend neither on its neighbours nor on its slot.
+Suffixes: B batch slots, C latent channels, F frames, K context frames, H height, W width, L tokens, D text width.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ti2v_dist.models.base import VideoModel
+from ti2v_dist.samplers import SAMPLERS
+from ti2v_dist.samplers.noise import KeyedNoise
+from ti2v_dist.samplers.ti2v_zero import Sample, to_image
+from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
+
+NUMERICS_VERSION = 1
+"""Raised by every change of this package that may change a frame's bits."""
+
+DECODE_BATCH = 4
+
+
+class Engine:
+    """A frozen model and `slots` places for videos.
+
+    An engine settles its process's numerics: on a CPU it pins torch to `threads` threads (the number decides bits),
+    on a GPU it asks for deterministic kernels without TF32.
+    """
+
+    def __init__(self, model: VideoModel, slots: int = 1, threads: int = 1):
+        if slots < 1 or threads < 1:
+            raise ValueError(f"slots is {slots} and threads is {threads}; both must be at least 1")
+        self.model, self.slots, self.threads = model, slots, threads
+        on_gpu = model.device.type == "cuda"
+        # Drawing ahead keeps a GPU busy; on a CPU it would only compete with the model.
+        self._executor = ThreadPoolExecutor(1, "noise") if on_gpu else None
+        if on_gpu:
+            _make_cuda_deterministic()
+        else:
+            torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def encode(self, request: VideoRequest, image_HWC: np.ndarray) -> Encoded:
+        """What `request` starts from; `image_HWC` is its first frame, uint8 RGB of exactly the request's size."""
+        expected = (request.height, request.width, 3)
+        if image_HWC.shape != expected or image_HWC.dtype != np.uint8:
+            raise ValueError(f"the image is {image_HWC.dtype} {image_HWC.shape}; it must be uint8 {expected}")
+        latent_CHW = self.model.encode_image(to_image(self._to_device(image_HWC[None])))[0]
+        text_LD, negative_text_LD = self.model.encode_text([request.prompt, request.negative_prompt])
+        return Encoded(image_HWC, _to_numpy(latent_CHW), _to_numpy(text_LD), _to_numpy(negative_text_LD))
+
+    @torch.inference_mode()
+    def advance(self, states: Sequence[VideoState]) -> list[Chunk | NonFiniteLatents]:
+        """The next chunk of each video; result i belongs to `states[i]`.
+
+        A video whose state or new latents are not finite gets a `NonFiniteLatents` in place of its chunk, and its
+        neighbours are not affected. Raises `ValueError` for states that cannot share a batch.
+        """
+        self._check_batch(states)
+        usable = [state if _is_finite(state) else None for state in states]
+        if not any(usable):
+            return [NonFiniteLatents(state.request.id, state.frame + 1) for state in states]
+        sample = self._sample([*usable, *[None] * (self.slots - len(states))])
+        return [
+            self._result(state, sample, slot) if usable[slot] else NonFiniteLatents(state.request.id, state.frame + 1)
+            for slot, state in enumerate(states)
+        ]
+
+    @torch.inference_mode()
+    def decode(self, latents_FCHW: np.ndarray) -> np.ndarray:
+        """uint8 frames_FHWC of any number of latents, `DECODE_BATCH` at a time."""
+        frames = []
+        for first in range(0, len(latents_FCHW), DECODE_BATCH):
+            latents = latents_FCHW[first : first + DECODE_BATCH]
+            padded = np.zeros((DECODE_BATCH, *latents.shape[1:]), np.float32)
+            padded[: len(latents)] = latents
+            frames.append(_to_numpy(self.model.decode(self._to_device(padded)))[: len(latents)])
+        if not frames:
+            raise ValueError("there are 0 latents to decode; give at least 1")
+        return np.concatenate(frames)
+
+    def report(self) -> dict[str, str | int]:
+        """What decides the bits of a frame besides its request: part of a run's fingerprint."""
+        model, on_gpu = self.model, self.model.device.type == "cuda"
+        capability = torch.backends.cpu.get_cpu_capability()
+        return {
+            "numerics_version": NUMERICS_VERSION,
+            "device": torch.cuda.get_device_name(model.device) if on_gpu else f"cpu {capability}",
+            "torch": torch.__version__,
+            "cuda": str(torch.version.cuda) if on_gpu else "none",
+            "cudnn": str(torch.backends.cudnn.version()) if on_gpu else "none",
+            "numpy": np.__version__,
+            "diffusers": _installed("diffusers"),
+            "transformers": _installed("transformers"),
+            "dtype": str(getattr(model, "dtype", "unknown")).removeprefix("torch."),
+            "attention": str(getattr(model, "attention", "unknown")),
+            # A GPU's arithmetic does not depend on the host's threads.
+            "threads": 0 if on_gpu else self.threads,
+            "slots": self.slots,
+            "weights_sha256": model.weights_sha256(),
+            "model_id": model.info.model_id,
+            "revision": model.info.revision or "none",
+        }
+
+    def _check_batch(self, states: Sequence[VideoState]) -> None:
+        if len(states) > self.slots:
+            raise ValueError(f"{len(states)} videos were given to an engine of {self.slots} slots")
+        groups = {state.request.batch_group for state in states}
+        if len(groups) > 1:
+            raise ValueError(f"videos of {len(groups)} batch groups cannot share a batch: {sorted(map(str, groups))}")
+        for state in states:
+            state.request.check_against_model(self.model.info.window, self.model.info.vae_factor)
+            if state.is_complete:
+                raise ValueError(f"video {state.request.id!r} is complete at frame {state.frame}")
+            if state.request.params.sampler == "replace" and state.frame > 0:
+                raise ValueError(
+                    f"video {state.request.id!r} is at frame {state.frame}; sampler 'replace' makes a whole window "
+                    "at once and cannot go on from there"
+                )
+
+    def _sample(self, slots: Sequence[VideoState | None]) -> Sample:
+        """One sampler call of the engine's fixed shape; an empty slot is all zeros."""
+        one = next(state for state in slots if state is not None)
+        queue_BKCHW = np.zeros((self.slots, *one.queue.latents_KCHW.shape), np.float32)
+        text_BLD = np.zeros((self.slots, *one.text_LD.shape), np.float32)
+        negative_text_BLD = np.zeros_like(text_BLD)
+        guidance_B = np.ones(self.slots, np.float32)
+        for slot, state in enumerate(slots):
+            if state is not None:
+                queue_BKCHW[slot] = state.queue.latents_KCHW
+                text_BLD[slot], negative_text_BLD[slot] = state.text_LD, state.negative_text_LD
+                guidance_B[slot] = state.request.params.guidance_scale
+        seeds = [None if state is None else state.request.seed for state in slots]
+        frames = [0 if state is None else state.frame + 1 for state in slots]
+        _, C, H, W = one.queue.latents_KCHW.shape
+        return SAMPLERS[one.request.params.sampler](
+            self.model,
+            self._to_device(queue_BKCHW).transpose(1, 2).contiguous(),
+            self._to_device(text_BLD),
+            self._to_device(negative_text_BLD),
+            KeyedNoise(seeds, frames, (C, H, W), self.model.device, self._executor),
+            one.request.params,
+            self._to_device(guidance_B),
+        )
+
+    def _result(self, state: VideoState, sample: Sample, slot: int) -> Chunk | NonFiniteLatents:
+        first, missing = state.frame + 1, state.request.num_frames - 1 - state.frame
+        # `replace` always makes its whole window, so that a video's length decides no frame.
+        latents, context = (
+            batch if batch is None else _to_numpy(batch[slot, :, :missing].transpose(0, 1)) for batch in sample
+        )
+        assert latents is not None
+        finite_F = np.isfinite(latents).all((1, 2, 3))
+        if context is not None:
+            finite_F &= np.isfinite(context).all((1, 2, 3))
+        if not finite_F.all():
+            return NonFiniteLatents(state.request.id, first + int(np.argmin(finite_F)))
+        return Chunk(state.request.id, first, latents, context)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
+
+
+def _make_cuda_deterministic() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling fresh memory only finds bugs, and costs time in every call.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+
+
+def _is_finite(state: VideoState) -> bool:
+    inputs = (state.queue.latents_KCHW, state.text_LD, state.negative_text_LD)
+    return all(bool(np.isfinite(array).all()) for array in inputs)
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    """A contiguous copy on the host: a view would keep its whole batch alive."""
+    return np.array(tensor.cpu().numpy(), order="C")
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"

@@ -1,0 +1,176 @@
+"""The words between the scheduler and the world: what happened (events) and what is to be done (commands)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VideoSubmitted:
+    """A video to make. Videos of one `group` may share a batch."""
+
+    id: str
+    group: tuple
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the store holds: the last settled frame, or None for a new video."""
+
+    id: str
+    frame: int | None
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    """A worker has its model loaded and is accepted."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """A worker died; `preempted` losses count against nobody."""
+
+    worker: int
+    preempted: bool = False
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Frame 0 is settled."""
+
+    worker: int
+    id: str
+
+
+@dataclass(frozen=True)
+class ChunkDone:
+    """A batch came back: the new last frame of each of its videos, without those that a `VideoError` names."""
+
+    worker: int
+    ids: tuple[str, ...]
+    frames: dict[str, int]
+
+
+@dataclass(frozen=True)
+class CallFailed:
+    """A call raised: every video in it is suspected, since the error names none."""
+
+    worker: int
+    ids: tuple[str, ...]
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True)
+class VideoError:
+    """An error of this video alone; trying again would not help."""
+
+    id: str
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Frames up to `frame` are settled in the store."""
+
+    id: str
+    frame: int
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """The store holds another writer's value for a frame of ours: what was computed on top of ours is void."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The video is listed as done."""
+
+    worker: int
+    id: str
+
+
+@dataclass(frozen=True)
+class StopRequested:
+    """Start nothing new; what is in hand is still committed."""
+
+
+Event = (
+    VideoSubmitted | Loaded | WorkerReady | WorkerLost | Encoded | ChunkDone | CallFailed | VideoError
+    | Committed | Superseded | Finished | StopRequested
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Load:
+    """Read a video's progress from the store."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Encode a new video's image and prompts, and settle frame 0."""
+
+    worker: int
+    id: str
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Compute the next chunk of these videos in one batch."""
+
+    worker: int
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Settle the chunk that ends at `frame`."""
+
+    id: str
+    frame: int
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Decode the settled latents into a video file and list it as done."""
+
+    worker: int
+    id: str
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Record a failed row and forget the video."""
+
+    id: str
+    error_type: str
+    message: str
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Drop a video's state from memory: it is done, or the run stops."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class StartWorker:
+    """Start a worker in place of one that was lost."""
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """End the run: its workers die without ever finishing a call."""
+
+    reason: str
+
+
+Command = Load | Encode | Advance | Commit | Finish | Fail | Forget | StartWorker | GiveUp

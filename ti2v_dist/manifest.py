@@ -1,0 +1,290 @@
+"""Manifests in: rows of JSONL, CSV or Parquet to requests, and everything that is wrong with them.
+
+A `Problem` makes the manifest itself unusable; a `RowFailure` is one bad row beside which the others run.
+"""
+
+import difflib
+import hashlib
+import posixpath
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from ti2v_dist.images import ImageError, UrlRefused, absolute_url, check_image, read_bytes, resolve_url
+from ti2v_dist.rows import COLUMN_TYPES, OUTPUT_COLUMNS, Row, is_a, parse_rows
+from ti2v_dist.video import SamplingParams, VideoRequest, canonical_json, check_id
+
+REQUIRED = ("id", "image", "prompt")
+IMAGE_READERS = 8
+T = TypeVar("T")
+SEED_BITS = 53
+
+
+@dataclass(frozen=True)
+class RequestDefaults:
+    """What a row does not say: the model's window (frames) and VAE factor, and the run's settings.
+
+    Sizes in pixels. `context_frames` None means window - 1; `seed` is the run's, from which a row's own is derived.
+    """
+
+    window: int
+    vae_factor: int
+    height: int
+    width: int
+    guidance_scale: float
+    fps: int = 8
+    num_frames: int = 16
+    negative_prompt: str = ""
+    sampler: str = "ti2v_zero"
+    num_inference_steps: int = 10
+    resample_iterations: int = 4
+    context_frames: int | None = None
+    t_start: int | None = None
+    init: str = "inversion"
+    seed: int = 0
+    allow_http: bool = False
+
+    def request(self, **given: Any) -> VideoRequest:
+        """A request with the run's settings but for `given`, field names of `VideoRequest` and `SamplingParams`.
+
+        Raises `ValueError` naming the bad value. `image` must be absolute; without a seed one is derived from the id.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | given
+        if values["context_frames"] is None:
+            values["context_frames"] = self.window - 1
+        if "seed" not in given:
+            values["seed"] = derive_seed(self.seed, given["id"])
+        params = SamplingParams(**{f.name: values[f.name] for f in fields(SamplingParams)})
+        own = {f.name: values[f.name] for f in fields(VideoRequest) if f.name in values}
+        request = VideoRequest(**own, params=params)
+        request.check_against_model(self.window, self.vae_factor)
+        return request
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that makes the manifest unusable. `line` counts from 1; 0 is the file as a whole."""
+
+    line: int
+    field: str | None
+    value: Any
+    message: str
+
+
+@dataclass(frozen=True)
+class RowFailure:
+    """A row that cannot become a video, or a video that failed; `columns` are all of the row's own columns.
+
+    `field` names the offending column where one is known; `attempts` is 0 for a row that was never started.
+    """
+
+    line: int
+    id: str
+    image: str
+    columns: dict[str, Any]
+    error_type: str
+    error_message: str
+    field: str | None = None
+    attempts: int = 0
+
+    def to_row(self) -> dict[str, Any]:
+        """One flat JSON object: the row's own columns, and beside them what went wrong."""
+        wrong = {"error_type": self.error_type, "error_message": self.error_message, "attempts": self.attempts}
+        return {**self.columns, "line": self.line, "id": self.id, "image": self.image, **wrong}
+
+
+@dataclass
+class Manifest:
+    """What a manifest holds. `lines` maps each id to its line; `warnings` are for the user's eyes only."""
+
+    sha256: str = ""
+    requests: list[VideoRequest] = field(default_factory=list)
+    failures: list[RowFailure] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    lines: dict[str, int] = field(default_factory=dict)
+
+
+def read_manifest(url: str, defaults: RequestDefaults, variations: int = 1) -> Manifest:
+    """Read and check a manifest (`.jsonl`, `.csv` or `.parquet`) with the images it names.
+
+    Never raises for what is wrong with the manifest or a row: it is all in the result.
+    """
+    try:
+        data = read_bytes(url, allow_http=defaults.allow_http)
+        parsed = list(parse_rows(url, data))
+    except (OSError, ValueError) as exc:
+        return Manifest(problems=[Problem(0, None, url, f"manifest {url!r} cannot be read: {exc}")])
+    manifest = Manifest(hashlib.sha256(data).hexdigest())
+    manifest.problems += [Problem(row.line, None, row.text, row.error) for row in parsed if row.error]
+    rows = list(expand([row for row in parsed if not row.error], variations))
+    manifest.warnings += _warn_near_names(rows)
+    manifest.problems += [problem for row in rows for problem in _check_types(row)]
+    manifest.problems += _check_ids(rows)
+    manifest.problems = sorted(_distinct(manifest.problems), key=lambda problem: problem.line)
+    bad_lines = {problem.line for problem in manifest.problems}
+    folder = posixpath.dirname(absolute_url(url))
+    _fill(manifest, [row for row in rows if row.line not in bad_lines], folder, defaults)
+    return manifest
+
+
+def expand(rows: Iterable[Row], variations: int) -> Iterator[Row]:
+    """Each row `variations` times with ids `<id>-000`, `<id>-001`, ... and seeds of their own; once means unchanged."""
+    if variations < 1:
+        raise ValueError(f"variations is {variations!r}; it must be at least 1")
+    for row in rows:
+        row_id, seed = row.columns.get("id"), row.columns.get("seed")
+        if variations == 1 or not isinstance(row_id, str):
+            yield row
+            continue
+        for number in range(variations):
+            columns = {**row.columns, "id": f"{row_id}-{number:03d}"}
+            if type(seed) is int and seed >= 0:
+                columns["seed"] = derive_seed(seed, columns["id"])
+            yield Row(row.line, columns)
+
+
+def derive_seed(run_seed: int, video_id: str) -> int:
+    """A video's seed from its run's seed and its id: the first 53 bits of the sha256 of both.
+
+    53 bits, since the seed is written into JSON, and many readers of JSON hold numbers as doubles.
+    """
+    digest = hashlib.sha256(canonical_json([run_seed, video_id])).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
+
+
+def make_request(columns: dict[str, Any], folder: str, defaults: RequestDefaults) -> VideoRequest:
+    """One row as a request; `ValueError` names the bad value. A relative image is taken from `folder`."""
+    given = {name: columns[name] for name in COLUMN_TYPES if columns.get(name) is not None}
+    for name in REQUIRED:
+        if name not in given:
+            raise ValueError(f"{name} is missing")
+    written = given["image"]
+    image = resolve_url(written, folder, defaults.allow_http)
+    extra = {name: value for name, value in columns.items() if name not in COLUMN_TYPES}
+    return defaults.request(**{**given, "image": image, "image_uri": written, "extra": extra})
+
+
+def problem_table(manifest: Manifest) -> list[dict[str, Any]]:
+    """Everything wrong with a manifest, in the order of its lines: line, id, field, value, message."""
+    table = [
+        {"line": p.line, "id": p.value if p.field == "id" else None, "field": p.field, "value": p.value}
+        | {"message": p.message}
+        for p in manifest.problems
+    ]
+    for failure in manifest.failures:
+        value = failure.columns.get(failure.field) if failure.field else None
+        entry = {"line": failure.line, "id": failure.id, "field": failure.field, "value": value}
+        table.append(entry | {"message": failure.error_message})
+    return sorted(table, key=lambda entry: entry["line"])
+
+
+def _fill(manifest: Manifest, rows: list[Row], folder: str, defaults: RequestDefaults) -> None:
+    """Sort rows into requests and failures, reading each image once."""
+    made: list[VideoRequest | ValueError] = []
+    for row in rows:
+        manifest.lines[row.columns["id"]] = row.line
+        try:
+            made.append(make_request(row.columns, folder, defaults))
+        except ValueError as exc:
+            made.append(exc)
+    images = [_image_of(row.columns, folder, defaults) for row in rows]
+    checked = _check_images({image for image in images if image}, defaults.allow_http)
+    for row, request, image in zip(rows, made, images, strict=True):
+        errors = [request] if isinstance(request, ValueError) else []
+        errors += [checked[image]] if image in checked else []
+        if isinstance(request, VideoRequest) and not errors:
+            manifest.requests.append(request)
+            manifest.warnings += _warn_size(request, row.line, defaults)
+        else:
+            manifest.failures.append(_failure(row, errors))
+    manifest.warnings = list(_distinct(manifest.warnings))
+
+
+def _image_of(columns: dict[str, Any], folder: str, defaults: RequestDefaults) -> str | None:
+    """The absolute image URL of a row, None where there is none that may be read."""
+    if columns.get("image") is None:
+        return None
+    try:
+        return resolve_url(columns["image"], folder, defaults.allow_http)
+    except UrlRefused:
+        return None
+
+
+def _check_images(urls: set[str], allow_http: bool) -> dict[str, ImageError]:
+    """The errors of those images that have one."""
+
+    def error(url: str) -> ImageError | None:
+        try:
+            check_image(url, allow_http)
+        except ImageError as exc:
+            return exc
+        return None
+
+    ordered = sorted(urls)
+    with ThreadPoolExecutor(IMAGE_READERS) as pool:
+        found = zip(ordered, pool.map(error, ordered), strict=True)
+        return {url: exc for url, exc in found if exc is not None}
+
+
+def _failure(row: Row, errors: list[ValueError]) -> RowFailure:
+    first, columns = errors[0], row.columns
+    named = str(first).split()[0]
+    is_image = isinstance(first, ImageError | UrlRefused)
+    return RowFailure(
+        line=row.line,
+        id=columns["id"],
+        image=columns.get("image") or "",
+        columns=columns,
+        error_type=type(first).__name__,
+        error_message="; ".join(map(str, errors)),
+        field="image" if is_image else named if named in COLUMN_TYPES else None,
+    )
+
+
+def _check_types(row: Row) -> Iterator[Problem]:
+    """Reserved columns that hold something else, and columns that the output needs for itself."""
+    for name, value in row.columns.items():
+        expected = COLUMN_TYPES.get(name)
+        if name in OUTPUT_COLUMNS:
+            yield Problem(row.line, name, value, f"column {name!r} is one of the output's own; rename it")
+        elif expected is not None and value is not None and not is_a(value, expected):
+            kind = {str: "text", int: "a whole number", float: "a number"}[expected]
+            yield Problem(row.line, name, value, f"{name} is {value!r}; this reserved column must hold {kind}")
+
+
+def _check_ids(rows: list[Row]) -> Iterator[Problem]:
+    lines: dict[str, int] = {}
+    for row in rows:
+        value = row.columns.get("id")
+        if value is None:
+            yield Problem(row.line, "id", None, "id is missing")
+        elif isinstance(value, str):
+            first_line = lines.setdefault(value, row.line)
+            if first_line != row.line:
+                yield Problem(row.line, "id", value, f"id {value!r} is on line {first_line} and on line {row.line}")
+            try:
+                check_id(value)
+            except ValueError as exc:
+                yield Problem(row.line, "id", value, str(exc))
+
+
+def _warn_near_names(rows: list[Row]) -> Iterator[str]:
+    first_lines: dict[str, int] = {}
+    for row in rows:
+        for name in row.columns:
+            first_lines.setdefault(name, row.line)
+    for name, line in first_lines.items():
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), COLUMN_TYPES, n=1, cutoff=0.8)
+        if name not in COLUMN_TYPES and near:
+            yield f"line {line}: column {name!r} is not a setting and passes through; did you mean {near[0]!r}?"
+
+
+def _warn_size(request: VideoRequest, line: int, defaults: RequestDefaults) -> list[str]:
+    size, own = f"{request.width}x{request.height}", f"{defaults.width}x{defaults.height}"
+    return [] if size == own else [f"line {line}: the size {size} is not the run's {own}; quality may suffer"]
+
+
+def _distinct(items: Iterable[T]) -> list[T]:
+    return list({repr(item): item for item in items}.values())

@@ -1,0 +1,192 @@
+"""UNet3D latent video models: ModelScopeT2V (Wang et al. 2023) and everything else in its diffusers layout.
+
+The numbers are those of diffusers' `TextToVideoSDPipeline`, taken apart so that another sampler can drive them.
+
+Suffixes: B batch, C channels, F frames of a window, H height, W width, L tokens, D text width.
+"""
+
+# diffusers re-exports its classes in a way that pyright takes for private.
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from ti2v_dist.models import ModelFolderError, weight_files
+from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.video import check_choice
+
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTIONS = ("sdpa", "eager")
+
+
+class UNet3DVideoModel:
+    """A `VideoModel` made of UNet3DConditionModel, AutoencoderKL and CLIPTextModel, all frozen, on one device."""
+
+    def __init__(self, info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", attention: str = "sdpa"):
+        """Load the folder of `info`; see `ti2v_dist.models.load_model` for the choices and the errors."""
+        check_choice("dtype", dtype, DTYPES)
+        check_choice("attention", attention, ATTENTIONS)
+        self.info = info
+        self.device = _checked_device(device)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        # A Stable Diffusion VAE overflows in float16.
+        self.vae_dtype = torch.float32 if dtype == "float16" else self.dtype
+
+        unet = _load_part(UNet3DConditionModel, info, "unet", torch_dtype=self.dtype)
+        vae = _load_part(AutoencoderKL, info, "vae", torch_dtype=self.vae_dtype)
+        with _no_progress_bar():
+            text_encoder = _load_part(
+                CLIPTextModel, info, "text_encoder", dtype=self.dtype, attn_implementation=attention
+            )
+        processor = AttnProcessor2_0() if attention == "sdpa" else AttnProcessor()
+        unet.set_attn_processor(processor)
+        vae.set_attn_processor(processor)
+        self._unet: UNet3DConditionModel = _freeze(unet, self.device)
+        self._vae: AutoencoderKL = _freeze(vae, self.device)
+        self._text_encoder: CLIPTextModel = _freeze(text_encoder, self.device)
+        self._tokenizer = CLIPTokenizer.from_pretrained(info.folder / "tokenizer", local_files_only=True)
+
+        schedule: Any = DDIMScheduler.from_pretrained(info.folder / "scheduler", local_files_only=True)
+        self.alphas_cumprod: Tensor = schedule.alphas_cumprod.double()
+        # Indexing a tensor on the device keeps a copy from the host out of every call.
+        self._timesteps = torch.arange(len(self.alphas_cumprod), device=self.device)
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts to float32 text_BLD, padded to the tokenizer's full length (`TextToVideoSDPipeline.encode_prompt`).
+
+        Warns, naming them, of words that the model cannot take in.
+        """
+        for prompt in prompts:
+            self._warn_of_lost_words(prompt)
+        length = self._tokenizer.model_max_length
+        tokens = self._tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        uses_mask = getattr(self._text_encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask if uses_mask else None
+        return self._text_encoder(tokens.input_ids, attention_mask=mask).last_hidden_state.float()
+
+    @torch.inference_mode()
+    def encode_image(self, image_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] to float32 latent_BCHW: scaling_factor times the posterior's mean, never a sample."""
+        posterior = self._vae.encode(image_BCHW.to(self.device, self.vae_dtype), return_dict=False)[0]
+        return posterior.mean.float() * self._vae.config["scaling_factor"]
+
+    @torch.inference_mode()
+    def predict_noise(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
+        """ε_θ of at most `info.window` noisy latents, all at timestep `t`; float32, the shape of `x_BCFHW`."""
+        assert x_BCFHW.shape[2] <= self.info.window, (x_BCFHW.shape, self.info.window)
+        x = x_BCFHW.to(self.device, self.dtype)
+        text = text_BLD.to(self.device, self.dtype)
+        return self._unet(x, self._timesteps[t], text, return_dict=False)[0].float()
+
+    @torch.inference_mode()
+    def decode(self, latent_BCHW: Tensor) -> Tensor:
+        """Scaled latents to uint8 frames_BHWC, rounded to the nearest level."""
+        latent = 1 / self._vae.config["scaling_factor"] * latent_BCHW.to(self.device, torch.float32)
+        image = self._vae.decode(latent.to(self.vae_dtype), return_dict=False)[0].float()
+        return (image * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    def weights_sha256(self) -> str:
+        """Hex sha256 over the names and bytes of the weights that are loaded and of the configs beside them."""
+        return self._weights_sha256
+
+    @cached_property
+    def _weights_sha256(self) -> str:
+        folder = self.info.folder
+        paths = [path for part in ("unet", "vae", "text_encoder") for path in weight_files(folder, part)[1]]
+        paths += [folder / part / "config.json" for part in ("unet", "vae", "text_encoder")]
+        paths += [folder / "scheduler" / "scheduler_config.json"]
+        paths += [path for ending in ("json", "txt") for path in (folder / "tokenizer").glob(f"*.{ending}")]
+        total = hashlib.sha256()
+        for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in paths):
+            with path.open("rb") as file:
+                total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        return total.hexdigest()
+
+    def _warn_of_lost_words(self, prompt: str) -> None:
+        length = self._tokenizer.model_max_length
+        spans = self._tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        if len(spans) > length:
+            # The last of the tokens that fit marks the end; a word that is cut in two counts as dropped.
+            first_lost = spans[length - 1][0]
+            dropped = prompt[prompt.rfind(" ", 0, first_lost + 1) + 1 :]
+            warnings.warn(
+                f"prompt {prompt!r} is longer than the model's {length} tokens; dropped: {dropped!r}", stacklevel=4
+            )
+        if self.info.model_id == "shapes":
+            from ti2v_dist.models.shapes.world import grammar
+
+            known = set(grammar())
+            unknown = [word for word in dict.fromkeys(re.findall(r"\w+", prompt.lower())) if word not in known]
+            if unknown:
+                warnings.warn(
+                    f"prompt {prompt!r}: the shapes model never saw {', '.join(unknown)}; its words are "
+                    f"{', '.join(sorted(known - {','}))}",
+                    stacklevel=4,
+                )
+
+
+def _checked_device(name: str) -> torch.device:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device is {name!r}; choose cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            seen = f"only {count} GPUs" if count else "no GPU"
+            raise ValueError(f"device is {name!r}, but this process sees {seen}; choose cpu or another GPU")
+    return device
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws a bar for the loading of a small file, into the logs of every worker."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
+
+
+def _load_part(part_class: Any, info: ModelInfo, part: str, **settings: Any) -> Any:
+    """One sub-folder's network; a weight that is absent must never be left at random."""
+    variant, files = weight_files(info.folder, part)
+    try:
+        network, report = part_class.from_pretrained(
+            info.folder / part,
+            use_safetensors=True,
+            variant=variant,
+            local_files_only=True,
+            output_loading_info=True,
+            **settings,
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ModelFolderError(f"{info.folder}: {part}/{files[0].name} cannot be loaded: {error}") from error
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise ModelFolderError(f"{info.folder}: {part}/{files[0].name} lacks {len(absent)} weights: {absent[0]}, …")
+    return network
+
+
+def _freeze(network: Any, device: torch.device) -> Any:
+    assert isinstance(network, nn.Module)
+    return network.to(device).eval().requires_grad_(False)

@@ -1,0 +1,311 @@
+"""Who works next: pure decisions. An event goes in, commands come out; no clock, no IO, no torch, no Ray.
+
+A run can be replayed from its list of events, so every distributed bug becomes a story in `tests/test_scheduler.py`.
+
+Life of a video: waiting → loading → (encoding) → ready ⇄ advancing → finishing → done, or failed from anywhere.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ti2v_dist.events import (
+    Advance,
+    CallFailed,
+    ChunkDone,
+    Command,
+    Commit,
+    Committed,
+    Encode,
+    Encoded,
+    Event,
+    Fail,
+    Finish,
+    Finished,
+    Forget,
+    GiveUp,
+    Load,
+    Loaded,
+    StartWorker,
+    StopRequested,
+    Superseded,
+    VideoError,
+    VideoSubmitted,
+    WorkerLost,
+    WorkerReady,
+)
+
+MAX_ATTEMPTS = 3
+"""Errors of a video's own work before it becomes a failed row."""
+MAX_CRASHES = 3
+"""Workers that may die with a video in hand, preemptions apart, before it becomes a failed row."""
+MAX_BARREN_LOSSES = 5
+"""Workers lost in a row without one finished call before the run gives up."""
+CALLS_PER_WORKER = 2
+"""Outstanding calls: one in hand and one behind it, so that a worker never waits for the network."""
+
+
+@dataclass
+class _Video:
+    id: str
+    group: tuple
+    num_frames: int
+    status: str = "waiting"
+    frame: int = 0
+    committed: int = 0
+    attempts: int = 0
+    crashes: int = 0
+    void: bool = False  # what comes back for it rests on a superseded frame
+
+    @property
+    def last(self) -> int:
+        return self.num_frames - 1
+
+    @property
+    def is_suspect(self) -> bool:
+        return max(self.attempts, self.crashes) >= 2
+
+
+@dataclass
+class _Worker:
+    calls: list[tuple[str, ...]] = field(default_factory=list)
+
+    def return_call(self, ids: tuple[str, ...]) -> bool:
+        """Take a call off the list; False if it was not there any more."""
+        if ids not in self.calls:
+            return False
+        self.calls.remove(ids)
+        return True
+
+
+class Scheduler:
+    """Decides what every worker does next. `slots` is the batch size of a worker."""
+
+    def __init__(self, slots: int):
+        self.slots = slots
+        self.waiting: deque[_Video] = deque()
+        self.videos: dict[str, _Video] = {}  # admitted ones, in the order of the next turn
+        self.workers: dict[int, _Worker] = {}
+        self.stopping = False
+        self.barren_losses = 0
+        self._handlers: dict[type, Callable] = {
+            VideoSubmitted: self._on_submitted,
+            Loaded: self._on_loaded,
+            WorkerReady: self._on_worker_ready,
+            WorkerLost: self._on_worker_lost,
+            Encoded: self._on_encoded,
+            ChunkDone: self._on_chunk_done,
+            CallFailed: self._on_call_failed,
+            VideoError: self._on_video_error,
+            Committed: self._on_committed,
+            Superseded: self._on_superseded,
+            Finished: self._on_finished,
+            StopRequested: self._on_stop,
+        }
+
+    def handle(self, event: Event) -> list[Command]:
+        """Take in one event and return what is to be done now."""
+        commands = self._handlers[type(event)](event)
+        return commands + self._admit() + self._dispatch()
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is left to do, or, once stopping, when nothing is in hand any more."""
+        in_hand = any(worker.calls for worker in self.workers.values())
+        if self.stopping:
+            committing = any(video.committed < video.frame for video in self.videos.values())
+            return not in_hand and not committing
+        return not self.videos and not self.waiting
+
+    def count(self, status: str) -> int:
+        """Number of admitted videos with this status."""
+        return sum(video.status == status for video in self.videos.values())
+
+    @property
+    def in_hand(self) -> int:
+        """Videos inside outstanding calls."""
+        return sum(len(ids) for worker in self.workers.values() for ids in worker.calls)
+
+    # Events
+
+    def _on_submitted(self, event: VideoSubmitted) -> list[Command]:
+        self.waiting.append(_Video(event.id, event.group, event.num_frames))
+        return []
+
+    def _on_loaded(self, event: Loaded) -> list[Command]:
+        video = self.videos[event.id]
+        video.void = False
+        video.frame = video.committed = event.frame or 0
+        video.status = "new" if event.frame is None else self._next_status(video)
+        return []
+
+    def _on_worker_ready(self, event: WorkerReady) -> list[Command]:
+        self.workers[event.worker] = _Worker()
+        return []
+
+    def _on_worker_lost(self, event: WorkerLost) -> list[Command]:
+        worker = self.workers.pop(event.worker, None)
+        if self.stopping:
+            return []
+        self.barren_losses = 0 if event.preempted else self.barren_losses + 1
+        if self.barren_losses >= MAX_BARREN_LOSSES:
+            self.stopping = True
+            return [GiveUp(f"{self.barren_losses} workers in a row died without finishing a call")]
+        commands: list[Command] = [StartWorker()]
+        for ids in worker.calls if worker else []:
+            for video in map(self.videos.get, ids):
+                if video is None:
+                    continue
+                video.crashes += not event.preempted
+                message = f"{video.crashes} workers died with this video in hand"
+                commands += self._try_again(video, video.crashes >= MAX_CRASHES, "WorkerCrashed", message)
+        return commands
+
+    def _on_encoded(self, event: Encoded) -> list[Command]:
+        if self._returned(event.worker, (event.id,)):
+            self.videos[event.id].status = "ready"
+        return []
+
+    def _on_chunk_done(self, event: ChunkDone) -> list[Command]:
+        if not self._returned(event.worker, event.ids):
+            return []
+        commands: list[Command] = []
+        for video_id, frame in event.frames.items():
+            video = self.videos[video_id]
+            if video.void:
+                commands.append(self._load(video))
+                continue
+            video.frame, video.attempts, video.crashes = frame, 0, 0
+            commands.append(Commit(video.id, frame))
+            self._requeue(video)
+        return commands
+
+    def _on_call_failed(self, event: CallFailed) -> list[Command]:
+        if not self._returned(event.worker, event.ids):
+            return []
+        commands: list[Command] = []
+        for video in map(self.videos.__getitem__, event.ids):
+            video.attempts += 1
+            commands += self._try_again(video, video.attempts >= MAX_ATTEMPTS, event.error_type, event.message)
+        return commands
+
+    def _on_video_error(self, event: VideoError) -> list[Command]:
+        video = self.videos.get(event.id)
+        if video is None:
+            return []
+        for worker in self.workers.values():
+            worker.return_call((event.id,))
+        return self._fail(video, event.error_type, event.message)
+
+    def _on_committed(self, event: Committed) -> list[Command]:
+        video = self.videos.get(event.id)
+        if video is None:
+            return []
+        video.committed = event.frame
+        if video.status == "settling":
+            video.status = self._next_status(video)
+        return []
+
+    def _on_superseded(self, event: Superseded) -> list[Command]:
+        video = self.videos[event.id]
+        if video.status == "advancing":
+            video.void = True
+            return []
+        return [self._load(video)]
+
+    def _on_finished(self, event: Finished) -> list[Command]:
+        if not self._returned(event.worker, (event.id,)):
+            return []
+        del self.videos[event.id]
+        return [Forget(event.id)]
+
+    def _on_stop(self, event: StopRequested) -> list[Command]:
+        self.stopping = True
+        return []
+
+    # Decisions
+
+    def _returned(self, worker: int, ids: tuple[str, ...]) -> bool:
+        """Take a call back; False for one of a worker already given up for lost, whose videos went elsewhere."""
+        if worker not in self.workers or not self.workers[worker].return_call(ids):
+            return False
+        self.barren_losses = 0
+        return True
+
+    def _next_status(self, video: _Video) -> str:
+        """Computing frame n + 1 may overlap the commit of n, and no more: a slow store holds its videos back."""
+        if video.frame >= video.last:
+            return "complete" if video.committed == video.frame else "settling"
+        return "ready" if video.frame - video.committed <= 1 else "settling"
+
+    def _requeue(self, video: _Video) -> None:
+        """Put the video behind the others: turns go round, so that the last videos still fill their batches."""
+        video.status = self._next_status(video)
+        self.videos[video.id] = self.videos.pop(video.id)
+
+    def _load(self, video: _Video) -> Load:
+        video.status = "loading"
+        return Load(video.id)
+
+    def _try_again(self, video: _Video, exhausted: bool, error_type: str, message: str) -> list[Command]:
+        if exhausted:
+            return self._fail(video, error_type, message)
+        if video.void:
+            return [self._load(video)]
+        video.status = "new" if video.status == "encoding" else self._next_status(video)
+        return []
+
+    def _fail(self, video: _Video, error_type: str, message: str) -> list[Command]:
+        del self.videos[video.id]
+        return [Fail(video.id, error_type, message, max(video.attempts, video.crashes, 1))]
+
+    def _admit(self) -> list[Command]:
+        """Hold at most two batches a worker in memory: one computing, one behind it."""
+        commands: list[Command] = []
+        room = CALLS_PER_WORKER * self.slots * len(self.workers) - len(self.videos)
+        while self.waiting and room > 0 and not self.stopping:
+            video = self.waiting.popleft()
+            self.videos[video.id] = video
+            commands.append(self._load(video))
+            room -= 1
+        return commands
+
+    def _dispatch(self) -> list[Command]:
+        """Give every worker with room its next call, the emptiest worker first."""
+        commands: list[Command] = []
+        given = True
+        while given and not self.stopping:
+            given = False
+            for number, worker in sorted(self.workers.items(), key=lambda item: len(item[1].calls)):
+                call = self._next_call(number, worker)
+                if call:
+                    worker.calls.append((call.id,) if isinstance(call, Encode | Finish) else call.ids)
+                    commands.append(call)
+                    given = True
+                    break
+        return commands
+
+    def _next_call(self, number: int, worker: _Worker) -> Encode | Finish | Advance | None:
+        if len(worker.calls) >= CALLS_PER_WORKER:
+            return None
+        for status, single in (("complete", Finish), ("new", Encode)):
+            video = next((v for v in self.videos.values() if v.status == status), None)
+            if video:
+                video.status = "finishing" if single is Finish else "encoding"
+                return single(number, video.id)
+        batch = self._next_batch()
+        # A batch that is not full waits while the videos that could fill it are on their way: in the call in hand,
+        # or being read. A batch of suspects is as full as it will be.
+        more_to_come = worker.calls or self.count("loading")
+        if not batch or (more_to_come and len(batch) < self.slots and not (batch[0].is_suspect and not worker.calls)):
+            return None
+        for video in batch:
+            video.status = "advancing"
+        return Advance(number, tuple(video.id for video in batch))
+
+    def _next_batch(self) -> list[_Video]:
+        ready = [video for video in self.videos.values() if video.status == "ready"]
+        # What failed twice is tried alone, for its neighbours are innocent.
+        if ready and ready[0].is_suspect:
+            return ready[:1]
+        return [v for v in ready if v.group == ready[0].group and not v.is_suspect][: self.slots]

@@ -1,0 +1,299 @@
+"""The one primitive under every guarantee: create a key that must not exist yet, whole or not at all.
+
+Every backend runs the same code; only how "create if absent" is asked for differs (`_create_file` and its siblings).
+"""
+
+import errno
+import os
+import random
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+SCHEMES = ("file", "s3", "gs", "az", "memory")
+MAX_OBJECT_BYTES = 100 * 2**20 - 1  # from here on s3fs sends parts, whose condition not every server honours
+ATTEMPTS = 6
+RETRY_BASE_S = 0.1
+PROBE_ROUNDS, PROBE_THREADS = 3, 16
+
+_KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+_TEMPORARY = ".tmp-"
+_RETRY_STATUS = {408, 409, 425, 429}
+_RETRY_ERRNO = {errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, getattr(errno, "EREMOTEIO", errno.EBUSY)}
+_FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT}
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
+_memory_lock = threading.Lock()
+_T = TypeVar("_T")
+
+
+class KeyExists(FileExistsError):
+    """The key is taken; it may be by the echo of our own lost reply, which `Store.settle` tells apart."""
+
+
+class StoreUnavailable(OSError):
+    """The store did not answer, or is full. Nothing is known of the last write: ask again later with the same bytes."""
+
+
+class StoreRefused(ValueError):
+    """The store cannot be trusted with a run, or cannot be written at all."""
+
+
+class Store:
+    """Objects below one URL: created once, never changed.
+
+    Safe to use from many threads. Every method raises `StoreUnavailable` when the store stays silent through `ATTEMPTS`
+    tries, and the client's own `OSError` for what no retry can mend (no permission, no bucket).
+    """
+
+    def __init__(self, url: str):
+        """`url` is a local path or `scheme://...`, scheme one of `SCHEMES`; anything else is a `ValueError`."""
+        self.scheme = check_scheme(url)
+        self.fs = _filesystem(self.scheme)
+        self.root = str(self.fs._strip_protocol(url)).rstrip("/")
+        if not self.root and self.scheme not in ("file", "memory"):
+            raise ValueError(f"output {url!r} names no bucket; write {self.scheme}://BUCKET/FOLDER")
+        self._transport_errors = _transport_errors(self.scheme)
+        self._synced: set[str] = set()
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write a key that must not exist; durable on return. Raises `KeyExists` when it is taken.
+
+        An unknown outcome is asked again with the same bytes, so `KeyExists` may mean our own first try: see `settle`.
+        """
+        assert data, key
+        if len(data) > MAX_OBJECT_BYTES:
+            raise ValueError(f"{key} has {len(data)} bytes; one object holds at most {MAX_OBJECT_BYTES}")
+        path = self._path(key)
+        try:
+            self._ask(key, lambda: self._create_once(path, data))
+        except FileExistsError as exc:
+            raise KeyExists(errno.EEXIST, "key exists", key) from exc
+
+    def settle(self, key: str, data: bytes) -> bytes:
+        """Create the key, or read what is there: first writer wins. The result equals `data` where it is ours."""
+        try:
+            self.create(key, data)
+        except KeyExists:
+            return self.get(key)
+        return data
+
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises `KeyError` when there is none."""
+        path = self._path(key)
+        try:
+            return self._ask(key, lambda: self.fs.cat_file(path))
+        except _ABSENT as exc:
+            raise KeyError(key) from exc
+
+    def list(self, prefix: str) -> list[str]:
+        """Names below the folder `prefix`, relative to it, sorted. It may lag behind: a hint, never a proof."""
+        base = self._path(prefix) + "/"
+        try:
+            paths = self._ask(prefix, lambda: self.fs.find(base[:-1]))
+        except _ABSENT:
+            return []
+        names = (path[len(base) :] for path in paths if path.startswith(base))
+        return sorted(name for name in names if name and not _leaf(name).startswith(_TEMPORARY))
+
+    def delete(self, key: str) -> None:
+        """Remove a key; nothing happens when there is none."""
+        path = self._path(key)
+        try:
+            self._ask(key, lambda: self.fs.rm_file(path))
+        except _ABSENT:
+            return
+
+    def probe(self, folder: str) -> None:
+        """Show that the store honours create-only, below `folder`; raises `StoreRefused` where it does not.
+
+        Servers exist that accept a condition and ignore it, or honour it only one client at a time.
+        """
+        keys = [f"{folder}/{uuid.uuid4().hex}" for _ in range(1 + PROBE_ROUNDS)]
+        try:
+            try:
+                self._probe_one(keys[0])
+                for key in keys[1:]:
+                    self._probe_race(key)
+            finally:
+                for key in keys:
+                    self.delete(key)
+        except StoreUnavailable:
+            raise
+        except OSError as exc:
+            raise StoreRefused(f"cannot write below {self.root}: {exc}") from exc
+
+    def _probe_one(self, key: str) -> None:
+        if self.settle(key, b"first") != b"first":
+            raise StoreRefused(f"{self.root} returned other bytes than were written")
+        try:
+            self.create(key, b"second")
+        except KeyExists:
+            if self.get(key) != b"first":
+                raise StoreRefused(f"{self.root} refused a second create and yet changed the object") from None
+            return
+        raise StoreRefused(f"{self.root} overwrites an object that exists: it ignores create-only writes")
+
+    def _probe_race(self, key: str) -> None:
+        start = threading.Barrier(PROBE_THREADS)
+
+        def run(data: bytes) -> tuple[bytes, bytes]:
+            start.wait(timeout=60)
+            return data, self.settle(key, data)
+
+        with ThreadPoolExecutor(PROBE_THREADS) as pool:
+            results = list(pool.map(run, [f"racer {i}".encode() for i in range(PROBE_THREADS)]))
+        winners = sum(mine == settled for mine, settled in results)
+        if winners != 1 or {settled for _, settled in results} != {self.get(key)}:
+            raise StoreRefused(f"{self.root} let {winners} of {PROBE_THREADS} writers create one key")
+
+    def _path(self, key: str) -> str:
+        parts = key.split("/")
+        assert _KEY.fullmatch(key), key
+        assert not {".", ".."} & set(parts), key
+        assert not parts[-1].startswith(_TEMPORARY), key
+        return f"{self.root}/{key}"
+
+    def _create_once(self, path: str, data: bytes) -> None:
+        if self.scheme == "file":
+            _create_file(path, data, self._synced)
+        elif self.scheme == "memory":
+            with _memory_lock:  # fsspec's own "xb" looks and then writes: two threads can both win
+                self.fs.pipe_file(path, data, mode="create")
+        else:
+            self.fs.pipe_file(path, data, mode="create")
+
+    def _ask(self, key: str, operation: Callable[[], _T]) -> _T:
+        """Run an idempotent operation until its outcome is known; raises `FileExistsError` or `FileNotFoundError`."""
+        last: BaseException | None = None
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(random.uniform(0.5, 1) * RETRY_BASE_S * 2**attempt)
+            try:
+                return operation()
+            except (OSError, *self._transport_errors) as exc:
+                self._raise_if_known(key, exc)
+                last = exc
+        raise StoreUnavailable(f"{key}: no answer from the store in {ATTEMPTS} tries: {last}") from last
+
+    def _raise_if_known(self, key: str, exc: BaseException) -> None:
+        """Raise what `exc` says for certain; return where the outcome is unknown and must be asked again."""
+        status = _http_status(exc)
+        if status == 412:
+            raise FileExistsError(errno.EEXIST, "precondition failed", key) from exc
+        if status is not None:
+            if status in _RETRY_STATUS or status >= 500:
+                return
+            raise exc
+        if isinstance(exc, OSError) and exc.errno in _FULL_ERRNO:
+            raise StoreUnavailable(f"{key}: {exc}") from exc
+        unsure = isinstance(exc, (TimeoutError, ConnectionError, *self._transport_errors))
+        if not (unsure or (isinstance(exc, OSError) and exc.errno in _RETRY_ERRNO)):
+            raise exc
+
+
+def check_scheme(url: str) -> str:
+    """The scheme of an output URL ("file" for a plain path); `ValueError` naming it and the choices if not allowed.
+
+    Some clients connect as soon as they are made, so this comes before any of them sees the URL.
+    """
+    if "::" in url:
+        raise ValueError(f"output {url!r} chains filesystems with '::'; give one URL")
+    scheme = url.split("://", 1)[0] if "://" in url else "file"
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme {scheme!r} is not supported; choose one of {', '.join(SCHEMES)}")
+    return scheme
+
+
+def _filesystem(scheme: str) -> Any:
+    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    own_server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if scheme == "s3" and own_server:
+        # Servers other than AWS seldom resolve a host name for each bucket.
+        options["config_kwargs"] = {"s3": {"addressing_style": "path"}}
+    try:
+        return fsspec.filesystem(scheme, **options)
+    except ImportError as exc:
+        raise ValueError(f"{scheme}:// needs its client: pip install 'ti2v-dist[{_EXTRAS[scheme]}]' ({exc})") from exc
+
+
+def _transport_errors(scheme: str) -> tuple[type[BaseException], ...]:
+    """Errors of the wire that are not `OSError`s and that leave the outcome unknown."""
+    if scheme not in ("s3", "gs"):
+        return ()
+    import aiohttp
+
+    if scheme == "gs":
+        return (aiohttp.ClientError,)
+    from botocore import exceptions as boto
+
+    return aiohttp.ClientError, boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError
+
+
+def _http_status(exc: BaseException) -> int | None:
+    """The server's status. s3fs names 412 differently from server to server; its cause has the number."""
+    for error in (exc, exc.__cause__):
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        for name in ("status_code", "status", "code"):
+            if isinstance(status := getattr(error, name, None), int):
+                return status
+    return None
+
+
+def _create_file(path: str, data: bytes, synced: set[str]) -> None:
+    """Link a finished temporary file to its name: the name is taken by whole bytes or not at all."""
+    folder = os.path.dirname(path)
+    _make_folder(folder, synced)
+    temporary = f"{folder}/{_TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        finally:
+            # Also when the name was taken: its writer may not have come as far as this, and its value is now used.
+            _sync_folder(folder)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _make_folder(folder: str, synced: set[str]) -> None:
+    """Make the folder and its parents, and have each name on the disk before anything in it is acknowledged."""
+    if folder in synced:
+        return
+    parent = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        _make_folder(parent, synced)
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            # Another writer made it; a file in its place must not pass for a key that exists.
+            if not os.path.isdir(folder):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
+    _sync_folder(parent)
+    if len(synced) > 4096:
+        synced.clear()
+    synced.add(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit("/", 1)[-1]

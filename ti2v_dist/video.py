@@ -1,0 +1,267 @@
+"""The nouns: what is asked for (`VideoRequest`), how to sample it (`SamplingParams`), and how far it is (`VideoState`).
+
+Arrays are numpy, so that a process without torch can hold them.
+Suffixes: C latent channels, F frames, H latent height, W latent width, L tokens, D text width.
+"""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+SAMPLER_NAMES = ("ti2v_zero", "ti2v_zero_reference", "replace")
+INIT_NAMES = ("inversion", "gaussian")
+TRAIN_TIMESTEPS = 1000
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise `ValueError` naming the value and the choices unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
+    """Raise `ValueError` naming the value and its range unless low <= value <= high."""
+    if not (value >= low and (high is None or value <= high)):
+        limit = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"{name} is {value!r}; it must be {limit}")
+
+
+def check_id(video_id: str) -> str:
+    """Return `video_id` if keys and file names can be built from it; raise `ValueError` naming it otherwise."""
+    if not isinstance(video_id, str) or not _ID.fullmatch(video_id):
+        shown = f"{video_id!a:.80}"
+        raise ValueError(f"id is {shown}; it must be 1 to 128 of the characters A-Z, a-z, 0-9, _ and -")
+    return video_id
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How frames are sampled (TI2V-Zero, Ni et al. 2024, Algorithm 1); the paper's symbol in brackets.
+
+    `t_start` is the first timestep; by default (S - 1) * (1000 // S) + 1. `init="gaussian"` starts a new frame from
+    noise instead of the DDPM-inverted last latent, for the ablation.
+    """
+
+    sampler: str = "ti2v_zero"
+    num_inference_steps: int = 10  # [S]
+    resample_iterations: int = 4  # [U]
+    guidance_scale: float = 9.0  # [g]
+    context_frames: int = 15  # [K]
+    t_start: int | None = None
+    init: str = "inversion"
+
+    def __post_init__(self) -> None:
+        check_choice("sampler", self.sampler, SAMPLER_NAMES)
+        check_choice("init", self.init, INIT_NAMES)
+        check_range("resample_iterations", self.resample_iterations, 1)
+        check_range("context_frames", self.context_frames, 1)
+        check_range("num_inference_steps", self.num_inference_steps, 1, TRAIN_TIMESTEPS - 1)
+        if not 0 < self.guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale is {self.guidance_scale!r}; it must be a finite number above 0")
+        if self.t_start is None and self.num_inference_steps == 1:
+            raise ValueError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
+        if self.t_start is not None:
+            check_range("t_start", self.t_start, 1, TRAIN_TIMESTEPS - 1)
+        check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
+
+    @property
+    def first_timestep(self) -> int:
+        """t_1, the noisiest timestep."""
+        if self.t_start is not None:
+            return self.t_start
+        steps = self.num_inference_steps
+        return (steps - 1) * (TRAIN_TIMESTEPS // steps) + 1
+
+    @property
+    def batch_group(self) -> tuple:
+        """What must be equal for two videos to share a batch; guidance is a value per slot."""
+        return (
+            self.sampler,
+            self.num_inference_steps,
+            self.resample_iterations,
+            self.context_frames,
+            self.first_timestep,
+            self.init,
+        )
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """One video to make, every default filled in. Sizes in pixels, `fps` in frames per second.
+
+    `image` is an absolute path or URL to read from and `image_uri` is what the user wrote: the same request may find
+    its image elsewhere on another machine. `extra` holds the manifest's other columns, passed through to the output.
+    """
+
+    id: str
+    image: str
+    prompt: str
+    seed: int
+    height: int
+    width: int
+    params: SamplingParams
+    num_frames: int = 16
+    fps: int = 8
+    negative_prompt: str = ""
+    image_uri: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_id(self.id)
+        if not self.prompt.strip():
+            raise ValueError("prompt is empty; describe what the video shows")
+        check_range("num_frames", self.num_frames, 2)
+        check_range("fps", self.fps, 1, 240)
+        check_range("seed", self.seed, 0, 2**63 - 1)
+        check_range("height", self.height, 8)
+        check_range("width", self.width, 8)
+
+    @property
+    def batch_group(self) -> tuple:
+        """What must be equal for two videos to share a batch."""
+        return (*self.params.batch_group, self.height, self.width)
+
+    def check_against_model(self, window: int, vae_factor: int) -> None:
+        """Raise `ValueError`, naming the value and the choices, unless a model of this window can make the video.
+
+        `vae_factor` is the pixels per latent cell along a side; sizes must be even too, for 4:2:0 video.
+        """
+        multiple = math.lcm(vae_factor, 2)
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size % multiple:
+                raise ValueError(f"{name} is {size}; it must be a multiple of {multiple}")
+        check_range("context_frames", self.params.context_frames, 1, window - 1)
+        if self.params.sampler == "replace" and self.num_frames > window:
+            choices = f"sampler 'replace' makes one window: choose 2 to {window} frames or another sampler"
+            raise ValueError(f"num_frames is {self.num_frames}; {choices}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain JSON object; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "VideoRequest":
+        """Inverse of `to_json`."""
+        return cls(**{**data, "params": SamplingParams(**data["params"])})
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change when a run is resumed: all but the place where the image lies today."""
+        return {key: value for key, value in self.to_json().items() if key != "image"}
+
+    def recipe(self, fingerprint_sha256: str, image_HWC: np.ndarray) -> str:
+        """sha256 of all that decides the value of a frame: sampling, the preprocessed image, the run's fingerprint.
+
+        The length, the frame rate, the id and passed-through columns decide no frame.
+        """
+        decides = {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "image_sha256": hashlib.sha256(np.ascontiguousarray(image_HWC)).hexdigest(),
+            "seed": self.seed,
+            "height": self.height,
+            "width": self.width,
+            "params": asdict(self.params),
+            "fingerprint": fingerprint_sha256,
+        }
+        return canonical_sha256(decides)
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces: equal values have equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def canonical_sha256(value: Any) -> str:
+    """Hex sha256 of `canonical_json`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a new video starts from: its first frame (uint8, pixels), z0 and the text embeddings (float32)."""
+
+    image_HWC: np.ndarray
+    latent_CHW: np.ndarray
+    text_LD: np.ndarray
+    negative_text_LD: np.ndarray
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """New frames of one video: latents for frames `first_frame` onwards, float32.
+
+    `context_FCHW` is what enters the queue where that differs from the latents (`ti2v_zero_reference` slides
+    re-encoded pixels).
+    """
+
+    video_id: str
+    first_frame: int
+    latents_FCHW: np.ndarray
+    context_FCHW: np.ndarray | None = None
+
+    @property
+    def last_frame(self) -> int:
+        """Index of the chunk's last frame."""
+        return self.first_frame + len(self.latents_FCHW) - 1
+
+
+@dataclass(frozen=True)
+class LatentQueue:
+    """The sliding queue of K clean latents, oldest first (TI2V-Zero, Sec. 3.2)."""
+
+    latents_KCHW: np.ndarray
+
+    @classmethod
+    def repeat(cls, latent_CHW: np.ndarray, context_frames: int) -> "LatentQueue":
+        """K copies of z0: the queue of a new video."""
+        return cls(np.repeat(latent_CHW[None], context_frames, axis=0))
+
+    def push(self, latents_FCHW: np.ndarray) -> "LatentQueue":
+        """Slide: drop the oldest latents, append the new ones."""
+        joined = np.concatenate([self.latents_KCHW, latents_FCHW])
+        return LatentQueue(joined[-len(self.latents_KCHW) :])
+
+
+@dataclass(frozen=True)
+class VideoState:
+    """All that is needed to compute a video's next frame, on any machine. `frame` is the last one that exists."""
+
+    request: VideoRequest
+    frame: int
+    queue: LatentQueue
+    text_LD: np.ndarray
+    negative_text_LD: np.ndarray
+
+    @classmethod
+    def start(cls, request: VideoRequest, encoded: Encoded) -> "VideoState":
+        """A video of which only frame 0 exists."""
+        queue = LatentQueue.repeat(encoded.latent_CHW, request.params.context_frames)
+        return cls(request, 0, queue, encoded.text_LD, encoded.negative_text_LD)
+
+    @property
+    def is_complete(self) -> bool:
+        """True when every frame exists."""
+        return self.frame >= self.request.num_frames - 1
+
+    def push(self, chunk: Chunk) -> "VideoState":
+        """The state after `chunk`, which must start at the next frame."""
+        assert chunk.first_frame == self.frame + 1, (chunk.first_frame, self.frame)
+        entering = chunk.latents_FCHW if chunk.context_FCHW is None else chunk.context_FCHW
+        return replace(self, frame=chunk.last_frame, queue=self.queue.push(entering))
+
+
+class NonFiniteLatents(ArithmeticError):
+    """A video's new latents hold NaN or infinity. It is an error of that video, not of its batch."""
+
+    def __init__(self, video_id: str, frame: int):
+        super().__init__(f"video {video_id!r}: frame {frame} has non-finite latents")
+        self.video_id, self.frame = video_id, frame
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.video_id, self.frame)

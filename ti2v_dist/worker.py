@@ -1,0 +1,122 @@
+"""Worker: pins one Engine on one device and computes what it is asked. It decides nothing and remembers no video.
+
+The coordinator makes it a Ray actor; `generate` uses it in its own process.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ti2v_dist import __version__, dataset
+from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.config import RunConfig
+from ti2v_dist.images import load_image
+from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
+
+FRAME_LOG = "TI2V_FRAME_LOG"
+"""Environment variable: a file to which each computed frame is appended and synced, `<id> <frame> <pid>` a line.
+
+It outlives the process, so it is how frames that were computed twice are counted after a kill.
+"""
+
+
+FRAMES_AT_ONCE = 16
+"""Frames decoded before they go to the codec: what bounds the memory of a long video."""
+
+
+class Worker:
+    """One frozen model on one device. `open` first; every other call returns its value and the seconds it took."""
+
+    def __init__(self, config: RunConfig, output_url: str):
+        self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
+
+    def open(self) -> dict[str, Any]:
+        """Load the model; returns what decides the bits of a frame, for the run's fingerprint."""
+        import torch
+
+        from ti2v_dist.engine import Engine
+        from ti2v_dist.models import load_model, read_info
+
+        wanted = self.config.model
+        device = wanted.device if wanted.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = wanted.dtype if wanted.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+        self.info = read_info(wanted.id, wanted.revision)
+        model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention)
+        self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
+        self.numerics = self.engine.report()
+        return self.numerics
+
+    def encode(self, request: VideoRequest) -> tuple[Encoded, float]:
+        """Read and preprocess the image, encode it and the prompts. Raises `ImageError`."""
+        began = time.perf_counter()
+        image_HWC = load_image(request.image, request.height, request.width, self.config.allow_http)
+        return self.engine.encode(request, image_HWC), time.perf_counter() - began
+
+    def advance(self, states: list[VideoState]) -> tuple[list[Chunk | NonFiniteLatents], float]:
+        """The next chunk of each video, in one batch."""
+        began = time.perf_counter()
+        results = self.engine.advance(states)
+        seconds = time.perf_counter() - began
+        log = os.environ.get(FRAME_LOG)
+        if log:
+            _append_frames(log, results)
+        return results, seconds
+
+    def finish(self, request: VideoRequest, facts: dict[str, Any]) -> tuple[dict[str, Any], float]:
+        """Decode the settled latents into an mp4 of the data set; returns its metadata row.
+
+        `facts` are what only the coordinator knows: run_id, device_seconds, started_at.
+        """
+        began = time.perf_counter()
+        with self.write_video(request) as written:
+            file_name = dataset.store_video(self.output_url, request.id, written)
+            row = self.row(request, written, file_name, facts)
+        return row, time.perf_counter() - began
+
+    def write_video(self, request: VideoRequest) -> AbstractContextManager[dataset.WrittenVideo]:
+        """The settled video as a temporary mp4, decoded a few frames at a time."""
+        provenance = dataset.provenance(request, self.info.model_id, self.info.revision)
+        return dataset.write_video(self._frames(request), request.fps, provenance)
+
+    def row(
+        self, request: VideoRequest, written: dataset.WrittenVideo, file_name: str, facts: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The metadata row of a finished video."""
+        image = self.store.first_image(request.id)
+        own = {
+            "image_sha256": hashlib.sha256(image).hexdigest(),
+            "model_id": self.info.model_id,
+            "model_revision": self.info.revision,
+            "device": self.numerics["device"],
+            "finished_at": time.time(),
+            "ti2v_version": __version__,
+        }
+        return dataset.metadata_row(request, written, file_name, own | facts)
+
+    def _frames(self, request: VideoRequest) -> Iterator[np.ndarray]:
+        """uint8 frames_HWC: the preprocessed image itself (Algorithm 1, line 5), then the decoded latents."""
+        yield self.store.first_image(request.id)
+        latents = islice(self.store.latents(request.id), request.num_frames - 1)
+        while batch := list(islice(latents, FRAMES_AT_ONCE)):
+            yield from self.engine.decode(np.stack(batch))
+
+
+def _append_frames(path: str, results: list[Chunk | NonFiniteLatents]) -> None:
+    lines = [
+        f"{chunk.video_id} {frame} {os.getpid()}\n"
+        for chunk in results
+        if isinstance(chunk, Chunk)
+        for frame in range(chunk.first_frame, chunk.last_frame + 1)
+    ]
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(descriptor, "".join(lines).encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
