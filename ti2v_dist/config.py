@@ -21,7 +21,7 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """Which frozen model, and how it is loaded. `auto`: CUDA and bfloat16 where there is a GPU, else CPU and float32."""
+    """Which frozen model, and how it is loaded. `auto` is CUDA and bfloat16 with a GPU, CPU and float32 without."""
 
     id: str = Field("shapes", description="`shapes`, a folder in the diffusers layout, or a hub id")
     revision: str | None = Field(None, description="git revision of a hub id")

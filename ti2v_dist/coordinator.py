@@ -11,22 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
 from ti2v_dist import dataset, events, views
-from ti2v_dist.checkpoint import CheckpointStore, FingerprintMismatch
+from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.metrics import Metrics
+from ti2v_dist.pool import VIDEO_ERRORS, WorkerPool, video_error
 from ti2v_dist.record import Tip
 from ti2v_dist.scheduler import Scheduler
 from ti2v_dist.video import Chunk, NonFiniteLatents, VideoRequest, VideoState
-from ti2v_dist.worker import Worker
 
-WORKER_DEATHS = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError)
-"""Ray's exceptions for a dead worker process or node; they share no base class."""
-_LOSS_REASONS = {NodeDiedError: "node_died", OutOfMemoryError: "out_of_memory"}
-VIDEO_ERRORS = (ValueError, NonFiniteLatents)
-"""What is wrong with a video itself; trying again would not help."""
 VIEWS_EVERY_S = 120.0
 STOP_POLL_S = 2.0
 LINGER_S = 60.0
@@ -51,21 +45,20 @@ class Coordinator:
     """One life of a run's coordinator: `begin` once, then `progress` and `stop` at any time."""
 
     def __init__(self, config: RunConfig, output_url: str, workers: int, gpus_per_worker: float):
-        self.config, self.output_url, self.target_workers, self.gpus = config, output_url, workers, gpus_per_worker
+        self.config, self.output_url, self.target_workers = config, output_url, workers
         self.store = CheckpointStore(output_url)
         self.scheduler = Scheduler(config.engine.slots)
         self.metrics = Metrics()
+        self.pool = WorkerPool(config, output_url, gpus_per_worker, self.metrics, self._emit, self._accept)
         self.requests: dict[str, VideoRequest] = {}
         self.videos: dict[str, _Video] = {}
-        self.workers: dict[int, Any] = {}
-        self.refused: list[str] = []
         self.fingerprint: str | None = None
         self.summary: dict[str, Any] | None = None
         self.total = 0
         self.metrics_url, self._close_metrics = self.metrics.serve(
             config.cluster.metrics_port, config.cluster.metrics_host
         )
-        self.frames = self.finished = self.failed = self.started_workers = 0
+        self.frames = self.finished = self.failed = 0
         self.error: str | None = None
         self.began = time.monotonic()
         self._queue: asyncio.Queue[events.Event] = asyncio.Queue()
@@ -82,12 +75,12 @@ class Coordinator:
             events.GiveUp: self._give_up,
         }
 
-    async def begin(self, requests: Sequence[VideoRequest], total: int) -> None:
+    async def begin(self, requests: Sequence[VideoRequest], lines: dict[str, int], total: int) -> None:
         """Take the run of `total` rows over and start working on `requests`, in this order.
 
-        The work goes on by itself: a driver may come and go.
+        `lines` are the ids' lines in the manifest, for failures. The work goes on by itself: a driver may come and go.
         """
-        self.total = total
+        self.total, self.lines = total, lines
         self.epoch = await self._storage(self.store.next_epoch)
         for request in requests:
             self.requests[request.id] = request
@@ -109,13 +102,12 @@ class Coordinator:
         background = [asyncio.create_task(self._watch_for_stop()), asyncio.create_task(self._refresh_views())]
         try:
             for _ in range(min(self.target_workers, -(-len(self.requests) // self.config.engine.slots))):
-                self._spawn(self._start_worker(events.StartWorker()))
+                self._spawn(self.pool.start())
             await self._handle_events()
         finally:
             for task in background:
                 task.cancel()
-            for actor in self.workers.values():
-                ray.kill(actor)
+            self.pool.close()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def progress(self) -> dict[str, Any]:
@@ -165,15 +157,19 @@ class Coordinator:
     def _on_task_done(self, task: asyncio.Task) -> None:
         """A bug in carrying out a command ends the run: going on would leave its video waiting for ever."""
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception():
-            self.error = self.error or f"{type(task.exception()).__name__}: {task.exception()}"
-            self._queue.put_nowait(events.StopRequested())
+        error = None if task.cancelled() else task.exception()
+        if error:
+            self._end(str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}")
+
+    def _end(self, reason: str) -> None:
+        self.error = self.error or reason
+        self.stop()
 
     def _emit(self, event: events.Event) -> None:
         self._queue.put_nowait(event)
 
     def _gauge(self) -> None:
-        self.metrics.workers.set(len(self.workers))
+        self.metrics.workers.set(len(self.scheduler.workers))
         self.metrics.in_flight.set(len(self.scheduler.videos))
         self.metrics.waiting.set(len(self.scheduler.waiting))
         self.metrics.slots_used.set(self.scheduler.in_hand)
@@ -196,7 +192,7 @@ class Coordinator:
             await self._storage(self.store.claim_request, request)
             loaded = await self._storage(self.store.load, request, self.fingerprint)
         except VIDEO_ERRORS as error:
-            self._emit(_video_error(command.id, error))
+            self._emit(video_error(command.id, error))
             return
         if loaded:
             self._remember(*loaded)
@@ -208,7 +204,7 @@ class Coordinator:
 
     async def _encode(self, command: events.Encode) -> None:
         request = self.requests[command.id]
-        done = await self._call(command.worker, (command.id,), "encode", request)
+        done = await self.pool.call(command.worker, (command.id,), "encode", request)
         if done is None:
             return
         encoded, seconds = done
@@ -216,7 +212,7 @@ class Coordinator:
         try:
             begun = await self._storage(self.store.begin, request, encoded, self.fingerprint)
         except VIDEO_ERRORS as error:
-            self._emit(_video_error(command.id, error))
+            self._emit(video_error(command.id, error))
             return
         self._remember(*begun)
         self._emit(events.Encoded(command.worker, command.id))
@@ -226,7 +222,7 @@ class Coordinator:
         now = time.monotonic()
         for video in videos:
             self.metrics.observe("queue_wait", now - video.ready_since)
-        done = await self._call(command.worker, command.ids, "advance", [video.state for video in videos])
+        done = await self.pool.call(command.worker, command.ids, "advance", [video.state for video in videos])
         if done is None:
             return
         results, seconds = done
@@ -244,7 +240,7 @@ class Coordinator:
         self._emit(events.ChunkDone(command.worker, command.ids, frames))
         for result in results:
             if isinstance(result, NonFiniteLatents):
-                self._emit(_video_error(result.video_id, result))
+                self._emit(video_error(result.video_id, result))
 
     async def _commit(self, command: events.Commit) -> None:
         video = self.videos[command.id]
@@ -256,7 +252,7 @@ class Coordinator:
             try:
                 settled = await self._storage(self.store.commit, chunk, video.tip)
             except VIDEO_ERRORS as error:
-                self._emit(_video_error(command.id, error))
+                self._emit(video_error(command.id, error))
                 return
             self.metrics.observe("commit", time.monotonic() - began, len(chunk.latents_FCHW))
             if not settled.ours:
@@ -275,7 +271,7 @@ class Coordinator:
             "device_seconds": round(video.device_seconds, 3),
             "started_at": video.started_at,
         }
-        done = await self._call(command.worker, (command.id,), "finish", request, facts)
+        done = await self.pool.call(command.worker, (command.id,), "finish", request, facts)
         if done is None:
             return
         row, seconds = done
@@ -287,77 +283,28 @@ class Coordinator:
 
     async def _fail(self, command: events.Fail) -> None:
         request = self.requests[command.id]
-        failure = dataset.failure_row(request, command.error_type, command.message, command.attempts)
+        failure = dataset.failure_row(
+            request, command.error_type, command.message, command.attempts, self.lines.get(command.id, 0)
+        )
         await self._storage(self.store.fail, command.id, failure)
         self.failed += 1
         self.metrics.count_video("failed")
         self.metrics.count_failure(command.error_type)
         self.videos.pop(command.id, None)
         if self.failed > self.config.max_failures * self.total:
-            self.error = f"{self.failed} of {self.total} videos failed, more than max_failures allows"
+            self._end(f"{self.failed} of {self.total} videos failed, more than max_failures allows")
 
     async def _forget(self, command: events.Forget) -> None:
         self.videos.pop(command.id, None)
 
     async def _give_up(self, command: events.GiveUp) -> None:
-        self.error = command.reason
-
-    # Workers
+        self._end(command.reason)
 
     async def _start_worker(self, _: events.StartWorker) -> None:
-        number = self.started_workers
-        self.started_workers += 1
-        cluster, threads = self.config.cluster, self.config.engine.threads
-        cpus = threads if cluster.cpus_per_worker is None else cluster.cpus_per_worker
-        resources = {"num_gpus": self.gpus, "num_cpus": 1} if self.gpus else {"num_cpus": cpus}
-        options = {"max_restarts": 0, "max_task_retries": 0, **resources}
-        self.workers[number] = ray.remote(Worker).options(**options).remote(self.config, self.output_url)
-        try:
-            found = await self.workers[number].open.remote()
-        except WORKER_DEATHS as error:
-            self._lose(number, error)
-            return
-        except RayTaskError as error:
-            raise RuntimeError(f"a worker cannot load the model: {error.cause}") from error
-        await self._accept(number, found)
+        await self.pool.start()
 
-    async def _accept(self, number: int, found: dict[str, Any]) -> None:
-        try:
-            self.fingerprint = await self._storage(self.store.claim_fingerprint, found)
-        except FingerprintMismatch as mismatch:
-            ray.kill(self.workers.pop(number))
-            self.refused.append(str(mismatch))
-            if not self.workers:
-                raise RuntimeError(f"0 of {len(self.refused)} workers match: {mismatch}") from mismatch
-            return
-        self._emit(events.WorkerReady(number))
-
-    async def _call(self, number: int, ids: tuple[str, ...], method: str, *arguments: Any) -> Any:
-        """Call a worker; None when it failed, which the scheduler is told."""
-        actor = self.workers.get(number)
-        if actor is None:
-            return None  # lost meanwhile: the scheduler has heard, and has given its videos to others
-        try:
-            return await getattr(actor, method).remote(*arguments)
-        except WORKER_DEATHS as error:
-            self._lose(number, error)
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, VIDEO_ERRORS) and method != "advance":
-                self._emit(_video_error(ids[0], cause))
-            else:
-                self._emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
-        return None
-
-    def _lose(self, number: int, error: Exception) -> None:
-        """Every outstanding call of a dead worker fails; the first one reports the loss."""
-        actor = self.workers.pop(number, None)
-        if actor is None:
-            return
-        preempted = bool(getattr(error, "preempted", False))
-        self.metrics.count_worker_loss("preempted" if preempted else _LOSS_REASONS.get(type(error), "died"))
-        ray.kill(actor)  # an unreachable actor may still live; it must not hold a GPU
-        self._emit(events.WorkerLost(number, preempted))
+    async def _accept(self, numerics: dict[str, Any]) -> None:
+        self.fingerprint = await self._storage(self.store.claim_fingerprint, numerics)
 
     # Beside the loop
 
@@ -374,7 +321,3 @@ class Coordinator:
     async def _write_views(self) -> dict[str, Any]:
         this_life = {**self.progress(), "counters": self.metrics.snapshot()}
         return await self._storage(views.write, self.store, self.total, this_life)
-
-
-def _video_error(video_id: str, error: BaseException) -> events.VideoError:
-    return events.VideoError(video_id, type(error).__name__, str(error))

@@ -46,6 +46,7 @@ class Plan:
     config: RunConfig
     store: CheckpointStore
     total: int
+    lines: dict[str, int]
     todo: list[VideoRequest]
 
 
@@ -99,7 +100,7 @@ def plan(manifest_url: str, output_url: str, config: RunConfig) -> Plan:
     with ThreadPoolExecutor(STORE_THREADS) as pool:
         list(pool.map(store.claim_request, (request for request in manifest.requests if request.id in done)))
         list(pool.map(lambda failure: store.fail(failure.id, failure.to_row()), manifest.failures))
-    return Plan(output_url, config, store, total, [r for r in manifest.requests if r.id not in done])
+    return Plan(output_url, config, store, total, manifest.lines, [r for r in manifest.requests if r.id not in done])
 
 
 def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any]) -> None:
@@ -208,7 +209,7 @@ def _coordinator(ray: Any, planned: Plan, detached: bool) -> Any:
     # An actor without a GPU of its own would otherwise see all of them.
     options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
     coordinator = ray.remote(Coordinator).options(**options).remote(planned.config, planned.output_url, workers, gpus)
-    ray.get(coordinator.begin.remote(planned.todo, planned.total))
+    ray.get(coordinator.begin.remote(planned.todo, planned.lines, planned.total))
     return coordinator
 
 

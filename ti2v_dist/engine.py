@@ -98,14 +98,12 @@ class Engine:
             "numpy": np.__version__,
             "diffusers": _installed("diffusers"),
             "transformers": _installed("transformers"),
-            "dtype": str(getattr(model, "dtype", "unknown")).removeprefix("torch."),
-            "attention": str(getattr(model, "attention", "unknown")),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": model.attention,
             # A GPU's arithmetic does not depend on the host's threads.
             "threads": 0 if on_gpu else self.threads,
             "slots": self.slots,
             "weights_sha256": model.weights_sha256(),
-            "model_id": model.info.model_id,
-            "revision": model.info.revision or "none",
         }
 
     def _check_batch(self, states: Sequence[VideoState]) -> None:
@@ -164,7 +162,7 @@ class Engine:
         return Chunk(state.request.id, first, latents, context)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
+        return torch.tensor(array).to(self.model.device)  # a copy: what came out of a store or Ray is read-only
 
 
 def _make_cuda_deterministic() -> None:

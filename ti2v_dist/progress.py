@@ -31,12 +31,9 @@ class ProgressLog:
 
     def follow(self, progress: dict[str, Any]) -> None:
         """Show a run's progress, as the coordinator tells it."""
-        text = progress.get("note") or (
-            f"{progress['finished']} videos done, {progress['failed']} failed, {progress['frames_per_second']:.2f} frames/s"
-        )
-        self.update(
-            progress["frames"], progress["frames"] + progress["frames_left"], text, progress["frames_per_second"]
-        )
+        frames, rate = progress["frames"], progress["frames_per_second"]
+        text = f"{progress['finished']} videos done, {progress['failed']} failed, {rate:.2f} frames/s"
+        self.update(frames, frames + progress["frames_left"], progress.get("note") or text, rate)
 
     def update(self, frames: int, total: int, text: str, rate: float = 0.0) -> None:
         """Show `frames` of `total` and `text`; a `rate` in frames per second gives the time that is left."""

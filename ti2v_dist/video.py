@@ -162,7 +162,7 @@ class VideoRequest:
         decides = {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
-            "image_sha256": hashlib.sha256(np.ascontiguousarray(image_HWC)).hexdigest(),
+            "image_sha256": hashlib.sha256(image_HWC.tobytes()).hexdigest(),
             "seed": self.seed,
             "height": self.height,
             "width": self.width,

@@ -90,7 +90,7 @@ class Worker:
         """The metadata row of a finished video."""
         image = self.store.first_image(request.id)
         own = {
-            "image_sha256": hashlib.sha256(image).hexdigest(),
+            "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
             "model_id": self.info.model_id,
             "model_revision": self.info.revision,
             "device": self.numerics["device"],

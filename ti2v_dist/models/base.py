@@ -34,6 +34,9 @@ class VideoModel(Protocol):
     """A frozen latent video diffusion model on one device."""
 
     info: ModelInfo
+    dtype: torch.dtype
+    """Of the UNet and the text encoder; latents, text and noise go in and out as float32."""
+    attention: str
     device: torch.device
     alphas_cumprod: Tensor
     """ᾱ of the 1000 training timesteps, float64 on the CPU; ᾱ at t' = 0 is its entry 0."""

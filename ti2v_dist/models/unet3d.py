@@ -44,6 +44,7 @@ class UNet3DVideoModel:
         self.info = info
         self.device = _checked_device(device)
         self.dtype: torch.dtype = getattr(torch, dtype)
+        self.attention = attention
         # A Stable Diffusion VAE overflows in float16.
         self.vae_dtype = torch.float32 if dtype == "float16" else self.dtype
 

@@ -63,7 +63,12 @@ class _Stage:
 
     def __init__(self, folder: Path, name: str, modules: torch.nn.Module, lr: float, steps: int, config: TrainConfig):
         self.path, self.name, self.modules, self.lr, self.steps, self.config = (
-            folder / f"{name}.pt", name, modules, lr, steps, config,
+            folder / f"{name}.pt",
+            name,
+            modules,
+            lr,
+            steps,
+            config,
         )
         self.average = copy.deepcopy(modules).requires_grad_(False)
         self.parameters = [p for p in modules.parameters() if p.requires_grad]

@@ -1,0 +1,104 @@
+"""WorkerPool: one coordinator's worker actors. It starts, calls and buries them, and tells what happened as events."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+
+from ti2v_dist import events
+from ti2v_dist.checkpoint import FingerprintMismatch
+from ti2v_dist.config import RunConfig
+from ti2v_dist.metrics import Metrics
+from ti2v_dist.video import NonFiniteLatents
+from ti2v_dist.worker import Worker
+
+WORKER_DEATHS = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError)
+"""Ray's exceptions for a dead worker process or node; they share no base class."""
+LOSS_REASONS = {NodeDiedError: "node_died", OutOfMemoryError: "out_of_memory"}
+VIDEO_ERRORS = (ValueError, NonFiniteLatents)
+"""What is wrong with a video itself; trying again would not help."""
+
+
+class WorkerPool:
+    """Workers by number. `accept` settles a new worker's fingerprint or raises `FingerprintMismatch`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        output_url: str,
+        gpus_per_worker: float,
+        metrics: Metrics,
+        emit: Callable[[events.Event], None],
+        accept: Callable[[dict[str, Any]], Awaitable[None]],
+    ):
+        self.config, self.output_url, self.gpus = config, output_url, gpus_per_worker
+        self.metrics, self.emit, self.accept = metrics, emit, accept
+        self.actors: dict[int, Any] = {}
+        self.started = 0
+
+    async def start(self) -> None:
+        """Start one more worker and load its model.
+
+        Raises:
+            RuntimeError: the model cannot be loaded, or no worker matches the run's fingerprint.
+        """
+        number, self.started = self.started, self.started + 1
+        # The coordinator replaces a dead worker itself; a call that Ray repeats would be computed twice.
+        options = {"max_restarts": 0, "max_task_retries": 0, **self._resources()}
+        actor = self.actors[number] = ray.remote(Worker).options(**options).remote(self.config, self.output_url)
+        try:
+            await self.accept(await actor.open.remote())
+        except WORKER_DEATHS as error:
+            self._bury(number, error)
+        except RayTaskError as error:
+            raise RuntimeError(f"a worker cannot load the model: {error.cause}") from error
+        except FingerprintMismatch as mismatch:
+            ray.kill(self.actors.pop(number))
+            if not self.actors:
+                raise RuntimeError(f"0 of {self.started} workers match: {mismatch}") from mismatch
+        else:
+            self.emit(events.WorkerReady(number))
+
+    async def call(self, number: int, ids: tuple[str, ...], method: str, *arguments: Any) -> Any:
+        """What a worker's method returns for these videos; None when it failed, which has been told as an event."""
+        actor = self.actors.get(number)
+        if actor is None:
+            return None  # lost meanwhile: the scheduler has heard, and has given its videos to others
+        try:
+            return await getattr(actor, method).remote(*arguments)
+        except WORKER_DEATHS as error:
+            self._bury(number, error)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
+                self.emit(video_error(ids[0], cause))
+            else:
+                self.emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
+        return None
+
+    def close(self) -> None:
+        """End every worker at once."""
+        while self.actors:
+            ray.kill(self.actors.popitem()[1])
+
+    def _resources(self) -> dict[str, float]:
+        if self.gpus:
+            return {"num_gpus": self.gpus, "num_cpus": 1}
+        cpus = self.config.cluster.cpus_per_worker
+        return {"num_cpus": self.config.engine.threads if cpus is None else cpus}
+
+    def _bury(self, number: int, error: Exception) -> None:
+        """Every outstanding call of a dead worker fails; the first one reports the loss."""
+        actor = self.actors.pop(number, None)
+        if actor is None:
+            return
+        preempted = bool(getattr(error, "preempted", False))
+        self.metrics.count_worker_loss("preempted" if preempted else LOSS_REASONS.get(type(error), "died"))
+        ray.kill(actor)  # an unreachable actor may still live; it must not hold a GPU
+        self.emit(events.WorkerLost(number, preempted))
+
+
+def video_error(video_id: str, error: BaseException) -> events.VideoError:
+    """The event of an error that is the video's own."""
+    return events.VideoError(video_id, type(error).__name__, str(error))
