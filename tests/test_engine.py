@@ -27,6 +27,7 @@ class Wrapped:
 
     def __init__(self, model: VideoModel, change: Callable[[Tensor, int, Tensor], Tensor] | None = None):
         self.info, self.device, self.alphas_cumprod = model.info, model.device, model.alphas_cumprod
+        self.dtype, self.attention = model.dtype, model.attention
         self.encode_text, self.encode_image = model.encode_text, model.encode_image
         self.decode, self.weights_sha256 = model.decode, model.weights_sha256
         self._model, self._change = model, change

@@ -1,7 +1,11 @@
 """The command line. Every verb is a call or two; the heavy libraries are imported when a verb needs them."""
 
 import json
+import signal
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -35,14 +39,33 @@ AddressOption = Annotated[str | None, typer.Option(help="Ray cluster to join; de
 
 def main() -> None:
     """Run the command line; exit 2 for bad input, 3 when some rows failed, 130 or 143 when interrupted."""
-    try:
+    with plain_manners():
         app()
+
+
+@contextmanager
+def plain_manners() -> Iterator[None]:
+    """Tell the user of errors, warnings and signals in one line on stderr, and end with the exit code that goes with it.
+
+    Only bugs of ours come through with a traceback.
+    """
+    warnings.showwarning = _show_warning
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
+    try:
+        yield
     except (ValueError, FileNotFoundError) as error:
         _quit(str(error), BAD_INPUT)
     except (RuntimeError, ArithmeticError, OSError) as error:
         _quit(f"{type(error).__name__}: {error}", 1)
-    except KeyboardInterrupt:
-        _quit("interrupted; what was finished is kept, the same command goes on from there", 130)
+
+
+def _on_signal(number: int, _: object) -> None:
+    _quit("interrupted; what was finished is kept, the same command goes on from there", 128 + number)
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print("ti2v: warning:", " ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
 def _quit(message: str, code: int) -> NoReturn:
@@ -102,14 +125,14 @@ def run(
         "engine.slots": slots,
         "cluster.workers": workers,
     }
-    _run(manifest, output, _config(config, settings, chosen), as_json, address, detach)
+    run_and_exit(manifest, output, _config(config, settings, chosen), as_json, address, detach)
 
 
 @app.command()
 def demo(output: OutputOption = "runs/demo", as_json: JsonOption = False) -> None:
     """Make the embedded examples' videos on the CPU with the embedded model, end to end."""
     chosen = {"engine.slots": 3, "cluster.workers": 2, "model.device": "cpu"}
-    _run(str(_examples() / "manifest.jsonl"), output, _config(None, None, chosen), as_json)
+    run_and_exit(str(_examples() / "manifest.jsonl"), output, _config(None, None, chosen), as_json)
 
 
 @app.command()
@@ -153,9 +176,10 @@ def stop(output: Annotated[str, typer.Argument(help="The output of a run.")], as
     _show({"output": output, "epoch": epoch}, as_json, [f"{output} will stop after the frames in hand"])
 
 
-def _run(
+def run_and_exit(
     manifest: str, output: str, config: "RunConfig", as_json: bool, address: str | None = None, detach: bool = False
-) -> None:
+) -> NoReturn:
+    """Run a manifest with progress on stderr, print the summary and end with the run's exit code."""
     from ti2v_dist.driver import run
     from ti2v_dist.progress import ProgressLog
 

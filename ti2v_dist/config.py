@@ -23,8 +23,8 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """Which frozen model, and how it is loaded. `auto` is CUDA and bfloat16 with a GPU, CPU and float32 without."""
 
-    id: str = Field("shapes", description="`shapes`, a folder in the diffusers layout, or a hub id")
-    revision: str | None = Field(None, description="git revision of a hub id")
+    id: str = Field(default="shapes", description="`shapes`, a folder in the diffusers layout, or a hub id")
+    revision: str | None = Field(default=None, description="git revision of a hub id")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -35,32 +35,32 @@ class SamplingConfig(_Section):
 
     sampler: Literal[SAMPLER_NAMES] = SAMPLER_NAMES[0]  # pyright: ignore[reportInvalidTypeForm]
     init: Literal[INIT_NAMES] = INIT_NAMES[0]  # pyright: ignore[reportInvalidTypeForm]
-    num_frames: int = Field(16, ge=2)
-    fps: int | None = Field(None, ge=1)
+    num_frames: int = Field(default=16, ge=2)
+    fps: int | None = Field(default=None, ge=1)
     height: int | None = None
     width: int | None = None
-    num_inference_steps: int = Field(10, ge=1)
-    resample_iterations: int = Field(4, ge=1)
-    guidance_scale: float | None = Field(None, gt=0)
-    context_frames: int | None = Field(None, ge=1)
-    t_start: int | None = Field(None, ge=1)
+    num_inference_steps: int = Field(default=10, ge=1)
+    resample_iterations: int = Field(default=4, ge=1)
+    guidance_scale: float | None = Field(default=None, gt=0)
+    context_frames: int | None = Field(default=None, ge=1)
+    t_start: int | None = Field(default=None, ge=1)
     negative_prompt: str = ""
 
 
 class EngineConfig(_Section):
     """The fixed shape of a batch, on which a video's bits depend: part of the fingerprint."""
 
-    slots: int = Field(4, ge=1, description="videos in one batch; `generate` sets 1 unless told otherwise")
-    threads: int = Field(1, ge=1, description="CPU threads of one engine; without effect on a GPU")
+    slots: int = Field(default=4, ge=1, description="videos in one batch; `generate` sets 1 unless told otherwise")
+    threads: int = Field(default=1, ge=1, description="CPU threads of one engine; without effect on a GPU")
 
 
 class ClusterConfig(_Section):
     """Where the work is done. None of it changes a frame."""
 
-    workers: int | None = Field(None, ge=1, description="default: one for each GPU, or for each `threads` CPUs")
-    cpus_per_worker: float | None = Field(None, ge=0, description="CPUs that Ray reserves; default: `threads`")
+    workers: int | None = Field(default=None, ge=1, description="default: one for each GPU, or for each `threads` CPUs")
+    cpus_per_worker: float | None = Field(default=None, ge=0, description="CPUs that Ray reserves; default: `threads`")
     metrics_host: str = "127.0.0.1"
-    metrics_port: int = Field(0, ge=0, le=65535, description="0 takes a free port")
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="0 takes a free port")
 
 
 class RunConfig(_Section):
@@ -70,10 +70,12 @@ class RunConfig(_Section):
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
-    seed: int = Field(0, ge=0, description="seed of the run; a row without a seed derives its own from this and its id")
-    variations: int = Field(1, ge=1, description="videos made of each row")
-    max_failures: float = Field(1.0, gt=0, le=1, description="share of failed rows at which the run ends")
-    allow_http: bool = Field(False, description="read images from http and https URLs")
+    seed: int = Field(
+        default=0, ge=0, description="seed of the run; a row without a seed derives its own from this and its id"
+    )
+    variations: int = Field(default=1, ge=1, description="videos made of each row")
+    max_failures: float = Field(default=1.0, gt=0, le=1, description="share of failed rows at which the run ends")
+    allow_http: bool = Field(default=False, description="read images from http and https URLs")
 
     def identity(self) -> dict[str, Any]:
         """The settings that must not change when a run is resumed."""

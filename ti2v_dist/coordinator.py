@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
+from ray.actor import exit_actor
 
 from ti2v_dist import dataset, events, views
 from ti2v_dist.checkpoint import CheckpointStore
@@ -96,7 +96,7 @@ class Coordinator:
         self.summary = await self._write_views()
         self._close_metrics()
         await asyncio.sleep(LINGER_S)
-        ray.actor.exit_actor()
+        exit_actor()
 
     async def _work(self) -> None:
         background = [asyncio.create_task(self._watch_for_stop()), asyncio.create_task(self._refresh_views())]

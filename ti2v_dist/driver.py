@@ -1,5 +1,6 @@
 """One manifest into one output, on Ray: what happens before a GPU is started, and following the coordinator."""
 
+import logging
 import os
 import secrets
 import signal
@@ -180,12 +181,9 @@ def _ray(address: str | None) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
+    options: dict[str, Any] = {} if address else {"include_dashboard": False}
     ray.init(
-        address=address or "local",
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        logging_level="ERROR",
-        **({} if address else {"include_dashboard": False}),
+        address=address or "local", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options
     )
     try:
         yield ray

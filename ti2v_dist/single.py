@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,10 @@ from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.driver import claim, request_defaults
-from ti2v_dist.images import absolute_url
+from ti2v_dist.images import absolute_url, check_image
 from ti2v_dist.manifest import make_request
 from ti2v_dist.models import read_info
-from ti2v_dist.video import NonFiniteLatents, VideoRequest
+from ti2v_dist.video import NonFiniteLatents, VideoRequest, check_id
 from ti2v_dist.worker import Worker
 
 
@@ -37,26 +38,53 @@ def generate(
         RunMismatch, RequestMismatch, FingerprintMismatch: the state belongs to another video; the difference is shown.
         ImageError: the image cannot be read.
         NonFiniteLatents: the model produced NaN or infinity.
+        ValueError: no video can be written to `output`, or what is there was not made here.
     """
-    config = config or RunConfig()
-    output = Path(os.path.abspath(output))
+    config, began = config or RunConfig(), time.time()
+    output = _checked_output(output)
     state_url = f"{output}.ti2v"
     info = read_info(config.model.id, config.model.revision)
     row = {"id": output.stem, "image": absolute_url(image), "prompt": prompt, "seed": seed}
     request = replace(make_request(row, os.getcwd(), request_defaults(config, info)), image_uri=image)
-    store = CheckpointStore(state_url)
+    store, worker = CheckpointStore(state_url), Worker(config, state_url)
+    numerics = None
+    if store.read_run() is None:
+        # Whatever may turn out to be wrong must do so before anything is written, or the corrected call is refused.
+        if output.exists():
+            raise ValueError(f"output {str(output)!r} exists, and {state_url!r} does not: move it away or name another")
+        check_image(request.image, config.allow_http)
+        numerics = worker.open()
     claim(store, config, {"output": str(output)})
     store.claim_request(request)
     done = store.read_done(request.id)
     if done and output.exists() and hashlib.sha256(output.read_bytes()).hexdigest() == done["file_sha256"]:
         return done
-    worker = Worker(config, state_url)
-    fingerprint = store.claim_fingerprint(worker.open())
-    _advance_to_end(worker, store, request, fingerprint, listener)
+    fingerprint = store.claim_fingerprint(numerics or worker.open())
+    seconds = _advance_to_end(worker, store, request, fingerprint, listener)
+    facts = {"run_id": config.run_id(state_url), "device_seconds": round(seconds, 3), "started_at": began}
     with worker.write_video(request) as written:
         dataset.move_video(written, output)
-        row = worker.row(request, written, output.name, {"run_id": config.run_id(state_url)})
+        row = worker.row(request, written, output.name, facts)
     return store.finish(request.id, row)
+
+
+def _checked_output(output: str | Path) -> Path:
+    """The absolute path of the mp4; `ValueError` unless one can be written there."""
+    if "://" in str(output):
+        raise ValueError(f"output {str(output)!r} is a URL; generate writes to a local disk, `ti2v run` to any URL")
+    path = Path(os.path.abspath(output))
+    if path.suffix.lower() != ".mp4":
+        raise ValueError(f"output {str(output)!r} must end in .mp4")
+    try:
+        check_id(path.stem)
+    except ValueError as error:
+        raise ValueError(f"output {str(output)!r}: the name without .mp4 is the video's id, and {error}") from None
+    if path.is_dir():
+        raise ValueError(f"output {str(output)!r} is a folder; name the mp4 to write")
+    for folder in path.parents:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"output {str(output)!r} lies in {str(folder)!r}, which is a file and not a folder")
+    return path
 
 
 def _advance_to_end(
@@ -65,14 +93,16 @@ def _advance_to_end(
     request: VideoRequest,
     fingerprint: str,
     listener: Callable[[int, int], None],
-) -> None:
-    loaded = store.load(request, fingerprint)
+) -> float:
+    """Commit what is left of the video; returns the seconds spent on the device."""
+    seconds, loaded = 0.0, store.load(request, fingerprint)
     state, tip = loaded or store.begin(request, worker.encode(request)[0], fingerprint)
     listener(state.frame, request.num_frames)
     while not state.is_complete:
-        (result,), _ = worker.advance([state])
+        (result,), took = worker.advance([state])
         if isinstance(result, NonFiniteLatents):
             raise result
         settled = store.commit(result, tip)
-        state, tip = state.push(settled.chunk), settled.tip
+        state, tip, seconds = state.push(settled.chunk), settled.tip, seconds + took
         listener(state.frame, request.num_frames)
+    return seconds

@@ -18,7 +18,7 @@ def write(store: CheckpointStore, total: int, this_life: dict[str, Any]) -> dict
     """
     done, failed = store.done_ids(), store.failed_ids()
     with ThreadPoolExecutor(READERS) as pool:
-        rows = list(pool.map(store.read_done, done))
+        rows = [row for row in pool.map(store.read_done, done) if row]
         failures = [attempts[-1] for attempts in pool.map(store.read_failures, failed) if attempts]
     unfinished = total - len(rows) - len(failures)
     summary = {

@@ -131,7 +131,7 @@ def describe(color: str, shape: str, motion: str, rng: np.random.Generator | Non
         return f"a {color} {shape} {_MOTION_PHRASES[motion][0]}"
 
     def pick(choices: Sequence[str]) -> str:
-        return choices[rng.integers(len(choices))]
+        return choices[int(rng.integers(len(choices)))]
 
     return pick(_TEMPLATES).format(
         article=pick(_ARTICLES),

@@ -1,0 +1,258 @@
+"""How good the embedded model's videos are: the bars it must reach and the paper's ablation, judged by the oracle.
+
+    python benchmarks/quality_shapes.py --minutes 90 --output runs/quality_shapes.json --readme
+
+Images and prompts are drawn from seeds that training never used. Every finished batch is saved; the same command
+again goes on where the last one stopped, until every row has as many videos as it is meant to have.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import oracle, quality_table
+from benchmarks.quality_rows import GROUPS, SPLIT, HeldOut, Row, requests_of, rows_of
+from ti2v_dist.engine import Engine
+from ti2v_dist.models import load_model, read_info
+from ti2v_dist.models.shapes import world
+from ti2v_dist.video import Chunk, NonFiniteLatents, VideoRequest, VideoState
+
+SAVE_EVERY_FRAMES = 8
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+class Bench:
+    """Runs rows through one engine until `deadline` (of `time.monotonic`) and keeps the report on disk.
+
+    Raises `ValueError` when the model is not of the world's size or `output` was made with other settings.
+    """
+
+    def __init__(self, engine: Engine, output: Path, deadline: float):
+        self.engine, self.output, self.deadline = engine, output, deadline
+        self.info = engine.model.info
+        self.device = engine.model.device.type
+        if (self.info.height, self.info.width) != (world.SIZE, world.SIZE):
+            size = f"{self.info.height} x {self.info.width}"
+            raise ValueError(f"the model makes {size}; the oracle judges {world.SIZE} x {world.SIZE}")
+        self.report = self._open()
+        self._seconds = self._evaluations = 0.0
+
+    def _open(self) -> dict[str, Any]:
+        settings = {**self.engine.report(), "window": self.info.window, "split": SPLIT}
+        settings["guidance_scale"] = self.info.guidance_scale
+        if not self.output.exists():
+            return {"settings": settings, "rows": {}}
+        report = json.loads(self.output.read_text(encoding="utf-8"))
+        old = report["settings"]
+        names = [name for name in sorted({*old, *settings}) if old.get(name) != settings.get(name)]
+        changed = [f"{name} {old.get(name)!r} -> {settings.get(name)!r}" for name in names]
+        if changed:
+            difference = ", ".join(changed)
+            raise ValueError(f"{self.output} holds figures of other settings ({difference}); give another --output")
+        return report
+
+    def save(self) -> None:
+        """Write the report in one move, so that an interruption leaves the last one whole."""
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        part = self.output.with_suffix(".part")
+        part.write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, self.output)
+
+    def run(self, rows: Sequence[Row]) -> None:
+        """Run every row, giving each its share of the time left in proportion to its work left."""
+        for position, row in enumerate(rows):
+            left = [self._work_left(other) for other in rows[position:]]
+            now = time.monotonic()
+            self._run_row(row, now + (self.deadline - now) * left[0] / max(sum(left), 1))
+        self.save()
+
+    def _entry(self, row: Row) -> dict[str, Any]:
+        per_frame = round(row.evaluations(self.info) / (row.num_frames - 1), 2)
+        new = {"title": row.title, "group": row.group, "num_frames": row.num_frames, "evaluations_per_frame": per_frame}
+        new |= {"params": row.params, "target": row.videos(self.device, self.engine.slots), "videos": [], "curves": {}}
+        return self.report["rows"].setdefault(row.name, new)
+
+    def _work_left(self, row: Row) -> int:
+        entry = self._entry(row)
+        return (entry["target"] - len(entry["videos"])) // self.engine.slots * row.evaluations(self.info)
+
+    def _run_row(self, row: Row, row_deadline: float) -> None:
+        entry, batches = self._entry(row), 0
+        while len(entry["videos"]) < entry["target"] and self._fits(row, row_deadline if batches else self.deadline):
+            done = len(entry["videos"])
+            items = list(itertools.islice(requests_of(row), done, done + self.engine.slots))
+            started = time.monotonic()
+            latents_BFCHW = self._advance(row, items)
+            if latents_BFCHW is None:
+                break
+            self._record(entry, items, latents_BFCHW)
+            self._count_time(entry, row, time.monotonic() - started)
+            self.save()
+            self._partial.unlink(missing_ok=True)
+            batches += 1
+            print(f"{row.name}: {len(entry['videos'])} of {entry['target']} videos", file=sys.stderr, flush=True)
+
+    def _count_time(self, entry: dict[str, Any], row: Row, seconds: float) -> None:
+        self._seconds, self._evaluations = self._seconds + seconds, self._evaluations + row.evaluations(self.info)
+        if self.device == "cuda":  # a CPU is shared with who knows what
+            entry["seconds"] = round(entry.get("seconds", 0.0) + seconds, 1)
+
+    def _fits(self, row: Row, deadline: float) -> bool:
+        """A long row is saved on its way and may start while there is time; another must be able to end its batch."""
+        rate = self._seconds / self._evaluations if self._evaluations else 0.0
+        needed = 0.0 if row.group == "long" else rate * row.evaluations(self.info)
+        return time.monotonic() + needed < deadline
+
+    def _request(self, row: Row, item: HeldOut) -> VideoRequest:
+        return VideoRequest(
+            id=f"held-out-{item.index:05d}",
+            image=f"shapes-world:{SPLIT}/{item.index}",
+            prompt=item.prompt,
+            seed=item.index,
+            height=world.SIZE,
+            width=world.SIZE,
+            params=row.sampling(self.info),
+            num_frames=row.num_frames,
+            fps=self.info.fps,
+        )
+
+    def _advance(self, row: Row, items: Sequence[HeldOut]) -> np.ndarray | None:
+        """Latents of a batch of whole videos, NaN where a video broke; None when a long row ran out of time."""
+        requests = [self._request(row, item) for item in items]
+        states = [
+            VideoState.start(request, self.engine.encode(request, item.image_HWC))
+            for request, item in zip(requests, items, strict=True)
+        ]
+        key = json.dumps([self.report["settings"], row.name, [item.index for item in items]], sort_keys=True)
+        latents_BFCHW = self._load_partial(key)
+        if latents_BFCHW is None:
+            shape = (len(items), row.num_frames - 1, *states[0].queue.latents_KCHW.shape[1:])
+            latents_BFCHW = np.full(shape, np.nan, np.float32)
+        alive = _go_on(states, latents_BFCHW)
+        while alive and not (last := next(iter(alive.values()))).is_complete:
+            out_of_time = time.monotonic() > self.deadline
+            if row.group == "long" and (out_of_time or last.frame % SAVE_EVERY_FRAMES == 0):
+                self._save_partial(key, latents_BFCHW)
+            if row.group == "long" and out_of_time:
+                return None
+            for slot, result in zip(list(alive), self.engine.advance(list(alive.values())), strict=True):
+                if isinstance(result, NonFiniteLatents):
+                    del alive[slot]
+                    continue
+                latents_BFCHW[slot, result.first_frame - 1 : result.last_frame] = result.latents_FCHW
+                alive[slot] = alive[slot].push(result)
+        return latents_BFCHW
+
+    @property
+    def _partial(self) -> Path:
+        return self.output.with_suffix(".partial.npz")
+
+    def _save_partial(self, key: str, latents_BFCHW: np.ndarray) -> None:
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        part = self.output.with_suffix(".partial.part.npz")
+        np.savez(part, key=np.array(key), latents=latents_BFCHW)
+        os.replace(part, self._partial)
+
+    def _load_partial(self, key: str) -> np.ndarray | None:
+        """The saved beginning of exactly this batch."""
+        if not self._partial.exists():
+            return None
+        with np.load(self._partial) as saved:
+            return saved["latents"] if str(saved["key"]) == key else None
+
+    def _record(self, entry: dict[str, Any], items: Sequence[HeldOut], latents_BFCHW: np.ndarray) -> None:
+        """Judge a batch and add it to its row: verdicts per video, curves as the mean over all videos."""
+        for item, latents_FCHW in zip(items, latents_BFCHW, strict=True):
+            frames_FHWC = self._frames(item, latents_FCHW)
+            verdict = oracle.judge(frames_FHWC, item.image_HWC, item.color, item.shape, item.motion)
+            n = len(entry["videos"])
+            for name, curve in verdict.curves.items():
+                mean = np.array(entry["curves"].get(name, np.zeros(len(curve))))
+                entry["curves"][name] = ((mean * n + np.array(curve)) / (n + 1)).round(6).tolist()
+            entry["videos"].append(
+                {
+                    "index": item.index,
+                    "prompt": item.prompt,
+                    "motion": item.motion,
+                    "broken": not np.isfinite(latents_FCHW).all().item(),
+                    "color_kept": verdict.color_kept,
+                    "color_kept_last": verdict.color_kept_last,
+                    "shape_last": verdict.shape_last,
+                    "shape_kept": verdict.shape_kept,
+                    "background_error": round(verdict.background_error, 5),
+                    "background_kept": verdict.background_kept,
+                    "background_kept_last": verdict.background_kept_last,
+                    "net_px": [round(value, 2) for value in verdict.net_px],
+                    "motion_follows": verdict.motion_follows,
+                    "motion_px_per_frame": round(verdict.motion_px_per_frame, 3),
+                }
+            )
+
+    def _frames(self, item: HeldOut, latents_FCHW: np.ndarray) -> np.ndarray:
+        """The video's frames; a broken one is black from its first frame that is not finite, and fails by that."""
+        finite = int(np.count_nonzero(np.isfinite(latents_FCHW).all((1, 2, 3))))
+        frames_FHWC = np.zeros((1 + len(latents_FCHW), world.SIZE, world.SIZE, 3), np.uint8)
+        frames_FHWC[0] = item.image_HWC
+        if finite:
+            frames_FHWC[1 : 1 + finite] = self.engine.decode(latents_FCHW[:finite])
+        return frames_FHWC
+
+
+def _go_on(states: Sequence[VideoState], latents_BFCHW: np.ndarray) -> dict[int, VideoState]:
+    """Slot to state after the frames that are there already; a video that broke is left out."""
+    finite_BF = np.asarray(np.isfinite(latents_BFCHW).all((2, 3, 4)))
+    done = int(finite_BF.any(0).sum())
+    return {
+        slot: state.push(Chunk(state.request.id, 1, latents_BFCHW[slot, :done])) if done else state
+        for slot, state in enumerate(states)
+        if finite_BF[slot, :done].all()
+    }
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Judge the embedded model's videos by the oracle.")
+    parser.add_argument("--minutes", type=float, required=True, help="time to spend; as many videos as fit are made")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("runs/quality_shapes.json"), help="the figures; resumed")
+    parser.add_argument("--rows", default=",".join(GROUPS), help=f"of {','.join(GROUPS)}")
+    parser.add_argument("--guidance", default="", help="a sweep in place of the rows, such as 2,3,4")
+    parser.add_argument("--model", default="shapes", help="`shapes` or a folder in the diffusers layout")
+    parser.add_argument("--slots", type=int, default=8, help="videos in a batch")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--readme", action="store_true", help="write the tables into README.md between its markers")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print the tables, and write them where asked; 2 and a message on a wrong argument."""
+    started, chosen = time.monotonic(), _arguments(argv)
+    try:
+        groups = chosen.rows.split(",")
+        if unknown := [group for group in groups if group not in GROUPS]:
+            raise ValueError(f"--rows has {', '.join(unknown)}; choose of {', '.join(GROUPS)}")
+        guidance = [float(scale) for scale in chosen.guidance.split(",") if scale]
+        dtype = "bfloat16" if chosen.device == "cuda" else "float32"
+        model = load_model(read_info(chosen.model), device=chosen.device, dtype=dtype)
+        bench = Bench(Engine(model, chosen.slots, chosen.threads), chosen.output, started + 60 * chosen.minutes)
+        bench.run(rows_of(model.info.window, groups, guidance, chosen.device == "cuda"))
+        tables = quality_table.markdown(bench.report)
+        print(tables)
+        if chosen.readme:
+            quality_table.write_block(README, tables)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
