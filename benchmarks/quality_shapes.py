@@ -222,6 +222,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Judge the embedded model's videos by the oracle.")
     parser.add_argument("--minutes", type=float, required=True, help="time to spend; as many videos as fit are made")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda, else float32")
     parser.add_argument("--output", type=Path, default=Path("runs/quality_shapes.json"), help="the figures; resumed")
     parser.add_argument("--rows", default=",".join(GROUPS), help=f"of {','.join(GROUPS)}")
     parser.add_argument("--guidance", default="", help="a sweep in place of the rows, such as 2,3,4")
@@ -240,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown := [group for group in groups if group not in GROUPS]:
             raise ValueError(f"--rows has {', '.join(unknown)}; choose of {', '.join(GROUPS)}")
         guidance = [float(scale) for scale in chosen.guidance.split(",") if scale]
-        dtype = "bfloat16" if chosen.device == "cuda" else "float32"
+        dtype = chosen.dtype or ("bfloat16" if chosen.device == "cuda" else "float32")
         model = load_model(read_info(chosen.model), device=chosen.device, dtype=dtype)
         bench = Bench(Engine(model, chosen.slots, chosen.threads), chosen.output, started + 60 * chosen.minutes)
         bench.run(rows_of(model.info.window, groups, guidance, chosen.device == "cuda"))

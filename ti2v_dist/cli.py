@@ -45,7 +45,7 @@ def main() -> None:
 
 @contextmanager
 def plain_manners() -> Iterator[None]:
-    """Tell the user of errors, warnings and signals in one line on stderr, and end with the exit code that goes with it.
+    """Tell the user of errors, warnings and signals in a line on stderr, and end with the exit code that goes with them.
 
     Only bugs of ours come through with a traceback.
     """
@@ -152,7 +152,10 @@ def validate(
     info = read_info(resolved.model.id, resolved.model.revision)
     checked = read_manifest(manifest, request_defaults(resolved, info), resolved.variations)
     rows = problem_table(checked)
-    summary = {"rows": len(checked.requests) + len(rows), "usable": len(checked.requests), "problems": rows}
+    counts = {"rows": len(checked.requests) + len(rows), "usable": len(checked.requests)}
+    summary = {**counts, "problems": rows, "warnings": checked.warnings}
+    for warning in checked.warnings:
+        warnings.warn(warning, stacklevel=2)
     lines = [f"line {row['line']}: {row['message']}" for row in rows]
     _show(summary, as_json, [*lines, f"{len(checked.requests)} rows are usable, {len(rows)} are not"])
     raise SystemExit(BAD_INPUT if rows else 0)

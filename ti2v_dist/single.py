@@ -12,7 +12,7 @@ from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.driver import claim, request_defaults
-from ti2v_dist.images import absolute_url, check_image
+from ti2v_dist.images import absolute_url, load_image
 from ti2v_dist.manifest import make_request
 from ti2v_dist.models import read_info
 from ti2v_dist.video import NonFiniteLatents, VideoRequest, check_id
@@ -52,7 +52,7 @@ def generate(
         # Whatever may turn out to be wrong must do so before anything is written, or the corrected call is refused.
         if output.exists():
             raise ValueError(f"output {str(output)!r} exists, and {state_url!r} does not: move it away or name another")
-        check_image(request.image, config.allow_http)
+        load_image(request.image, request.height, request.width, config.allow_http)
         numerics = worker.open()
     claim(store, config, {"output": str(output)})
     store.claim_request(request)

@@ -25,6 +25,8 @@ def write(store: CheckpointStore, total: int, this_life: dict[str, Any]) -> dict
         "status": "interrupted" if unfinished > 0 else "failed_rows" if failures else "finished",
         "run_id": (store.read_run() or {}).get("run_id"),
         "output": store.url,
+        "report": f"{store.url}/report/index.html",
+        "contact_sheet": f"{store.url}/report/contact_sheet.png",
         "rows": total,
         "finished": len(rows),
         "failed": len(failures),

@@ -1,0 +1,229 @@
+"""`ray job submit` of jobs/generate_dataset.py to a real cluster with token authentication."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from cli_runs import FAST, environment, ti2v
+from PIL import Image
+from tiny_models import SIZE, write_tiny_model
+
+from ti2v_dist.config import load_config
+from ti2v_dist.single import generate
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+MARK = "0.0.0+uploaded"
+FRAMES, IDS = 4, ("one", "two", "three")
+PATIENCE_S = 240
+
+
+class Cluster:
+    """A head node of our own on loopback, in a temporary folder of its own, that only a token opens."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        gcs, dashboard, agent, client = (str(port) for port in free_ports(4))
+        self.address, self.jobs_url = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
+        self.token = secrets.token_hex(32)
+        self.env = environment(
+            PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            RAY_AUTH_MODE="token",
+            RAY_AUTH_TOKEN=self.token,
+            RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0",
+            RAY_USAGE_STATS_ENABLED="0",
+        )
+        command = [BIN / "ray", "start", "--head", "--block", "--temp-dir", folder / "ray", "--num-cpus", "2"]
+        command += ["--node-ip-address", "127.0.0.1", "--port", gcs, "--dashboard-host", "127.0.0.1"]
+        command += ["--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent]
+        command += ["--ray-client-server-port", client, "--object-store-memory", str(100 * 2**20)]
+        # Any free port: another Ray on this machine may hold the fixed range.
+        command += ["--min-worker-port", "0", "--max-worker-port", "0"]
+        self.log = (folder / "head.log").open("w")
+        self.process = subprocess.Popen(
+            [str(part) for part in command], env=self.env, stdout=self.log, stderr=self.log, start_new_session=True
+        )
+        self.wait_for(self._is_up, "the job server")
+
+    def _is_up(self) -> bool:
+        assert self.process.poll() is None, (self.folder / "head.log").read_text()
+        try:
+            return self.ask("/api/jobs/")[0] == 200
+        except OSError:
+            return False
+
+    def ask(self, path: str, body: dict | None = None, token: str | None = "ours") -> tuple[int, Any]:
+        """The status and the JSON answer of the job server."""
+        headers = {"Content-Type": "application/json"}
+        if token:
+            headers["Authorization"] = f"Bearer {self.token if token == 'ours' else token}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.jobs_url + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, None
+
+    def wait_for(self, condition: Any, what: str) -> Any:
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"no {what}: {(self.folder / 'head.log').read_text()}"
+            time.sleep(0.2)
+        return found
+
+    def ended(self, job: str) -> dict | None:
+        info = self.ask(f"/api/jobs/{job}")[1]
+        return info if info["status"] in ("SUCCEEDED", "FAILED", "STOPPED") else None
+
+    def close(self) -> None:
+        """End exactly this cluster: whatever names its folder on the command line."""
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if f"{self.folder}/ray".encode() in path.read_bytes():
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        self.log.close()
+
+
+def free_ports(count: int) -> list[int]:
+    """Free ports outside the ranges from which Ray and the kernel choose."""
+    found: list[int] = []
+    while len(found) < count:
+        port = 6000 + secrets.randbelow(3900)
+        with socket.socket() as probe:
+            if port not in found and probe.connect_ex(("127.0.0.1", port)):
+                found.append(port)
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    # A short path: Ray's sockets lie in it, and a socket's path has at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(Path(folder))
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """What a user submits: a checkout with a manifest, and with things that must not be uploaded."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("jobs", "ti2v_dist"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    shutil.copy(ROOT / ".gitignore", folder)
+    version = folder / "ti2v_dist" / "__init__.py"
+    version.write_text(version.read_text().replace('__version__ = "', f'__version__ = "{MARK}"  # "'))
+    for name in (".venv/big", "runs/old/big"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(os.urandom(2**20))
+    pixels = np.mgrid[0:SIZE, 0:SIZE, 0:3].sum(axis=0).astype(np.uint8)
+    Image.fromarray(pixels * 2).save(folder / "first.png")
+    rows = [{"id": name, "image": "first.png", "prompt": f"a red {name}", "seed": 7} for name in IDS]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> list[str]:
+    model = write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+    chosen = [f"model.id={model}", "engine.slots=2", f"sampling.num_frames={FRAMES}", "cluster.workers=1"]
+    return [*FAST, *(part for setting in chosen for part in ("--set", setting))]
+
+
+@pytest.fixture(scope="module")
+def submitted(cluster, project, settings, tmp_path_factory) -> Path:
+    """The output of a job that succeeded."""
+    output = tmp_path_factory.mktemp("job") / "out"
+    command = [BIN / "ray", "job", "submit", "--address", cluster.jobs_url, "--submission-id", "first"]
+    command += ["--working-dir", ".", "--", "python", "jobs/generate_dataset.py", "manifest.jsonl"]
+    command = [str(part) for part in [*command, "--output", output, *settings]]
+    done = subprocess.run(command, cwd=project, env=cluster.env, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert cluster.ask("/api/jobs/first")[1]["status"] == "SUCCEEDED"
+    return output
+
+
+def records(state: Path) -> dict[str, bytes]:
+    return {path.relative_to(state).as_posix(): path.read_bytes() for path in state.rglob("*") if path.is_file()}
+
+
+def hashes(output: Path) -> dict[str, tuple[str, str]]:
+    rows = pq.read_table(output / "dataset" / "metadata.parquet").to_pylist()
+    return {row["id"]: (row["frames_sha256"], row["file_sha256"]) for row in rows}
+
+
+def test_a_job_ends_with_the_videos_of_a_run(cluster, project, settings, submitted, tmp_path, monkeypatch):
+    summary = json.loads((submitted / "summary.json").read_text())
+    assert (summary["status"], summary["finished"], summary["failed"]) == ("finished", len(IDS), 0)
+    assert json.loads((submitted / "run.json").read_text())["versions"]["ti2v_dist"] == MARK
+    rows = pq.read_table(submitted / "dataset" / "metadata.parquet").to_pylist()
+    assert {row["ti2v_version"] for row in rows} == {MARK}, "the workers run what was uploaded"
+
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token, "RAY_ADDRESS": cluster.address}
+    run = ti2v("run", "manifest.jsonl", "--output", tmp_path / "run", *settings, "--json", cwd=project, **auth)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["status"] == "finished"
+    assert hashes(submitted) == hashes(tmp_path / "run")
+    assert records(submitted / ".ti2v" / "videos") == records(tmp_path / "run" / ".ti2v" / "videos")
+    assert set(hashes(submitted)) == set(IDS)
+
+    monkeypatch.chdir(project)
+    alone = tmp_path / "one.mp4"
+    config = load_config(None, [value for value in settings if value != "--set"])
+    row = generate("first.png", "a red one", alone, seed=7, config=config)
+    assert (row["frames_sha256"], row["file_sha256"]) == hashes(submitted)["one"], "a run's slots in one process"
+    assert records(Path(f"{alone}.ti2v/.ti2v/videos/one")) == records(submitted / ".ti2v/videos/one")
+
+
+def test_the_upload_leaves_the_environment_and_old_runs_behind(cluster, submitted):
+    (uploaded,) = cluster.folder.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    names = {path.name for path in uploaded.iterdir()}
+    assert {"manifest.jsonl", "first.png", "jobs", "ti2v_dist"} <= names
+    assert names & {".venv", "runs"} == set()
+
+
+def test_a_job_without_the_token_gets_401(cluster):
+    body = {"entrypoint": f"touch {cluster.folder}/intruder", "submission_id": "intruder"}
+    assert cluster.ask("/api/jobs/", body, token=None)[0] == 401
+    assert cluster.ask("/api/jobs/", body, token=secrets.token_hex(32))[0] in (401, 403)
+    assert cluster.ask("/api/jobs/", token=None)[0] == 401
+    assert cluster.ask("/api/jobs/intruder")[0] == 404
+    assert not (cluster.folder / "intruder").exists()
+
+
+def test_an_output_in_the_uploaded_copy_is_refused(cluster, submitted, settings):
+    uploaded = cluster.ask("/api/jobs/first")[1]["runtime_env"]["working_dir"]
+    entrypoint = " ".join(["python jobs/generate_dataset.py manifest.jsonl --output runs/out", *settings])
+    body = {"entrypoint": entrypoint, "runtime_env": {"working_dir": uploaded}, "submission_id": "relative"}
+    assert cluster.ask("/api/jobs/", body)[0] == 200
+    assert cluster.wait_for(lambda: cluster.ended("relative"), "end of the job")["status"] == "FAILED"
+    logs = cluster.ask("/api/jobs/relative/logs")[1]["logs"]
+    assert "lies in the job's temporary copy of the working directory" in logs
+    assert "Traceback" not in logs
+    assert "exit code 2" in cluster.ask("/api/jobs/relative")[1]["message"]
