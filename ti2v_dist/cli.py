@@ -38,14 +38,14 @@ AddressOption = Annotated[str | None, typer.Option(help="Ray cluster to join; de
 
 
 def main() -> None:
-    """Run the command line; exit 2 for bad input, 3 when some rows failed, 130 or 143 when interrupted."""
+    """Run the command line; exit 2 for bad input, 3 when some rows failed, 130 or 143 when stopped (`stop`: 130)."""
     with plain_manners():
         app()
 
 
 @contextmanager
 def plain_manners() -> Iterator[None]:
-    """Tell the user of errors, warnings and signals in a line on stderr, and end with the exit code that goes with them.
+    """Tell the user of errors, warnings and signals in a line on stderr, and end with the exit code that fits.
 
     Only bugs of ours come through with a traceback.
     """
@@ -189,11 +189,11 @@ def run_and_exit(
     with ProgressLog() as log:
         summary = run(manifest, output, config, address=address, detach=detach, listener=log.follow)
     lines = [f"{key}: {value}" for key, value in summary.items() if not isinstance(value, dict | list)]
-    if summary["status"] == "interrupted":
-        lines.append("stopped; every finished frame is kept, the same command goes on from there")
     _show(summary, as_json, lines)
-    code = 128 + summary["signal"] if "signal" in summary else 0
-    raise SystemExit(code or (SOME_FAILED if summary["status"] == "failed_rows" else 0))
+    if summary["status"] == "interrupted":
+        code = 128 + summary.get("signal", signal.SIGINT)
+        _quit("stopped; every finished frame is kept, the same command goes on from there", code)
+    raise SystemExit(SOME_FAILED if summary["status"] == "failed_rows" else 0)
 
 
 def _examples() -> Path:

@@ -95,11 +95,14 @@ def load_config(path: str | Path | None = None, settings: Sequence[str] = ()) ->
     data: Any = {}
     if path is not None:
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"config {str(path)!r} cannot be read: {error}") from error
+        data = {} if data is None else data
         if not isinstance(data, dict):
             raise ConfigError(f"config {str(path)!r} holds a {type(data).__name__}; it must be a mapping of sections")
+        # `engine:` with every line below it commented out is null, and sets nothing.
+        data = {name: value for name, value in data.items() if value is not None}
     for setting in settings:
         _apply(data, setting)
     try:

@@ -98,8 +98,9 @@ def plan(manifest_url: str, output_url: str, config: RunConfig) -> Plan:
     total = len(manifest.requests) + len(manifest.failures)
     claim(store, config, {"output": output_url, "manifest": manifest_url, "rows": total, "argv": sys.argv})
     done = set(store.done_ids())
+    begun = done | store.last_frames().keys()
     with ThreadPoolExecutor(STORE_THREADS) as pool:
-        list(pool.map(store.claim_request, (request for request in manifest.requests if request.id in done)))
+        list(pool.map(store.claim_request, (request for request in manifest.requests if request.id in begun)))
         list(pool.map(lambda failure: store.fail(failure.id, failure.to_row()), manifest.failures))
     return Plan(output_url, config, store, total, manifest.lines, [r for r in manifest.requests if r.id not in done])
 
@@ -145,7 +146,8 @@ def run(
     planned = plan(manifest, output, config or RunConfig())
     if not planned.todo:
         return views.write(planned.store, planned.total, {})
-    with _signals() as received, _ray(address) as ray:
+    # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
+    with _ray(address) as ray, _signals() as received:
         coordinator = _coordinator(ray, planned, detached=address is not None)
         if detach:
             return {"status": "running", "output": planned.output_url}
@@ -161,7 +163,7 @@ def _signals() -> Iterator[list[int]]:
     def on_signal(number: int, _: Any) -> None:
         received.append(number)
         if len(received) > 1:
-            raise KeyboardInterrupt
+            raise SystemExit(128 + number)
 
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -187,6 +189,8 @@ def _ray(address: str | None) -> Iterator[Any]:
     )
     try:
         yield ray
+    except ray.exceptions.RayActorError as error:
+        raise RuntimeError(f"the coordinator died; the same command goes on from the last frame: {error}") from error
     finally:
         ray.shutdown()
 
@@ -196,10 +200,8 @@ def _coordinator(ray: Any, planned: Plan, detached: bool) -> Any:
     from ti2v_dist.coordinator import Coordinator
 
     name = f"ti2v-{planned.config.run_id(planned.output_url)}"
-    try:
-        return ray.get_actor(name, NAMESPACE)
-    except ValueError:
-        pass
+    if coordinator := _at_work(ray, name):
+        return coordinator
     gpus, workers = _workers(ray, planned.config)
     options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": 0}
     if detached:
@@ -209,6 +211,21 @@ def _coordinator(ray: Any, planned: Plan, detached: bool) -> Any:
     coordinator = ray.remote(Coordinator).options(**options).remote(planned.config, planned.output_url, workers, gpus)
     ray.get(coordinator.begin.remote(planned.todo, planned.lines, planned.total))
     return coordinator
+
+
+def _at_work(ray: Any, name: str) -> Any | None:
+    """The actor of this name, if it has an end to wait for or to tell; one that was stopped makes room for the next."""
+    try:
+        coordinator = ray.get_actor(name, NAMESPACE)
+    except ValueError:
+        return None
+    summary = ray.get(coordinator.outcome.remote(), timeout=ATTACH_TIMEOUT_S)
+    if not summary or summary["status"] != "interrupted":
+        return coordinator
+    ray.kill(coordinator)
+    while {"name": name, "namespace": NAMESPACE} in ray.util.list_named_actors(all_namespaces=True):
+        time.sleep(POLL_S)
+    return None
 
 
 def _workers(ray: Any, config: RunConfig) -> tuple[float, int]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from ti2v_dist.models.shapes import world
+from ti2v_dist.models.shapes.muon import Muon
 from ti2v_dist.models.shapes.network import WINDOW, new_schedule, new_text_encoder, new_tokenizer, new_unet, new_vae
 
 TRAIN_SPLIT = 1
@@ -36,12 +37,12 @@ class TrainConfig:
     seed: int = 0
     vae_steps: int = 5000
     vae_batch: int = 32
-    vae_lr: float = 2e-3
+    adamw_lr: float = 2e-3
+    muon_lr: float = 2e-3
     trajectories: int = 5000
     trajectory_frames: int = 24
-    unet_steps: int = 4500
+    unet_steps: int = 5200
     unet_batch: int = 16
-    unet_lr: float = 1.2e-3
     text_dropout: float = 0.1
     save_every: int = 250
     log_every: int = 50
@@ -56,32 +57,43 @@ def _rate(step: int, steps: int, warmup: int = 100, decay: float = 0.2) -> float
     return min(1.0, (step + 1) / warmup, (1 - step / steps) / decay)
 
 
-class _Stage:
-    """One resumable optimisation: modules, their running average, AdamW, and a log that goes on where it stopped."""
+def _optimizers(modules: Any, adamw_lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
+    """AdamW; with a `muon_lr`, Muon for the inner matrices and AdamW for embeddings, ends, norms and biases."""
+    ends = ("embedding.weight", "conv_in.weight", "conv_out.weight")
+    inner = {name for name, p in modules.named_parameters() if muon_lr and p.ndim > 1 and not name.endswith(ends)}
+    other = [p for name, p in modules.named_parameters() if name not in inner]
+    adamw = torch.optim.AdamW(other, adamw_lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    return [adamw, *([Muon([p for n, p in modules.named_parameters() if n in inner], muon_lr)] if inner else [])]
 
-    def __init__(self, folder: Path, name: str, modules: Any, lr: float, steps: int, config: TrainConfig):
-        self.path, self.name, self.lr, self.steps, self.config = folder / f"{name}.pt", name, lr, steps, config
+
+class _Stage:
+    """One resumable optimisation: modules, their running average, optimizers, a log that goes on where it stopped."""
+
+    def __init__(self, folder: Path, name: str, modules: Any, steps: int, config: TrainConfig, muon_lr: float = 0.0):
+        self.path, self.name, self.steps, self.config = folder / f"{name}.pt", name, steps, config
         self.modules, self.average = modules, copy.deepcopy(modules).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(modules.parameters(), lr, betas=(0.9, 0.99), weight_decay=1e-3)
+        self.optimizers = _optimizers(modules, config.adamw_lr, muon_lr)
         self.step, self.seconds, self.log = 0, 0.0, []
         if self.path.exists():
             state = torch.load(self.path, weights_only=True)
             self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
             self.modules.load_state_dict(state["modules"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
 
     def run(self, loss_at: Callable[[int], Tensor]) -> None:
         """Minimise `loss_at(step)` up to the last step, saving and averaging on the way."""
         started, recent = time.perf_counter() - self.seconds, []
         while self.step < self.steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * _rate(self.step, self.steps)
             loss = loss_at(self.step)
-            self.optimizer.zero_grad()
+            self.modules.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = optimizer.defaults["lr"] * _rate(self.step, self.steps)
+                optimizer.step()
             self._accumulate(min(0.998, (1 + self.step) / (10 + self.step)))
             recent.append(loss.detach())
             self.step += 1
@@ -105,7 +117,7 @@ class _Stage:
         state = {
             "step": self.step, "seconds": self.seconds, "log": self.log,
             "modules": self.modules.state_dict(), "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }  # fmt: skip
         temporary = self.path.with_suffix(".tmp")
         torch.save(state, temporary)
@@ -115,7 +127,7 @@ class _Stage:
 def train_vae(config: TrainConfig, folder: Path, device: torch.device) -> Any:
     """Stage 1: reconstruct single frames (L1 + L2 + a small KL)."""
     torch.manual_seed(config.seed)
-    stage = _Stage(folder, "vae", new_vae().to(device), config.vae_lr, config.vae_steps, config)
+    stage = _Stage(folder, "vae", new_vae().to(device), config.vae_steps, config)
 
     def loss_at(step: int) -> Tensor:
         torch.manual_seed(step)
@@ -187,7 +199,7 @@ def train_unet(
     # Plain attention trains faster than the fused kernel on sequences of 8 and 64.
     unet.set_attn_processor(AttnProcessor())
     modules = torch.nn.ModuleDict({"text_encoder": new_text_encoder(tokenizer), "unet": unet}).to(device)
-    stage = _Stage(folder, "unet", modules, config.unet_lr, config.unet_steps, config)
+    stage = _Stage(folder, "unet", modules, config.unet_steps, config, config.muon_lr)
     alphas = new_schedule().alphas_cumprod.to(device)
     # Repeat-and-slide uses the last frame's prediction alone, so it weighs more.
     weight_F = torch.ones(WINDOW, device=device)

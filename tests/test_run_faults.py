@@ -1,0 +1,213 @@
+"""Kills and stops of whole runs on a real Ray: they end with the very frames of a run that nobody disturbed."""
+
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import runs
+from runs import FRAMES_TO_MAKE, NUM_FRAMES, SLOTS, Ended, Inputs, Run
+
+CALLS = 2
+"""Calls in flight of one worker, each of at most SLOTS frames."""
+WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return runs.inputs(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return runs.undisturbed(tmp_path_factory.getbasetemp()).run
+
+
+@dataclass(frozen=True)
+class WorkerKilled:
+    """A run of a single worker that was killed, ended by itself."""
+
+    run: Run
+    ended: Ended
+    pid: int
+
+
+@pytest.fixture(scope="module")
+def worker_killed(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerKilled]:
+    with runs.opened(given, tmp_path_factory.mktemp("worker") / "out") as run:
+        process = run.start(workers=1)
+        *_, (_, _, pid) = run.await_frames(20)
+        os.kill(pid, signal.SIGKILL)
+        yield WorkerKilled(run, run.finish(process), pid)
+
+
+@dataclass
+class Life:
+    """One life of a run's driver and cluster, and what was in the store when it began."""
+
+    stored: set[tuple[str, int]]
+    already_computed: int
+    ended: Ended | None = None
+    status: Ended | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> "Life":
+        return cls(stored(run), len(run.frames()))
+
+
+@pytest.fixture(scope="module")
+def lives(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, list[Life]]]:
+    """Killed -9 with coordinator and workers; interrupted by Ctrl-C; stopped from outside; left alone to the end."""
+    with runs.opened(given, tmp_path_factory.mktemp("driver") / "out") as run:
+        yield run, [killed_life(run), interrupted_life(run), stopped_life(run), last_life(run)]
+
+
+def stored(run: Run) -> set[tuple[str, int]]:
+    keys = (key.split("/") for key in run.records())
+    return {(name, int(frame)) for name, frame in keys if int(frame)}
+
+
+def killed_life(run: Run) -> Life:
+    life = Life.of(run)
+    with run.start():
+        run.await_frames(20)
+        names = " ".join(run.processes().values())
+        assert "ray::Coordinator" in names
+        assert names.count("ray::Worker") == WORKERS
+        run.kill()
+    return life
+
+
+def interrupted_life(run: Run) -> Life:
+    life = Life.of(run)
+    process = run.start()
+    run.await_frames(len(run.frames()) + 4)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it too
+    life.ended = run.finish(process)
+    life.status = run.ti2v("status", str(run.output), "--json")
+    return life
+
+
+def stopped_life(run: Run) -> Life:
+    life = Life.of(run)
+    epochs = run.output / ".ti2v" / "epochs"
+    already = len(list(epochs.iterdir()))
+    process = run.start()
+    runs.wait_until(lambda: len(list(epochs.iterdir())) > already, "new owner of the run")
+    assert run.ti2v("stop", str(run.output)).code == 0
+    life.ended = run.finish(process)
+    return life
+
+
+def last_life(run: Run) -> Life:
+    life = Life.of(run)
+    life.ended = run.run()
+    return life
+
+
+def assert_same_videos(run: Run, reference: Run) -> None:
+    assert run.records() == reference.records()
+    assert run.mp4s() == reference.mp4s()
+    assert len(run.mp4s()) == len(NUM_FRAMES)
+
+
+def contents(run: Run) -> dict[Path, bytes]:
+    """Every file of the output but the summary, which tells what the last command did."""
+    files = (path for path in run.output.rglob("*") if path.is_file() and path.name != "summary.json")
+    return {path.relative_to(run.output): path.read_bytes() for path in files}
+
+
+def test_a_killed_workers_videos_go_on_to_the_same_frames(worker_killed: WorkerKilled, reference: Run):
+    assert worker_killed.ended.code == 0, worker_killed.ended.stderr
+    assert_same_videos(worker_killed.run, reference)
+
+
+def test_a_killed_worker_costs_the_frames_in_flight(worker_killed: WorkerKilled):
+    computed = worker_killed.run.frames()
+    first = {frame[:2]: frame[2] for frame in reversed(computed)}
+    twice = Counter(frame[:2] for frame in computed) - Counter(first.keys())
+    assert len(first) == FRAMES_TO_MAKE
+    assert twice.total() <= CALLS * SLOTS
+    assert {first[frame] for frame in twice} <= {worker_killed.pid}
+    counters = worker_killed.ended.result["this_life"]["counters"]
+    assert counters['ti2v_worker_losses_total{reason="died"}'] == 1
+
+
+def test_a_finished_run_is_left_as_it_is(worker_killed: WorkerKilled):
+    before = contents(worker_killed.run)
+    with runs.opened(worker_killed.run.inputs, worker_killed.run.output) as again:
+        ended = again.run(workers=1)
+        assert (ended.code, ended.result["status"]) == (0, "finished"), ended.stderr
+        assert contents(again) == before
+        assert not any(again.ray_dir.iterdir()), "Ray was started"
+
+
+def test_other_settings_are_refused(worker_killed: WorkerKilled):
+    run = worker_killed.run
+    before = contents(run)
+    ended = run.run("--set", "sampling.num_inference_steps=3")
+    assert ended.code == 2
+    assert "sampling.num_inference_steps: stored 2, now 3" in ended.stderr
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_another_prompt_is_refused(worker_killed: WorkerKilled, tmp_path: Path, unfinished: bool):
+    output = tmp_path / "out"
+    shutil.copytree(worker_killed.run.output, output)
+    if unfinished:
+        shutil.rmtree(output / ".ti2v" / "done" / "bob")
+    rows = [row | ({"prompt": "another"} if row["id"] == "bob" else {}) for row in worker_killed.run.inputs.rows()]
+    manifest = worker_killed.run.inputs.other_manifest("other-prompt.jsonl", rows)
+    with runs.opened(worker_killed.run.inputs, output) as run:
+        before = contents(run)
+        ended = run.run(manifest=manifest)
+        assert ended.code == 2
+        assert "'bob'" in ended.stderr
+        assert "'red bob'" in ended.stderr
+        assert "'another'" in ended.stderr
+        assert contents(run) == before
+
+
+def test_after_kills_and_stops_the_videos_are_the_same(lives: tuple[Run, list[Life]], reference: Run):
+    run, (*_, last) = lives
+    assert last.ended
+    assert (last.ended.code, last.ended.result["status"]) == (0, "finished"), last.ended.stderr
+    assert_same_videos(run, reference)
+
+
+def test_no_settled_frame_is_computed_again(lives: tuple[Run, list[Life]]):
+    run, [killed, interrupted, stopped, last] = lives
+    log = [frame[:2] for frame in run.frames()]
+    for life, following in ((killed, interrupted), (interrupted, stopped), (stopped, last)):
+        computed = log[life.already_computed : following.already_computed]
+        assert len(set(computed)) == len(computed)
+        assert not life.stored & set(computed)
+        lost = set(computed) - following.stored
+        # Computing a frame overlaps the commit of the one before it, and no more.
+        allowed = 2 if life is killed else 0
+        assert all(count <= allowed for count in Counter(name for name, _ in lost).values()), lost
+    assert set(log[last.already_computed :]).isdisjoint(last.stored)
+    assert 0 < len(interrupted.stored) < len(stopped.stored) < FRAMES_TO_MAKE
+
+
+@pytest.mark.parametrize("life", [1, 2])
+def test_a_stopped_run_says_how_to_go_on(lives: tuple[Run, list[Life]], life: int):
+    ended = lives[1][life].ended
+    assert ended
+    assert (ended.code, ended.result["status"]) == (130, "interrupted"), ended.stderr
+    assert "the same command goes on" in ended.stderr
+
+
+def test_status_shows_what_an_interrupted_run_has_settled(lives: tuple[Run, list[Life]]):
+    _, [_, interrupted, stopped, _] = lives
+    assert interrupted.status
+    shown = interrupted.status.result
+    assert (shown["rows"], shown["failed"]) == (len(NUM_FRAMES), 0)
+    last = {name: max(f for n, f in stopped.stored if n == name) for name, _ in stopped.stored}
+    assert shown["in_progress"].items() <= last.items()
+    assert len(shown["in_progress"]) + shown["finished"] == len(NUM_FRAMES)
