@@ -31,7 +31,7 @@ SETTINGS = (
     "sampling.resample_iterations=2",
     "cluster.cpus_per_worker=0",
 )
-NUM_FRAMES = {"ann": 24, "bob": 36, "cid": 28, "dan": 32, "eve": 26}
+NUM_FRAMES = {"ann": 14, "bob": 24, "cid": 18, "dan": 22, "eve": 16}
 """Different lengths, so that batches change their members all the time."""
 FRAMES_TO_MAKE = sum(NUM_FRAMES.values()) - len(NUM_FRAMES)
 PATIENCE_S = 180
@@ -141,9 +141,12 @@ class Run:
         assert len(set(computed)) == len(computed)
         return set(computed)
 
-    def await_frames(self, count: int) -> Frames:
-        """Wait until `count` frames have been computed."""
-        return wait_until(lambda: found if len(found := self.frames()) >= count else None, f"{count} frames")
+    def await_frames(self, process: subprocess.Popen[str], count: int) -> Frames:
+        """Wait until `count` frames have been computed by `process` and those before it."""
+        wait_until(lambda: len(self.frames()) >= count or process.poll() is not None, f"{count} frames")
+        if process.poll() is not None:
+            raise AssertionError(f"the run ended before {count} frames: {self.finish(process)}")
+        return self.frames()
 
     def records(self) -> dict[str, bytes]:
         """Every frame record, by its key below `videos`."""

@@ -40,7 +40,7 @@ class WorkerKilled:
 def worker_killed(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerKilled]:
     with runs.opened(given, tmp_path_factory.mktemp("worker") / "out") as run:
         process = run.start(workers=1)
-        *_, (_, _, pid) = run.await_frames(20)
+        *_, (_, _, pid) = run.await_frames(process, 12)
         os.kill(pid, signal.SIGKILL)
         yield WorkerKilled(run, run.finish(process), pid)
 
@@ -73,8 +73,8 @@ def stored(run: Run) -> set[tuple[str, int]]:
 
 def killed_life(run: Run) -> Life:
     life = Life.of(run)
-    with run.start():
-        run.await_frames(20)
+    with run.start() as process:
+        run.await_frames(process, 12)
         names = " ".join(run.processes().values())
         assert "ray::Coordinator" in names
         assert names.count("ray::Worker") == WORKERS
@@ -85,7 +85,7 @@ def killed_life(run: Run) -> Life:
 def interrupted_life(run: Run) -> Life:
     life = Life.of(run)
     process = run.start()
-    run.await_frames(len(run.frames()) + 4)
+    run.await_frames(process, len(run.frames()) + 4)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it too
     life.ended = run.finish(process)
     life.status = run.ti2v("status", str(run.output), "--json")

@@ -5,7 +5,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -186,7 +186,8 @@ def run_and_exit(
     from ti2v_dist.driver import run
     from ti2v_dist.progress import ProgressLog
 
-    with ProgressLog() as log:
+    # Ray prints its notices of dead workers to stdout, which holds only the result.
+    with ProgressLog() as log, redirect_stdout(sys.stderr):
         summary = run(manifest, output, config, address=address, detach=detach, listener=log.follow)
     lines = [f"{key}: {value}" for key, value in summary.items() if not isinstance(value, dict | list)]
     _show(summary, as_json, lines)

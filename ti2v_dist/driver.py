@@ -24,6 +24,7 @@ from ti2v_dist.video import VideoRequest
 
 NAMESPACE = "ti2v"
 POLL_S = 0.5
+SIGNAL_POLL_S = 0.05
 ATTACH_TIMEOUT_S = 30
 WAITING_FOR_WORKERS_S = 10
 STORE_THREADS = 16
@@ -182,6 +183,7 @@ def _ray(address: str | None) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
+    from ray.exceptions import RayActorError
 
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     ray.init(
@@ -189,7 +191,7 @@ def _ray(address: str | None) -> Iterator[Any]:
     )
     try:
         yield ray
-    except ray.exceptions.RayActorError as error:
+    except RayActorError as error:
         raise RuntimeError(f"the coordinator died; the same command goes on from the last frame: {error}") from error
     finally:
         ray.shutdown()
@@ -257,4 +259,6 @@ def _follow(ray: Any, coordinator: Any, received: list[int], listener: Listener)
         if received and not stopping:
             stopping = True
             ray.get(coordinator.stop.remote())
-        time.sleep(POLL_S)
+        next_poll = time.monotonic() + POLL_S
+        while time.monotonic() < next_poll and (stopping or not received):
+            time.sleep(SIGNAL_POLL_S)

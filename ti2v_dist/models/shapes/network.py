@@ -62,7 +62,10 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         max_position_embeddings=tokenizer.model_max_length,
         **special_ids,
     )
-    return CLIPTextModel(config)
+    encoder = CLIPTextModel(config)
+    # At CLIP's scale of 0.02 the layers drown the words, and "left" and "right" come out the same.
+    torch.nn.init.normal_(encoder.get_input_embeddings().weight)
+    return encoder
 
 
 def new_unet() -> UNet3DConditionModel:

@@ -52,15 +52,19 @@ def _rng(config: TrainConfig, stage: str, step: int) -> np.random.Generator:
     return np.random.default_rng([TRAIN_SPLIT, config.seed, _STAGES[stage], step])
 
 
-def _rate(step: int, steps: int, warmup: int = 100, decay: float = 0.2) -> float:
+def _rate(step: int, steps: int, warmup: int = 100, decay: float = 0.1) -> float:
     """Share of the learning rate: up, level, and down to zero over the last `decay` of all steps."""
     return min(1.0, (step + 1) / warmup, (1 - step / steps) / decay)
 
 
 def _optimizers(modules: Any, adamw_lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
-    """AdamW; with a `muon_lr`, Muon for the inner matrices and AdamW for embeddings, ends, norms and biases."""
-    ends = ("embedding.weight", "conv_in.weight", "conv_out.weight")
-    inner = {name for name, p in modules.named_parameters() if muon_lr and p.ndim > 1 and not name.endswith(ends)}
+    """AdamW; with a `muon_lr`, Muon for the UNet's inner matrices."""
+    ends = ("conv_in.weight", "conv_out.weight")
+    inner = {
+        name
+        for name, p in modules.named_parameters()
+        if muon_lr and p.ndim > 1 and name.startswith("unet") and not name.endswith(ends)
+    }
     other = [p for name, p in modules.named_parameters() if name not in inner]
     adamw = torch.optim.AdamW(other, adamw_lr, betas=(0.9, 0.99), weight_decay=1e-3)
     return [adamw, *([Muon([p for n, p in modules.named_parameters() if n in inner], muon_lr)] if inner else [])]
@@ -166,15 +170,15 @@ def encode_trajectories(config: TrainConfig, vae: Any, device: torch.device) -> 
 def cut_clips(config: TrainConfig, names_N3: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Which frames of which trajectories make batch `step`, and its prompts.
 
-    A new video's queue is K copies of one image, so the first new frame follows the text alone. Nearly half of
-    the moving clips therefore set off in their very last frame, and none names a motion that it does not show.
+    A new video's queue is K copies of one image, so the first new frame follows the text alone. Nearly half
+    of the moving clips therefore set off in their very last frame, and none names a motion that it does not show.
     Returns trajectory_B, frame_BF and the prompts, some of them empty for classifier-free guidance.
     """
     rng = _rng(config, "unet", step)
     batch = config.unet_batch
     trajectory = rng.integers(len(names_N3), size=batch)
     offset = rng.integers(config.trajectory_frames - WINDOW + 1, size=batch)
-    start = rng.choice(WINDOW - 1, size=batch, p=[0.25, 0.05, 0.05, 0.05, 0.05, 0.10, 0.45])
+    start = rng.choice(WINDOW - 1, size=batch, p=[0.30, 0.03, 0.04, 0.04, 0.05, 0.09, 0.45])
     still, backwards = rng.random(batch) < 0.2, rng.random(batch) < 0.5
     frame = np.maximum(np.arange(WINDOW) - start[:, None], 0) * ~still[:, None] + offset[:, None]
     frame = np.where(backwards[:, None], config.trajectory_frames - 1 - frame, frame)
@@ -203,7 +207,7 @@ def train_unet(
     alphas = new_schedule().alphas_cumprod.to(device)
     # Repeat-and-slide uses the last frame's prediction alone, so it weighs more.
     weight_F = torch.ones(WINDOW, device=device)
-    weight_F[-1] = 5.0
+    weight_F[-1] = 10.0
     weight_F = (weight_F / weight_F.mean())[:, None, None]
     # The direction of a motion is decided where there is most noise and where the error of ε is smallest. 1/ᾱ makes
     # the loss that of v-prediction (Salimans and Ho 2022, Sec. 4), here up to a limit.
@@ -302,7 +306,7 @@ Trained from scratch by `jobs/train_shapes.py`; the clips are rendered by `world
 ## Training log
 
 The loss of the VAE is L1 + L2 + 1e-5 KL; that of the UNet and the text encoder is the mean squared error of the
-predicted noise, the last frame of a window weighing five times as much as another.
+predicted noise, the last frame of a window weighing ten times as much as another.
 
 | stage | step | loss | seconds |
 |---|---|---|---|
