@@ -249,6 +249,7 @@ def undisturbed(base: Path) -> Undisturbed:
             scrapes += scrape(f"http://127.0.0.1:{port}/metrics")
             time.sleep(0.1)
         ended = run.finish(process)
+        assert ended.code == 3, ended.stderr
         with suppress(TimeoutError):
             wait_until(lambda: not run.processes(), "end of Ray", seconds=20)
         return Undisturbed(run, ended, scrapes, run.processes())

@@ -186,9 +186,15 @@ def _ray(address: str | None) -> Iterator[Any]:
     from ray.exceptions import RayActorError
 
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
-    ray.init(
-        address=address or "local", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options
-    )
+    try:
+        ray.init(
+            address=address or "local", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options
+        )
+    except Exception as error:
+        # A bare Exception is how Ray says that it did not start within its 30 s, as on a very busy machine.
+        if type(error) is not Exception:
+            raise
+        raise RuntimeError(f"Ray did not start; try the same command again: {error}") from error
     try:
         yield ray
     except RayActorError as error:
@@ -243,14 +249,14 @@ def _follow(ray: Any, coordinator: Any, received: list[int], listener: Listener)
     """Wait for the end of the run, passing its progress on and a signal to the coordinator."""
     stopping = False
     while True:
-        progress = ray.get(coordinator.progress.remote(), timeout=ATTACH_TIMEOUT_S)
+        asked = [coordinator.progress.remote(), coordinator.outcome.remote()]
+        progress, summary = ray.get(asked, timeout=ATTACH_TIMEOUT_S)
         if progress["workers_ready"] == 0 and progress["seconds"] > WAITING_FOR_WORKERS_S:
             have = {name: count for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
             progress["note"] = (
                 f"waiting for a worker: the cluster has {have.get('GPU', 0):g} GPUs, {have['CPU']:g} CPUs"
             )
         listener(progress)
-        summary = ray.get(coordinator.outcome.remote())
         if summary:
             ray.kill(coordinator)
             if progress["error"]:
@@ -258,7 +264,7 @@ def _follow(ray: Any, coordinator: Any, received: list[int], listener: Listener)
             return summary
         if received and not stopping:
             stopping = True
-            ray.get(coordinator.stop.remote())
+            ray.get(coordinator.stop.remote(), timeout=ATTACH_TIMEOUT_S)
         next_poll = time.monotonic() + POLL_S
         while time.monotonic() < next_poll and (stopping or not received):
             time.sleep(SIGNAL_POLL_S)

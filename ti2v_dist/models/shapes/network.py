@@ -64,7 +64,8 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
     encoder = CLIPTextModel(config)
     # At CLIP's scale of 0.02 the layers drown the words, and "left" and "right" come out the same.
-    torch.nn.init.normal_(encoder.get_input_embeddings().weight)
+    words: Any = encoder.get_input_embeddings()
+    torch.nn.init.normal_(words.weight)
     return encoder
 
 
