@@ -209,6 +209,15 @@ def test_a_video_error_fails_that_video_alone_and_at_once():
     assert scheduler.handle(VideoError("bad", "NonFiniteLatents", "NaN")) == []
 
 
+def test_a_video_may_fail_while_its_next_frame_is_being_computed():
+    scheduler = started("bad", "good", slots=2, frames=9)
+    scheduler.handle(ChunkDone(0, ("bad", "good"), {"bad": 1, "good": 1}))
+    assert scheduler.workers[0].calls == [("bad", "good")]
+    assert scheduler.handle(VideoError("bad", "CorruptRecord", "x")) == [Fail("bad", "CorruptRecord", "x", 1)]
+    assert Commit("good", 2) in scheduler.handle(ChunkDone(0, ("bad", "good"), {"bad": 2, "good": 2}))
+    assert scheduler.handle(CallFailed(0, ("bad", "good"), "RuntimeError", "late")) == []
+
+
 def test_an_image_error_frees_the_worker():
     scheduler = Scheduler(slots=1)
     scheduler.handle(WorkerReady(0))

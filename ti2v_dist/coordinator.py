@@ -252,6 +252,7 @@ class Coordinator:
             try:
                 settled = await self._storage(self.store.commit, chunk, video.tip)
             except VIDEO_ERRORS as error:
+                video.pending.clear()
                 self._emit(video_error(command.id, error))
                 return
             self.metrics.observe("commit", time.monotonic() - began, len(chunk.latents_FCHW))

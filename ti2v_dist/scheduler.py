@@ -171,7 +171,9 @@ class Scheduler:
             return []
         commands: list[Command] = []
         for video_id, frame in event.frames.items():
-            video = self.videos[video_id]
+            video = self.videos.get(video_id)
+            if video is None:  # it failed while it was being computed: an earlier frame could not be settled
+                continue
             if video.void:
                 commands.append(self._load(video))
                 continue
@@ -184,7 +186,9 @@ class Scheduler:
         if not self._returned(event.worker, event.ids):
             return []
         commands: list[Command] = []
-        for video in map(self.videos.__getitem__, event.ids):
+        for video in map(self.videos.get, event.ids):
+            if video is None:
+                continue
             video.attempts += 1
             commands += self._try_again(video, video.attempts >= MAX_ATTEMPTS, event.error_type, event.message)
         return commands
