@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-import runs
+import ray_runs
 from imageio_ffmpeg import count_frames_and_secs
-from runs import FRAMES_TO_MAKE, NUM_FRAMES, SETTINGS, SLOTS, Run, Undisturbed
+from ray_runs import FRAMES_TO_MAKE, NUM_FRAMES, SETTINGS, SLOTS, Run, Undisturbed
 
 from ti2v_dist.config import load_config
 from ti2v_dist.single import generate
@@ -16,7 +16,7 @@ from ti2v_dist.single import generate
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    return runs.undisturbed(tmp_path_factory.getbasetemp())
+    return ray_runs.undisturbed(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_no_process_outlives_the_run(done: Undisturbed):
 def test_an_unusable_manifest_starts_nothing(run: Run, tmp_path: Path):
     rows = run.inputs.rows()
     manifest = run.inputs.other_manifest("duplicate.jsonl", [*rows, rows[0]])
-    with runs.opened(run.inputs, tmp_path / "out") as refused:
+    with ray_runs.opened(run.inputs, tmp_path / "out") as refused:
         result = refused.run(manifest=manifest)
         assert result.code == 2
         assert "line 6" in result.stderr

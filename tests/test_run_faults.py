@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import runs
-from runs import FRAMES_TO_MAKE, NUM_FRAMES, SLOTS, Ended, Inputs, Run
+import ray_runs
+from ray_runs import FRAMES_TO_MAKE, NUM_FRAMES, SLOTS, Ended, Inputs, Run
 
 CALLS = 2
 """Calls in flight of one worker, each of at most SLOTS frames."""
@@ -19,12 +19,12 @@ WORKERS = 2
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return runs.inputs(tmp_path_factory.getbasetemp())
+    return ray_runs.inputs(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return runs.undisturbed(tmp_path_factory.getbasetemp()).run
+    return ray_runs.undisturbed(tmp_path_factory.getbasetemp()).run
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class WorkerKilled:
 
 @pytest.fixture(scope="module")
 def worker_killed(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerKilled]:
-    with runs.opened(given, tmp_path_factory.mktemp("worker") / "out") as run:
+    with ray_runs.opened(given, tmp_path_factory.mktemp("worker") / "out") as run:
         process = run.start(workers=1)
         *_, (_, _, pid) = run.await_frames(process, 12)
         os.kill(pid, signal.SIGKILL)
@@ -62,7 +62,7 @@ class Life:
 @pytest.fixture(scope="module")
 def lives(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, list[Life]]]:
     """Killed -9 with coordinator and workers; interrupted by Ctrl-C; stopped from outside; left alone to the end."""
-    with runs.opened(given, tmp_path_factory.mktemp("driver") / "out") as run:
+    with ray_runs.opened(given, tmp_path_factory.mktemp("driver") / "out") as run:
         yield run, [killed_life(run), interrupted_life(run), stopped_life(run), last_life(run)]
 
 
@@ -97,7 +97,7 @@ def stopped_life(run: Run) -> Life:
     epochs = run.output / ".ti2v" / "epochs"
     already = len(list(epochs.iterdir()))
     process = run.start()
-    runs.wait_until(lambda: len(list(epochs.iterdir())) > already, "new owner of the run")
+    ray_runs.wait_until(lambda: len(list(epochs.iterdir())) > already, "new owner of the run")
     assert run.ti2v("stop", str(run.output)).code == 0
     life.ended = run.finish(process)
     return life
@@ -139,7 +139,7 @@ def test_a_killed_worker_costs_the_frames_in_flight(worker_killed: WorkerKilled)
 
 def test_a_finished_run_is_left_as_it_is(worker_killed: WorkerKilled):
     before = contents(worker_killed.run)
-    with runs.opened(worker_killed.run.inputs, worker_killed.run.output) as again:
+    with ray_runs.opened(worker_killed.run.inputs, worker_killed.run.output) as again:
         ended = again.run(workers=1)
         assert (ended.code, ended.result["status"]) == (0, "finished"), ended.stderr
         assert contents(again) == before
@@ -163,7 +163,7 @@ def test_another_prompt_is_refused(worker_killed: WorkerKilled, tmp_path: Path, 
         shutil.rmtree(output / ".ti2v" / "done" / "bob")
     rows = [row | ({"prompt": "another"} if row["id"] == "bob" else {}) for row in worker_killed.run.inputs.rows()]
     manifest = worker_killed.run.inputs.other_manifest("other-prompt.jsonl", rows)
-    with runs.opened(worker_killed.run.inputs, output) as run:
+    with ray_runs.opened(worker_killed.run.inputs, output) as run:
         before = contents(run)
         ended = run.run(manifest=manifest)
         assert ended.code == 2
