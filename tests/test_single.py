@@ -245,7 +245,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, model, number):
     write_image(tmp_path / "first.png")
     work = Killed(tmp_path, generate_arguments("first.png", model, "cat.mp4", LONG))
     assert work.until(lambda: len(work.computed()) >= 2, number) == 128 + number
-    *progress, last = (tmp_path / "stderr").read_text().splitlines()
-    assert last == "ti2v: interrupted; what was finished is kept, the same command goes on from there"
-    assert all("denoising" in line for line in progress), "a slow machine's progress, and nothing else"
+    said = (tmp_path / "stderr").read_text()
+    assert said.splitlines()[-1] == "ti2v: interrupted; what was finished is kept, the same command goes on from there"
+    assert "Traceback" not in said
     assert 1 <= work.settled() < LONG - 1
