@@ -1,4 +1,4 @@
-"""Trains the embedded `shapes` model: a VAE, then a text encoder and a UNet3D together, from rendered clips alone.
+"""Trains the embedded `shapes` model from rendered clips and their descriptions: a VAE, a text encoder, a UNet3D.
 
 The diffusion model is a plain text-to-video model; no frame is ever given to it as a condition. Every batch is a
 pure function of (seed, stage, step), so a stopped training resumes where it was and draws what it would have drawn.
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import CLIPTokenizer
 
 from ti2v_dist.models.shapes import world
@@ -27,7 +28,7 @@ from ti2v_dist.models.shapes.network import WINDOW, new_schedule, new_text_encod
 TRAIN_SPLIT = 1
 """First word of every training seed; `benchmarks/quality_shapes.py` draws from another split."""
 
-_STAGES = {"vae": 0, "clips": 1, "unet": 2}
+_STAGES = {"vae": 0, "clips": 1, "unet": 2, "text": 3}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class TrainConfig:
     muon_lr: float = 2e-3
     trajectories: int = 5000
     trajectory_frames: int = 24
-    unet_steps: int = 5200
+    text_steps: int = 1000
+    text_batch: int = 256
+    unet_steps: int = 9000
     unet_batch: int = 16
     text_dropout: float = 0.1
     save_every: int = 250
@@ -58,13 +61,9 @@ def _rate(step: int, steps: int, warmup: int = 100, decay: float = 0.1) -> float
 
 
 def _optimizers(modules: Any, adamw_lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
-    """AdamW; with a `muon_lr`, Muon for the UNet's inner matrices."""
+    """AdamW; with a `muon_lr`, Muon for the inner matrices."""
     ends = ("conv_in.weight", "conv_out.weight")
-    inner = {
-        name
-        for name, p in modules.named_parameters()
-        if muon_lr and p.ndim > 1 and name.startswith("unet") and not name.endswith(ends)
-    }
+    inner = {name for name, p in modules.named_parameters() if muon_lr and p.ndim > 1 and name not in ends}
     other = [p for name, p in modules.named_parameters() if name not in inner]
     adamw = torch.optim.AdamW(other, adamw_lr, betas=(0.9, 0.99), weight_decay=1e-3)
     return [adamw, *([Muon([p for n, p in modules.named_parameters() if n in inner], muon_lr)] if inner else [])]
@@ -167,65 +166,118 @@ def encode_trajectories(config: TrainConfig, vae: Any, device: torch.device) -> 
     return torch.cat(latents), np.concatenate(names)
 
 
+def train_text_encoder(config: TrainConfig, folder: Path, tokenizer: CLIPTokenizer, device: torch.device) -> Any:
+    """Stage 3: say what a prompt says (colour, shape, motion; or nothing) at each of its tokens from the end on.
+
+    A video model learns from a pretrained, frozen text encoder (Saharia et al. 2022, Sec. 2.1). Trained together
+    with the UNet, one from scratch tells the colours apart and leaves the directions all but equal, since only few
+    frames depend on them.
+    """
+    torch.manual_seed(config.seed + 2)
+    # The one class beside a kind's own is that of the empty prompt.
+    counts = [len(names) + 1 for names in (world.COLORS, world.SHAPES, world.MOTIONS)]
+    encoder = new_text_encoder(tokenizer)
+    heads = torch.nn.Linear(encoder.config.hidden_size, sum(counts))
+    stage = _Stage(
+        folder, "text", torch.nn.ModuleDict({"encoder": encoder, "heads": heads}).to(device), config.text_steps, config
+    )
+
+    def loss_at(step: int) -> Tensor:
+        rng = _rng(config, "text", step)
+        said_B3 = np.stack([rng.integers(count - 1, size=config.text_batch) for count in counts], 1)
+        prompts = _describe(said_B3, rng)
+        prompts, empty = _drop(prompts, config.text_dropout, rng)
+        target_B3 = torch.from_numpy(np.where(empty[:, None], np.array(counts) - 1, said_B3)).to(device)
+        tokens_BL = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        scores_BLS = stage.modules["heads"](stage.modules["encoder"](tokens_BL).last_hidden_state)
+        scores_NS = scores_BLS[tokens_BL == tokenizer.eos_token_id]
+        target_N3 = target_B3.repeat_interleave((tokens_BL == tokenizer.eos_token_id).sum(1), dim=0)
+        losses = [cross_entropy(s, target_N3[:, kind]) for kind, s in enumerate(scores_NS.split(counts, dim=1))]
+        return torch.stack(losses).mean()
+
+    stage.run(loss_at)
+    return stage.average["encoder"]
+
+
+def _describe(names_B3: np.ndarray, rng: np.random.Generator) -> list[str]:
+    colors, motions = list(world.COLORS), list(world.MOTIONS)
+    return [world.describe(colors[c], world.SHAPES[s], motions[m], rng) for c, s, m in names_B3]
+
+
+def _drop(prompts: list[str], share: float, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
+    """Make a share of the prompts empty, for classifier-free guidance; and say which."""
+    empty = rng.random(len(prompts)) < share
+    return ["" if drop else prompt for prompt, drop in zip(prompts, empty, strict=True)], empty
+
+
 def cut_clips(config: TrainConfig, names_N3: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Which frames of which trajectories make batch `step`, and its prompts.
 
-    A new video's queue is K copies of one image, so the first new frame follows the text alone. Nearly half
-    of the moving clips therefore set off in their very last frame, and none names a motion that it does not show.
+    A new video's queue is K copies of one image, so the first new frame follows the text alone. Half of the moving
+    clips therefore set off in their very last frame, and none names a motion that it does not show. The second half
+    of a batch repeats the first half's objects, going the other way: what tells the two apart is the text.
     Returns trajectory_B, frame_BF and the prompts, some of them empty for classifier-free guidance.
     """
     rng = _rng(config, "unet", step)
-    batch = config.unet_batch
-    trajectory = rng.integers(len(names_N3), size=batch)
-    offset = rng.integers(config.trajectory_frames - WINDOW + 1, size=batch)
-    start = rng.choice(WINDOW - 1, size=batch, p=[0.30, 0.03, 0.04, 0.04, 0.05, 0.09, 0.45])
-    still, backwards = rng.random(batch) < 0.2, rng.random(batch) < 0.5
-    frame = np.maximum(np.arange(WINDOW) - start[:, None], 0) * ~still[:, None] + offset[:, None]
-    frame = np.where(backwards[:, None], config.trajectory_frames - 1 - frame, frame)
+    pairs = config.unet_batch // 2
+    trajectory = rng.integers(len(names_N3), size=pairs)
+    rest = rng.integers(WINDOW - 1, config.trajectory_frames - WINDOW + 1, size=pairs)
+    start = rng.choice(WINDOW - 1, size=pairs, p=[0.28, 0.03, 0.03, 0.03, 0.04, 0.09, 0.50])
+    backwards = rng.random(pairs) < 0.5
+    trajectory, rest, start = (np.concatenate([values, values]) for values in (trajectory, rest, start))
+    backwards = np.concatenate([backwards, ~backwards])
+    still = rng.random(config.unet_batch) < 0.2
+    travelled = np.maximum(np.arange(WINDOW) - start[:, None], 0) * ~still[:, None]
+    frame = rest[:, None] + np.where(backwards[:, None], -travelled, travelled)
     color, shape, motion = names_N3[trajectory].T
-    motion = np.where(still, 4, np.where(backwards, motion ^ 1, motion))
-    colors, motions = list(world.COLORS), list(world.MOTIONS)
-    prompts = [
-        world.describe(colors[c], world.SHAPES[s], motions[m], rng)
-        for c, s, m in zip(color, shape, motion, strict=True)
-    ]
-    dropped = rng.random(batch) < config.text_dropout
-    return trajectory, frame, ["" if drop else p for p, drop in zip(prompts, dropped, strict=True)]
+    motion = np.where(still, list(world.MOTIONS).index("still"), np.where(backwards, motion ^ 1, motion))
+    prompts, _ = _drop(_describe(np.stack([color, shape, motion], 1), rng), config.text_dropout, rng)
+    return trajectory, frame, prompts
 
 
 def train_unet(
-    config: TrainConfig, folder: Path, tokenizer: CLIPTokenizer, latents_NFCHW: Tensor, names_N3: np.ndarray
+    config: TrainConfig,
+    folder: Path,
+    tokenizer: CLIPTokenizer,
+    text_encoder: Any,
+    latents_NFCHW: Tensor,
+    names_N3: np.ndarray,
 ) -> Any:
-    """Stage 3: predict the noise in clips, text encoder and UNet together. Latents come scaled to unit variance."""
+    """Stage 4: predict the noise in clips. Latents come scaled to unit variance; the text encoder is frozen."""
     torch.manual_seed(config.seed + 1)
     device = latents_NFCHW.device
     unet = new_unet()
     # Plain attention trains faster than the fused kernel on sequences of 8 and 64.
     unet.set_attn_processor(AttnProcessor())
-    modules = torch.nn.ModuleDict({"text_encoder": new_text_encoder(tokenizer), "unet": unet}).to(device)
-    stage = _Stage(folder, "unet", modules, config.unet_steps, config, config.muon_lr)
+    stage = _Stage(folder, "unet", unet.to(device), config.unet_steps, config, config.muon_lr)
     alphas = new_schedule().alphas_cumprod.to(device)
     # Repeat-and-slide uses the last frame's prediction alone, so it weighs more.
     weight_F = torch.ones(WINDOW, device=device)
     weight_F[-1] = 10.0
     weight_F = (weight_F / weight_F.mean())[:, None, None]
     # The direction of a motion is decided where there is most noise and where the error of ε is smallest. 1/ᾱ makes
-    # the loss that of v-prediction (Salimans and Ho 2022, Sec. 4), here up to a limit.
+    # the loss that of v-prediction (Salimans and Ho 2022, Sec. 4), here up to a limit. These steps carry most of the
+    # loss, so they are drawn more often, and weigh less by as much.
     weight_t = (1 / alphas).clamp(max=15)
-    weight_t = weight_t / weight_t.mean()
+    share_t = torch.ones_like(alphas)
+    share_t[600:] = 3.0
+    weight_t = weight_t / share_t
+    weight_t = weight_t / (weight_t * share_t).sum() * share_t.sum()
 
     def loss_at(step: int) -> Tensor:
         torch.manual_seed(step)
         trajectory, frame, prompts = cut_clips(config, names_N3, step)
         clip = latents_NFCHW[trajectory[:, None], frame].float().transpose(1, 2)
         tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        t = torch.randint(len(alphas), (len(clip),), device=device)
+        # A pair of clips gets the same step and noise, so that its two errors differ by what the text says.
+        t = torch.multinomial(share_t, len(clip) // 2, replacement=True).repeat(2)
         alpha = alphas[t][:, None, None, None, None]
-        noise = torch.randn_like(clip)
+        noise = torch.randn_like(clip[: len(clip) // 2]).repeat(2, 1, 1, 1, 1)
         noisy = alpha.sqrt() * clip + (1 - alpha).sqrt() * noise
+        with torch.no_grad():
+            text = text_encoder(tokens.to(device)).last_hidden_state
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            text = stage.modules["text_encoder"](tokens.to(device)).last_hidden_state
-            output = stage.modules["unet"](noisy, t, text).sample
+            output = stage.modules(noisy, t, text).sample
         error = (output.float() - noise).square() * weight_F
         return (error.mean((1, 2, 3, 4)) * weight_t[t]).mean()
 
@@ -249,10 +301,11 @@ def train(config: TrainConfig, folder: Path, output: Path, device: torch.device,
         torch.save({"latents": (latents * scale).cpu(), "names": torch.from_numpy(names), "scale": scale}, temporary)
         temporary.replace(folder / "clips.pt")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    text_encoder = train_text_encoder(config, folder, tokenizer, device)
     clips = torch.load(folder / "clips.pt", weights_only=True)
-    modules = train_unet(config, folder, tokenizer, clips["latents"].to(device), clips["names"].numpy())
+    unet = train_unet(config, folder, tokenizer, text_encoder, clips["latents"].to(device), clips["names"].numpy())
     vae.register_to_config(scaling_factor=clips["scale"])
-    _export(output, tokenizer, {"vae": vae, "text_encoder": modules["text_encoder"], "unet": modules["unet"]})
+    _export(output, tokenizer, {"vae": vae, "text_encoder": text_encoder, "unet": unet})
     facts = {"window": WINDOW, "guidance_scale": guidance_scale, "fps": 8}
     (output / "ti2v.json").write_text(json.dumps(facts, indent=2) + "\n")
     _write_card(config, folder, output)
@@ -276,7 +329,7 @@ def _export(output: Path, tokenizer: Any, parts: dict[str, Any]) -> None:
 
 def _write_card(config: TrainConfig, folder: Path, output: Path) -> None:
     """The model card: what it is, how it was trained, and the whole log of losses."""
-    logs = {name: torch.load(folder / f"{name}.pt", weights_only=True)["log"] for name in ("vae", "unet")}
+    logs = {name: torch.load(folder / f"{name}.pt", weights_only=True)["log"] for name in ("vae", "text", "unet")}
     rows = [
         f"| {name} | {row['step']} | {row['loss']:.5f} | {row['seconds']} |"
         for name, log in logs.items()
