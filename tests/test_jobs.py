@@ -227,3 +227,101 @@ def test_an_output_in_the_uploaded_copy_is_refused(cluster, submitted, settings)
     assert "lies in the job's temporary copy of the working directory" in logs
     assert "Traceback" not in logs
     assert "exit code 2" in cluster.ask("/api/jobs/relative")[1]["message"]
+
+
+class Joined:
+    """`ti2v run` of the project's manifest on the cluster, as processes of their own."""
+
+    def __init__(self, cluster: Cluster, project: Path, output: Path, settings: list[str]):
+        self.cluster, self.project, self.output, self.log = cluster, project, output, output.with_suffix(".frames")
+        self.settings = [*settings, "--set", "sampling.num_frames=40"]
+        self.auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token, "RAY_ADDRESS": cluster.address}
+
+    def command(self, *options: str) -> list[str]:
+        return ["run", "manifest.jsonl", "--output", str(self.output), *self.settings, "--json", *options]
+
+    def run(self, *options: str) -> subprocess.CompletedProcess:
+        return ti2v(*self.command(*options), cwd=self.project, **self.auth)
+
+    def start(self) -> subprocess.Popen[str]:
+        command, env = [str(BIN / "ti2v"), *self.command()], environment(**self.auth)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.project, env=env, stdout=pipe, stderr=pipe, text=True)
+
+    def records(self) -> dict[str, bytes]:
+        return records(self.output / ".ti2v" / "videos")
+
+    def epochs(self) -> int:
+        return len(list((self.output / ".ti2v" / "epochs").iterdir()))
+
+    def await_records(self, process: subprocess.Popen[str] | None = None) -> None:
+        """Wait until the work is well under way."""
+
+        def under_way() -> bool:
+            assert process is None or process.poll() is None, process.communicate()
+            return len(self.records()) > 2 * len(IDS)
+
+        self.cluster.wait_for(under_way, "frames")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, project, settings, tmp_path_factory) -> dict[str, bytes]:
+    """The records of a run that was left alone."""
+    joined = Joined(cluster, project, tmp_path_factory.mktemp("undisturbed") / "out", settings)
+    done = joined.run()
+    assert done.returncode == 0, done.stderr
+    return joined.records()
+
+
+def test_a_detached_run_goes_on_and_the_same_command_attaches(cluster, project, settings, undisturbed, tmp_path):
+    joined = Joined(cluster, project, tmp_path / "out", settings)
+    left = joined.run("--detach")
+    assert (left.returncode, json.loads(left.stdout)["status"]) == (0, "running"), left.stderr
+    joined.await_records()
+    assert len(joined.records()) < len(undisturbed)
+    attached = joined.run()
+    assert (attached.returncode, json.loads(attached.stdout)["status"]) == (0, "finished"), attached.stderr
+    assert joined.epochs() == 1, "the same coordinator made them all"
+    assert joined.records() == undisturbed
+
+
+def test_a_joined_run_stops_at_sigterm_and_the_same_command_goes_on(cluster, project, settings, undisturbed, tmp_path):
+    joined = Joined(cluster, project, tmp_path / "out", settings)
+    process = joined.start()
+    joined.await_records(process)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, json.loads(stdout)["status"]) == (128 + signal.SIGTERM, "interrupted"), stderr
+    assert "the same command goes on" in stderr
+    assert len(joined.records()) < len(undisturbed)
+    done = joined.run()
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "finished"), done.stderr
+    assert joined.epochs() == 2
+    assert joined.records() == undisturbed
+
+
+def test_a_dead_coordinator_is_told_and_the_same_command_goes_on(cluster, project, settings, undisturbed, tmp_path):
+    joined = Joined(cluster, project, tmp_path / "out", settings)
+    process = joined.start()
+    joined.await_records(process)
+    (coordinator,) = (
+        int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if is_coordinator(path, cluster)
+    )
+    os.kill(coordinator, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1, stderr
+    assert "the coordinator died; the same command goes on" in stderr
+    assert "Traceback" not in stderr
+    done = joined.run()
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "finished"), done.stderr
+    assert joined.records() == undisturbed
+
+
+def is_coordinator(cmdline: Path, cluster: Cluster) -> bool:
+    """Whether a process is a coordinator of this cluster that is at work, not one that lingers after its run."""
+    try:
+        if not cmdline.read_bytes().startswith(b"ray::Coordinator"):
+            return False
+        return f"RAY_AUTH_TOKEN={cluster.token}".encode() in (cmdline.parent / "environ").read_bytes()
+    except OSError:
+        return False

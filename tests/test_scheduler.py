@@ -237,6 +237,13 @@ def test_what_rests_on_a_superseded_frame_is_dropped_and_the_video_is_read_again
     assert scheduler.videos["a"].committed == 1
 
 
+def test_a_video_that_has_failed_cannot_be_superseded():
+    scheduler = started("a", slots=1, frames=9)
+    scheduler.handle(ChunkDone(0, ("a",), {"a": 1}))
+    scheduler.handle(VideoError("a", "CorruptRecord", "bad"))
+    assert scheduler.handle(Superseded("a")) == []
+
+
 @pytest.mark.parametrize("in_hand", [True, False])
 def test_a_stop_starts_nothing_new_and_waits_for_what_is_in_hand(in_hand: bool):
     scheduler = started("a", slots=1, frames=9) if in_hand else Scheduler(slots=1)

@@ -144,13 +144,10 @@ def validate(
     as_json: JsonOption = False,
 ) -> None:
     """Check every row before a GPU is started; exit 2 if anything is wrong."""
-    from ti2v_dist.driver import request_defaults
-    from ti2v_dist.manifest import problem_table, read_manifest
-    from ti2v_dist.models import read_info
+    from ti2v_dist.driver import check_manifest
+    from ti2v_dist.manifest import problem_table
 
-    resolved = _config(config, settings, {"model.id": model})
-    info = read_info(resolved.model.id, resolved.model.revision)
-    checked = read_manifest(manifest, request_defaults(resolved, info), resolved.variations)
+    checked = check_manifest(manifest, _config(config, settings, {"model.id": model}))
     rows = problem_table(checked)
     counts = {"rows": len(checked.requests) + len(rows), "usable": len(checked.requests)}
     summary = {**counts, "problems": rows, "warnings": checked.warnings}

@@ -18,8 +18,9 @@ from ti2v_dist import __version__, views
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.images import absolute_url
-from ti2v_dist.manifest import RequestDefaults, read_manifest
+from ti2v_dist.manifest import Manifest, RequestDefaults, read_manifest
 from ti2v_dist.models import ModelInfo, read_info
+from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.video import VideoRequest
 
 NAMESPACE = "ti2v"
@@ -75,6 +76,15 @@ def request_defaults(config: RunConfig, info: ModelInfo) -> RequestDefaults:
     )
 
 
+def check_manifest(url: str, config: RunConfig) -> Manifest:
+    """A manifest with all that is wrong with it, and warnings, for the model that `config` names; needs no device."""
+    info = read_info(config.model.id, config.model.revision)
+    manifest = read_manifest(url, request_defaults(config, info), config.variations)
+    prompts = (prompt for request in manifest.requests for prompt in (request.prompt, request.negative_prompt))
+    manifest.warnings += lost_words(info, prompts)
+    return manifest
+
+
 def plan(manifest_url: str, output_url: str, config: RunConfig) -> Plan:
     """Check everything that can be checked without a GPU, and record the run in the output.
 
@@ -88,8 +98,7 @@ def plan(manifest_url: str, output_url: str, config: RunConfig) -> Plan:
             f"output {output_url!r} lies in the job's temporary copy of the working directory: "
             "give an absolute path or a URL"
         )
-    info = read_info(config.model.id, config.model.revision)
-    manifest = read_manifest(manifest_url, request_defaults(config, info), config.variations)
+    manifest = check_manifest(manifest_url, config)
     for warning in manifest.warnings:
         warnings.warn(warning, stacklevel=2)
     if manifest.problems:

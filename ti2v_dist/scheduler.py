@@ -211,7 +211,9 @@ class Scheduler:
         return []
 
     def _on_superseded(self, event: Superseded) -> list[Command]:
-        video = self.videos[event.id]
+        video = self.videos.get(event.id)
+        if video is None:
+            return []
         if video.status == "advancing":
             video.void = True
             return []

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ti2v_dist.driver import claim, request_defaults
 from ti2v_dist.images import absolute_url, load_image
 from ti2v_dist.manifest import make_request
 from ti2v_dist.models import read_info
+from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.video import NonFiniteLatents, VideoRequest, check_id
 from ti2v_dist.worker import Worker
 
@@ -46,6 +48,8 @@ def generate(
     info = read_info(config.model.id, config.model.revision)
     row = {"id": output.stem, "image": absolute_url(image), "prompt": prompt, "seed": seed}
     request = replace(make_request(row, os.getcwd(), request_defaults(config, info)), image_uri=image)
+    for warning in lost_words(info, (request.prompt, request.negative_prompt)):
+        warnings.warn(warning, stacklevel=2)
     store, worker = CheckpointStore(state_url), Worker(config, state_url)
     numerics = None
     if store.read_run() is None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -69,12 +68,7 @@ class UNet3DVideoModel:
 
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to float32 text_BLD, padded to the tokenizer's full length (`TextToVideoSDPipeline.encode_prompt`).
-
-        Warns, naming them, of words that the model cannot take in.
-        """
-        for prompt in prompts:
-            self._warn_of_lost_words(prompt)
+        """Prompts to float32 text_BLD, of the tokenizer's full length (`TextToVideoSDPipeline.encode_prompt`)."""
         length = self._tokenizer.model_max_length
         tokens = self._tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -120,28 +114,6 @@ class UNet3DVideoModel:
             with path.open("rb") as file:
                 total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         return total.hexdigest()
-
-    def _warn_of_lost_words(self, prompt: str) -> None:
-        length = self._tokenizer.model_max_length
-        spans = self._tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        if len(spans) > length:
-            # The last of the tokens that fit marks the end; a word that is cut in two counts as dropped.
-            first_lost = spans[length - 1][0]
-            dropped = prompt[prompt.rfind(" ", 0, first_lost + 1) + 1 :]
-            warnings.warn(
-                f"prompt {prompt!r} is longer than the model's {length} tokens; dropped: {dropped!r}", stacklevel=4
-            )
-        if self.info.model_id == "shapes":
-            from ti2v_dist.models.shapes.world import grammar
-
-            known = set(grammar())
-            unknown = [word for word in dict.fromkeys(re.findall(r"\w+", prompt.lower())) if word not in known]
-            if unknown:
-                warnings.warn(
-                    f"prompt {prompt!r}: the shapes model never saw {', '.join(unknown)}; its words are "
-                    f"{', '.join(sorted(known - {','}))}",
-                    stacklevel=4,
-                )
 
 
 def _checked_device(name: str) -> torch.device:

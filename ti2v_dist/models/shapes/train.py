@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPTokenizer
 
 from ti2v_dist.models.shapes import world
+from ti2v_dist.models.shapes.export import export, write_card
 from ti2v_dist.models.shapes.muon import Muon
 from ti2v_dist.models.shapes.network import WINDOW, new_schedule, new_text_encoder, new_tokenizer, new_unet, new_vae
 
@@ -305,63 +306,8 @@ def train(config: TrainConfig, folder: Path, output: Path, device: torch.device,
     clips = torch.load(folder / "clips.pt", weights_only=True)
     unet = train_unet(config, folder, tokenizer, text_encoder, clips["latents"].to(device), clips["names"].numpy())
     vae.register_to_config(scaling_factor=clips["scale"])
-    _export(output, tokenizer, {"vae": vae, "text_encoder": text_encoder, "unet": unet})
+    export(output, tokenizer, {"vae": vae, "text_encoder": text_encoder, "unet": unet})
     facts = {"window": WINDOW, "guidance_scale": guidance_scale, "fps": 8}
     (output / "ti2v.json").write_text(json.dumps(facts, indent=2) + "\n")
-    _write_card(config, folder, output)
-
-
-def _export(output: Path, tokenizer: Any, parts: dict[str, Any]) -> None:
-    for name, part in parts.items():
-        part.to("cpu", torch.float16).save_pretrained(output / name, safe_serialization=True)
-    tokenizer.save_pretrained(output / "tokenizer")
-    new_schedule().save_pretrained(output / "scheduler")
-    index = {
-        "_class_name": "TextToVideoSDPipeline",
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet3DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _write_card(config: TrainConfig, folder: Path, output: Path) -> None:
-    """The model card: what it is, how it was trained, and the whole log of losses."""
     logs = {name: torch.load(folder / f"{name}.pt", weights_only=True)["log"] for name in ("vae", "text", "unet")}
-    rows = [
-        f"| {name} | {row['step']} | {row['loss']:.5f} | {row['seconds']} |"
-        for name, log in logs.items()
-        for row in log
-    ]
-    (output / "README.md").write_text(_CARD.format(config=json.dumps(asdict(config), indent=2), log="\n".join(rows)))
-
-
-_CARD = """---
-license: apache-2.0
-tags:
-- text-to-video
----
-# shapes
-
-A tiny text-to-video model of one coloured object (circle, square, triangle) that moves left, right, up or down, or
-rests, over a soft background, on a torus: 64 x 64 pixels, windows of 8 frames. It was trained on rendered clips and
-their English descriptions alone; it never saw an image as a condition. It serves as a demo, a test bed and an
-instrument for samplers, and knows nothing else. Words outside its grammar mean nothing to it.
-
-Trained from scratch by `jobs/train_shapes.py`; the clips are rendered by `world.py` and belong to nobody.
-
-```json
-{config}
-```
-
-## Training log
-
-The loss of the VAE is L1 + L2 + 1e-5 KL; that of the UNet and the text encoder is the mean squared error of the
-predicted noise, the last frame of a window weighing ten times as much as another.
-
-| stage | step | loss | seconds |
-|---|---|---|---|
-{log}
-"""
+    write_card(output, asdict(config), logs)

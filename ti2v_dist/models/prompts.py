@@ -1,0 +1,45 @@
+"""What a model cannot take in of a prompt, told before any device is used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ti2v_dist.models.base import ModelInfo
+
+
+def lost_words(info: ModelInfo, prompts: Iterable[str]) -> Iterator[str]:
+    """A sentence for each distinct prompt of which a part is lost: cut off at the model's length, or never learned."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(info.folder / "tokenizer", local_files_only=True)
+    known = _vocabulary(info)
+    for prompt in dict.fromkeys(prompts):
+        dropped = _dropped(tokenizer, prompt)
+        if dropped:
+            limit = tokenizer.model_max_length
+            yield f"prompt {prompt!r} is longer than the model's {limit} tokens; dropped: {dropped!r}"
+        unknown = [word for word in dict.fromkeys(re.findall(r"\w+", prompt.lower())) if known and word not in known]
+        if unknown:
+            words = ", ".join(sorted(known - {","}))
+            yield f"prompt {prompt!r}: the shapes model never saw {', '.join(unknown)}; its words are {words}"
+
+
+def _dropped(tokenizer: Any, prompt: str) -> str:
+    length = tokenizer.model_max_length
+    spans = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    if len(spans) <= length:
+        return ""
+    # The last of the tokens that fit marks the end; a word that is cut in two counts as dropped.
+    first_lost = spans[length - 1][0]
+    return prompt[prompt.rfind(" ", 0, first_lost + 1) + 1 :]
+
+
+def _vocabulary(info: ModelInfo) -> set[str]:
+    """The words of a model that knows few; empty where any word may mean something."""
+    if info.model_id != "shapes":
+        return set()
+    from ti2v_dist.models.shapes.world import grammar
+
+    return set(grammar())
