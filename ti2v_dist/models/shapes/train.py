@@ -247,7 +247,7 @@ def train_unet(
     """Stage 4: predict the noise in clips. Latents come scaled to unit variance; the text encoder is frozen."""
     torch.manual_seed(config.seed + 1)
     device = latents_NFCHW.device
-    unet = new_unet()
+    unet: Any = new_unet()
     # Plain attention trains faster than the fused kernel on sequences of 8 and 64.
     unet.set_attn_processor(AttnProcessor())
     stage = _Stage(folder, "unet", unet.to(device), config.unet_steps, config, config.muon_lr)

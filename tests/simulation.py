@@ -1,0 +1,360 @@
+"""A world in which coordinators that own the same run meet a store that loses, delays and repeats what they say.
+
+Everything runs in one thread: each life of a coordinator is a greenlet that is left at every storage operation, and a
+seed decides who goes on, what the store does, who dies, and when a dead client's write lands. The code under test is
+the package's own `CheckpointStore` with its `Store`; only the filesystem below is played.
+
+Each life salts what it computes. Two lives that computed the same frame would otherwise hide that one was lost.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from greenlet import getcurrent, greenlet
+
+from ti2v_dist import store as store_module
+from ti2v_dist.checkpoint import CheckpointStore, Settled
+from ti2v_dist.record import CorruptRecord, Record, Tip
+from ti2v_dist.store import Store, StoreUnavailable
+from ti2v_dist.video import Chunk, Encoded, SamplingParams, VideoRequest, VideoState
+
+IDS = ("a", "b")
+LAST = 4
+FINGERPRINT = "f" * 64
+ROOT = "bucket/run"
+FAULTS = ("lost_request", "lost_reply", "late", "busy", "crash_before", "crash_after", "crash_late")
+T = TypeVar("T")
+
+
+class Crash(BaseException):
+    """The process dies here; no handler of its own runs."""
+
+
+class Broken(AssertionError):
+    """A promise that was not kept."""
+
+
+class SimulatedFS:
+    """The four calls that `Store` makes of a filesystem; each first asks the world what is to happen."""
+
+    def __init__(self, world: "World"):
+        self.world = world
+
+    def pipe_file(self, path: str, data: bytes, mode: str) -> None:
+        fault = self.world.pause()
+        if fault in ("late", "crash_late"):
+            self.world.in_flight.append((path, data))
+        elif fault not in ("lost_request", "crash_before", "busy"):
+            if path in self.world.objects and mode == "create":
+                raise FileExistsError(path)
+            self.world.objects[path] = data
+        self._suffer(fault)
+
+    def cat_file(self, path: str) -> bytes:
+        self._suffer(self.world.pause())
+        if path not in self.world.objects:
+            raise FileNotFoundError(path)
+        return self.world.objects[path]
+
+    def find(self, path: str) -> list[str]:
+        self._suffer(self.world.pause())
+        found = [name for name in self.world.objects if name.startswith(f"{path}/")]
+        # A listing may lag behind what was written last.
+        lag = 0 if self.world.is_quiet else self.world.random.choice((0, 0, 1, 2))
+        return found[: max(0, len(found) - lag)]
+
+    def exists(self, path: str) -> bool:
+        self._suffer(self.world.pause())
+        return path in self.world.objects
+
+    def _suffer(self, fault: str | None) -> None:
+        if fault and fault.startswith("crash"):
+            raise Crash
+        if fault:
+            raise TimeoutError(fault)
+
+
+class Life:
+    """One life of a coordinator: takes the run over and works on every video until all are finished."""
+
+    hasty = False
+    """Commits a frame before the one below it is settled."""
+    premature = 0
+    """Frames that it leaves out before it calls a video done."""
+
+    def __init__(self, world: "World", number: int):
+        self.world, self.salt = world, str(number).encode()
+        self.image = 1 if world.changed_image and number == 1 else 0
+        self.reckless = world.random.random() < 0.1
+        store = Store("memory://run")
+        store.fs, store.root, store.scheme = SimulatedFS(world), ROOT, "s3"
+        self.store = CheckpointStore("memory://run")
+        self.store.store = store
+        self.crashed = False
+        self.thread = greenlet(self._live, world.main)
+
+    def _live(self, _: str | None = None) -> None:
+        try:
+            self._ask(self.store.next_epoch)
+            ids = list(IDS)
+            self.world.random.shuffle(ids)
+            for video_id in ids:
+                try:
+                    self._make(video_id)
+                except CorruptRecord as error:
+                    self._ask(self.store.fail, video_id, {"error": type(error).__name__})
+        except Crash:
+            self.crashed = True
+
+    def _ask(self, call: Callable[..., T], *arguments: Any) -> T:
+        while True:
+            try:
+                return call(*arguments)
+            except StoreUnavailable:
+                continue
+
+    def _make(self, video_id: str) -> None:
+        request = request_of(video_id)
+        self._ask(self.store.claim_request, request)
+        loaded = self._ask(self.store.load, request, FINGERPRINT)
+        if loaded is None:
+            encoded = self._encode()
+            loaded = self._ask(self.store.begin, request, encoded, FINGERPRINT)
+            if loaded[1].recipe != request.recipe(FINGERPRINT, encoded.image_HWC):
+                raise Broken(f"{video_id}: goes on with a video of another image")
+        state, tip = loaded
+        self.world.acknowledge(video_id, tip)
+        pending: list[Chunk] = []
+        while tip.frame < LAST - self.premature:
+            if self.reckless and self.world.random.random() < 0.1:
+                self._ask(self.store.fail, video_id, {"error": "gives up"})
+                return
+            while len(pending) < 2 and state.frame < LAST:
+                pending.append(compute(state, self.salt, self.world.random.choice((1, 1, 2))))
+                state = state.push(pending[-1])
+            if self.hasty and len(pending) == 2:
+                self._ask(self.store.commit, pending[1], self._guess(pending[0], tip))
+            settled: Settled = self._ask(self.store.commit, pending.pop(0), tip)
+            tip = settled.tip
+            self.world.acknowledge(video_id, tip)
+            if not settled.ours:
+                pending.clear()
+                again = self._ask(self.store.load, request, FINGERPRINT)
+                if again is None:
+                    raise Broken(f"{video_id}: a settled video is gone")
+                state, tip = again
+        row = {"frames": LAST + 1, "sha256": sha256_of(self._ask(lambda: list(self.store.latents(video_id))))}
+        done = self._ask(self.store.finish, video_id, row)
+        self.world.done_acks.append((video_id, done))
+
+    def _encode(self) -> Encoded:
+        image = np.full((8, 8, 3), self.image, np.uint8)
+        ones = np.ones((1, 2), np.float32)
+        return Encoded(image, value(self.salt), ones, ones)
+
+    def _guess(self, chunk: Chunk, tip: Tip) -> Tip:
+        data = Record.of_chunk(chunk, tip.recipe, tip.sha256).to_bytes()
+        return replace(tip, frame=chunk.last_frame, sha256=hashlib.sha256(data).hexdigest())
+
+
+class World:
+    """One schedule: everything that happens in it follows from `seed`."""
+
+    def __init__(self, seed: int, life: type[Life] = Life):
+        self.random, self.life = random.Random(seed), life
+        self.objects: dict[str, bytes] = {}
+        self.in_flight: list[tuple[str, bytes]] = []
+        self.acks: dict[tuple[str, int], str] = {}
+        self.done_acks: list[tuple[str, dict]] = []
+        self.rogue: dict[str, int] = {}
+        self.is_quiet = False
+        self.main = getcurrent()
+        # Swarm testing (Groce et al. 2012): each schedule has some of the faults, so that none drowns the others.
+        self.faults = [fault for fault in FAULTS if self.random.random() < 0.5]
+        self.rate = self.random.choice((0.02, 0.1, 0.3))
+        self.changed_image = self.random.random() < 0.1
+        self.plants = self.random.random() < 0.1
+        self.lives = [life(self, number) for number in range(self.random.choice((1, 2, 2, 3)))]
+
+    def play(self) -> None:
+        """Run the schedule to its end, raising `Broken` for a promise that was not kept."""
+        number, asleep = len(self.lives), {}
+        while self.lives:
+            awake = [life for life in self.lives if asleep.get(id(life), 0) <= 0] or self.lives
+            life = self.random.choice(awake)
+            for key in asleep:
+                asleep[key] -= 1
+            if self.random.random() < 0.02:
+                asleep[id(life)] = 40  # a stopped process that wakes when another has taken over
+            self._land(0.05)
+            if self.plants and self.random.random() < 0.02:
+                self._plant()
+            life.thread.switch(self._fault())
+            if life.thread.dead:
+                self.lives.remove(life)
+                if life.crashed and number < 8:
+                    self.lives.append(self.life(self, number))
+                    number += 1
+        self.faults = []
+        self._land(0.5)
+        last = self.life(self, number)
+        last.reckless = False
+        while not last.thread.dead:
+            last.thread.switch(None)
+        self._land(1.0)
+        self.is_quiet = True
+        self.check(last)
+
+    def pause(self) -> str | None:
+        """Leave the life that is running; the world says later what becomes of its operation."""
+        return self.main.switch()
+
+    def acknowledge(self, video_id: str, tip: Tip) -> None:
+        """A life goes on from this frame: it may never become another."""
+        if self.acks.setdefault((video_id, tip.frame), tip.sha256) != tip.sha256:
+            raise Broken(f"{video_id}: frame {tip.frame} has two values")
+
+    def _fault(self) -> str | None:
+        if not self.faults or self.random.random() > self.rate:
+            return None
+        return self.random.choice(self.faults)
+
+    def _land(self, chance: float) -> None:
+        """Writes of clients that gave up on them, or died, arrive."""
+        for path, data in [*self.in_flight]:
+            if self.random.random() < chance:
+                self.in_flight.remove((path, data))
+                self.objects.setdefault(path, data)
+
+    def _plant(self) -> None:
+        """Another program, without this protocol, writes a video's next slot."""
+        video_id = self.random.choice(IDS)
+        chain = self._chain(video_id)
+        if video_id in self.rogue or not chain or chain[-1][0].frame + chain[-1][0].frames > LAST:
+            return
+        (record, data), recipe, parent = chain[-1], chain[0][0].recipe, ""
+        parent = hashlib.sha256(data).hexdigest()
+        if self.random.random() < 0.5:
+            recipe = "0" * 64
+        else:
+            parent = "0" * 64
+        frame = record.frame + record.frames
+        chunk = Chunk(video_id, frame, value(b"rogue")[None])
+        if frame_path(video_id, frame) not in self.objects:
+            self.objects[frame_path(video_id, frame)] = Record.of_chunk(chunk, recipe, parent).to_bytes()
+            self.rogue[video_id] = frame
+
+    def _chain(self, video_id: str) -> list[tuple[Record, bytes]]:
+        chain, frame = [], 0
+        while (data := self.objects.get(frame_path(video_id, frame))) is not None:
+            chain.append((Record.from_bytes(str(frame), data), data))
+            frame += chain[-1][0].frames
+        return chain
+
+    # What was promised
+
+    def check(self, last: Life) -> None:
+        """Raise `Broken` unless each frame has one value, for ever, and each finished video is listed once."""
+        finished = self._final(last, last.store.done_ids)
+        failed = self._final(last, last.store.failed_ids)
+        if set(finished) & set(failed):
+            raise Broken("a finished video counts as failed")
+        for video_id in IDS:
+            chain = self._chain(video_id)
+            if video_id in self.rogue:
+                if chain[-1][0].frame > self.rogue[video_id] or video_id in finished:
+                    raise Broken(f"{video_id}: went on from a record that is not of its chain")
+                continue
+            if video_id not in finished:
+                if self.changed_image and any(video_id == name for name in failed):
+                    continue
+                raise Broken(f"{video_id}: not finished")
+            self._check_chain(video_id, chain)
+        for video_id, done in self.done_acks:
+            if self._final(last, last.store.read_done, video_id) != done:
+                raise Broken(f"{video_id}: done twice")
+
+    def _check_chain(self, video_id: str, chain: list[tuple[Record, bytes]]) -> None:
+        records = [record for record, _ in chain]
+        hashes = [hashlib.sha256(data).hexdigest() for _, data in chain]
+        if [record.parent for record in records] != [None, *hashes[:-1]]:
+            raise Broken(f"{video_id}: the chain is broken")
+        if len({record.recipe for record in records}) != 1:
+            raise Broken(f"{video_id}: a chain of two recipes")
+        latents = [records[0].arrays["latent_CHW"]]
+        salts = [str(number).encode() for number in range(10)]
+        for record in records[1:]:
+            new = list(record.arrays["latents_FCHW"])
+            if not any(same(new, following(latents[-1], salt, len(new))) for salt in salts):
+                raise Broken(f"{video_id}: frame {record.frame} was computed on another frame than the one below it")
+            latents += new
+        if len(latents) != LAST + 1:
+            raise Broken(f"{video_id}: {len(latents)} frames")
+        for (name, frame), sha256 in self.acks.items():
+            ends = {record.frame + record.frames - 1: sha for record, sha in zip(records, hashes, strict=True)}
+            if name == video_id and ends.get(frame) != sha256:
+                raise Broken(f"{video_id}: the acknowledged frame {frame} is lost")
+        done = {"frames": LAST + 1, "sha256": sha256_of(latents[1:])}
+        if any(row != done for name, row in self.done_acks if name == video_id):
+            raise Broken(f"{video_id}: listed as done with other frames than it has")
+
+    def _final(self, last: Life, call: Callable[..., T], *arguments: Any) -> T:
+        """What a reader finds when everything is quiet."""
+        found: list[T] = []
+
+        def look(_: str | None = None) -> None:
+            found.append(call(*arguments))
+
+        reader = greenlet(look, self.main)
+        while not reader.dead:
+            reader.switch(None)
+        return found[0]
+
+
+def compute(state: VideoState, salt: bytes, frames: int) -> Chunk:
+    """The next frames of a video, from its last one and from who computes."""
+    frames = min(frames, LAST - state.frame)
+    new = following(state.queue.latents_KCHW[-1], salt, frames)
+    return Chunk(state.request.id, state.frame + 1, np.stack(new))
+
+
+def following(latent_CHW: np.ndarray, salt: bytes, frames: int) -> list[np.ndarray]:
+    new = [latent_CHW]
+    for _ in range(frames):
+        new.append(value(new[-1].tobytes() + salt))
+    return new[1:]
+
+
+def value(seed: bytes) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(seed).digest()[:8], "<u4").astype(np.float32).reshape(2, 1, 1)
+
+
+def same(some: list[np.ndarray], others: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def sha256_of(latents: list[np.ndarray]) -> str:
+    return hashlib.sha256(b"".join(latent.tobytes() for latent in latents)).hexdigest()
+
+
+def frame_path(video_id: str, frame: int) -> str:
+    return f"{ROOT}/.ti2v/videos/{video_id}/{frame:010d}"
+
+
+def request_of(video_id: str) -> VideoRequest:
+    params = SamplingParams(context_frames=2)
+    return VideoRequest(video_id, "/x.png", "a cat", 7, 8, 8, params, num_frames=LAST + 1)
+
+
+@contextmanager
+def played() -> Iterator[pytest.MonkeyPatch]:
+    """The store's retries take no time; patches for a mutant are undone at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "RETRY_BASE_S", 0.0)
+        yield patch
