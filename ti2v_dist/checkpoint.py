@@ -107,9 +107,13 @@ class CheckpointStore:
     def current_epoch(self) -> int:
         """The newest epoch, 0 where nobody has owned the run."""
         epoch = max(self._numbers(f"{ROOT}/epochs"), default=0)
-        while self._get(_epoch_key(epoch + 1)) is not None:
+        while self.is_superseded(epoch):
             epoch += 1
         return epoch
+
+    def is_superseded(self, epoch: int) -> bool:
+        """True once somebody has taken the run over from the owner of `epoch`."""
+        return self._get(_epoch_key(epoch + 1)) is not None
 
     def request_stop(self, epoch: int) -> None:
         """Ask the owner of `epoch` to stop; a later owner is not concerned."""

@@ -22,7 +22,7 @@ from ti2v_dist.scheduler import Scheduler
 from ti2v_dist.video import Chunk, NonFiniteLatents, VideoRequest, VideoState
 
 VIEWS_EVERY_S = 120.0
-STOP_POLL_S = 2.0
+STORE_POLL_S = 2.0
 LINGER_S = 60.0
 """How long the end of a run can still be asked for before the actor leaves."""
 STORAGE_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -93,13 +93,15 @@ class Coordinator:
             await self._work()
         except Exception as error:  # a bug of ours must reach the user, not hang the run
             self.error = self.error or f"{type(error).__name__}: {error}"
-        self.summary = await self._write_views()
+        # Once superseded, the views are the new owner's to write.
+        stepped_down = await self._step_down_if_superseded()
+        self.summary = {"status": "superseded"} if stepped_down else await self._write_views()
         self._close_metrics()
         await asyncio.sleep(LINGER_S)
         exit_actor()
 
     async def _work(self) -> None:
-        background = [asyncio.create_task(self._watch_for_stop()), asyncio.create_task(self._refresh_views())]
+        background = [asyncio.create_task(self._watch_store()), asyncio.create_task(self._refresh_views())]
         try:
             for _ in range(min(self.target_workers, -(-len(self.requests) // self.config.engine.slots))):
                 self._spawn(self.pool.start())
@@ -258,6 +260,7 @@ class Coordinator:
             self.metrics.observe("commit", time.monotonic() - began, len(chunk.latents_FCHW))
             if not settled.ours:
                 video.pending.clear()
+                await self._step_down_if_superseded()
                 self._emit(events.Superseded(command.id))
                 return
             video.tip = settled.tip
@@ -309,10 +312,20 @@ class Coordinator:
 
     # Beside the loop
 
-    async def _watch_for_stop(self) -> None:
-        while not await self._storage(self.store.stop_requested, self.epoch):
-            await asyncio.sleep(STOP_POLL_S)
-        self.stop()
+    async def _watch_store(self) -> None:
+        """Others reach this coordinator through the store alone: to stop it, or to take its run over."""
+        while not self.scheduler.stopping:
+            if await self._storage(self.store.stop_requested, self.epoch):
+                self.stop()
+            await self._step_down_if_superseded()
+            await asyncio.sleep(STORE_POLL_S)
+
+    async def _step_down_if_superseded(self) -> bool:
+        """Economy, not safety: of what two owners compute, one computes for nothing."""
+        superseded = await self._storage(self.store.is_superseded, self.epoch)
+        if superseded:
+            self._end(f"another coordinator has taken this run over from epoch {self.epoch}; it goes on there")
+        return superseded
 
     async def _refresh_views(self) -> None:
         while True:

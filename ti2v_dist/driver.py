@@ -91,6 +91,7 @@ def plan(manifest_url: str, output_url: str, config: RunConfig) -> Plan:
     Raises:
         ManifestError: the manifest is unusable; every line is named.
         RunMismatch, RequestMismatch: the output was begun with other settings or another request.
+        StoreRefused: the output's store does not keep what it accepted.
     """
     output_url = absolute_url(output_url)
     if "/working_dir_files/" in output_url:
@@ -106,13 +107,16 @@ def plan(manifest_url: str, output_url: str, config: RunConfig) -> Plan:
         raise ManifestError(f"{manifest_url} is unusable:\n" + "\n".join(lines))
     store = CheckpointStore(output_url)
     total = len(manifest.requests) + len(manifest.failures)
-    claim(store, config, {"output": output_url, "manifest": manifest_url, "rows": total, "argv": sys.argv})
     done = set(store.done_ids())
+    todo = [request for request in manifest.requests if request.id not in done]
+    if todo:
+        store.probe()
+    claim(store, config, {"output": output_url, "manifest": manifest_url, "rows": total, "argv": sys.argv})
     begun = done | store.last_frames().keys()
     with ThreadPoolExecutor(STORE_THREADS) as pool:
         list(pool.map(store.claim_request, (request for request in manifest.requests if request.id in begun)))
         list(pool.map(lambda failure: store.fail(failure.id, failure.to_row()), manifest.failures))
-    return Plan(output_url, config, store, total, manifest.lines, [r for r in manifest.requests if r.id not in done])
+    return Plan(output_url, config, store, total, manifest.lines, todo)
 
 
 def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any]) -> None:
