@@ -79,11 +79,9 @@ def test_no_videos_and_videos_of_several_sizes(tmp_path):
     write_report(str(tmp_path / "empty"), [])
     assert "0 videos" in (tmp_path / "empty/report/index.html").read_text()
     assert Image.open(tmp_path / "empty/report/contact_sheet.png").size[1] > 20
-    rows = [({"text": "x", "id": "a"}, {0: np.zeros((64, 64, 3), np.uint8)})]
-    rows.append(
-        ({"text": "y", "id": "b"}, {0: np.zeros((480, 854, 3), np.uint8), 1: np.zeros((480, 854, 3), np.uint8)})
-    )
-    with Image.open(io.BytesIO(contact_sheet(rows))) as sheet:
+    small, large = (thumbnail(np.zeros((*size, 3), np.uint8)) for size in ((64, 64), (480, 854)))
+    lines = [({"text": "x", "id": "a"}, {0: small}), ({"text": "\u0301", "id": "b"}, {0: large, 1: large})]
+    with Image.open(io.BytesIO(contact_sheet(lines))) as sheet:
         assert sheet.width == CAPTION_WIDTH + 30 + 2 * 138
 
 

@@ -90,7 +90,7 @@ def generate(
     from ti2v_dist.progress import ProgressLog
     from ti2v_dist.single import generate
 
-    chosen = {"sampling.num_frames": num_frames, "model.id": model, "engine.slots": slots or 1}
+    chosen = {"sampling.num_frames": num_frames, "model.id": model, "engine.slots": slots}
     resolved = _config(config, settings, chosen)
     with ProgressLog() as log:
         row = generate(

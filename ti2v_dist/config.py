@@ -36,9 +36,9 @@ class SamplingConfig(_Section):
     sampler: Literal[SAMPLER_NAMES] = SAMPLER_NAMES[0]  # pyright: ignore[reportInvalidTypeForm]
     init: Literal[INIT_NAMES] = INIT_NAMES[0]  # pyright: ignore[reportInvalidTypeForm]
     num_frames: int = Field(default=16, ge=2)
-    fps: int | None = Field(default=None, ge=1)
-    height: int | None = None
-    width: int | None = None
+    fps: int | None = Field(default=None, ge=1, le=240)
+    height: int | None = Field(default=None, ge=8)
+    width: int | None = Field(default=None, ge=8)
     num_inference_steps: int = Field(default=10, ge=1)
     resample_iterations: int = Field(default=4, ge=1)
     guidance_scale: float | None = Field(default=None, gt=0)

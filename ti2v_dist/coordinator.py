@@ -16,7 +16,7 @@ from ti2v_dist import dataset, events, views
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.metrics import Metrics
-from ti2v_dist.pool import VIDEO_ERRORS, WorkerPool, video_error
+from ti2v_dist.pool import VIDEO_ERRORS, WorkerPool, retry_pauses_s, video_error
 from ti2v_dist.record import Tip
 from ti2v_dist.scheduler import Scheduler
 from ti2v_dist.video import Chunk, NonFiniteLatents, VideoRequest, VideoState
@@ -25,7 +25,6 @@ VIEWS_EVERY_S = 120.0
 STORE_POLL_S = 2.0
 LINGER_S = 60.0
 """How long the end of a run can still be asked for before the actor leaves."""
-STORAGE_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Coordinator:
         self.videos: dict[str, _Video] = {}
         self.fingerprint: str | None = None
         self.summary: dict[str, Any] | None = None
-        self.total = 0
+        self.final: set[str] = set()
         self.metrics_url, self._close_metrics = self.metrics.serve(
             config.cluster.metrics_port, config.cluster.metrics_host
         )
@@ -75,12 +74,12 @@ class Coordinator:
             events.GiveUp: self._give_up,
         }
 
-    async def begin(self, requests: Sequence[VideoRequest], lines: dict[str, int], total: int) -> None:
-        """Take the run of `total` rows over and start working on `requests`, in this order.
+    async def begin(self, requests: Sequence[VideoRequest], lines: dict[str, int]) -> None:
+        """Take the run over and start working on `requests`, in this order.
 
-        `lines` are the ids' lines in the manifest, for failures. The work goes on by itself: a driver may come and go.
+        `lines` are the lines in the manifest of all ids. The work goes on by itself: a driver may come and go.
         """
-        self.total, self.lines = total, lines
+        self.lines = lines
         self.epoch = await self._storage(self.store.next_epoch)
         for request in requests:
             self.requests[request.id] = request
@@ -93,9 +92,13 @@ class Coordinator:
             await self._work()
         except Exception as error:  # a bug of ours must reach the user, not hang the run
             self.error = self.error or f"{type(error).__name__}: {error}"
-        # Once superseded, the views are the new owner's to write.
-        stepped_down = await self._step_down_if_superseded()
-        self.summary = {"status": "superseded"} if stepped_down else await self._write_views()
+        try:
+            # Once superseded, the views are the new owner's to write.
+            stepped_down = await self._step_down_if_superseded()
+            self.summary = {"status": "superseded"} if stepped_down else await self._write_views()
+        except Exception as error:
+            self.error = self.error or f"the views cannot be written: {type(error).__name__}: {error}"
+            self.summary = {"status": "interrupted"}
         self._close_metrics()
         await asyncio.sleep(LINGER_S)
         exit_actor()
@@ -178,12 +181,13 @@ class Coordinator:
 
     async def _storage(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Run a storage call on another thread. An outage or a full disk pauses the run; it fails no video."""
-        for attempt in range(10**9):
+        for pause_s in retry_pauses_s():
             try:
                 return await asyncio.to_thread(call, *arguments)
             except OSError as error:
-                self.metrics.count_failure(type(error).__name__)
-                await asyncio.sleep(STORAGE_RETRY_S[min(attempt, len(STORAGE_RETRY_S) - 1)])
+                self.metrics.count_storage_retry(type(error).__name__)
+                await asyncio.sleep(pause_s)
+        raise AssertionError("the pauses have no end")
 
     # Commands
 
@@ -282,6 +286,7 @@ class Coordinator:
         self.metrics.observe("decode", seconds / (request.num_frames - 1), request.num_frames - 1)
         await self._storage(self.store.finish, command.id, row)
         self.finished += 1
+        self.final.add(command.id)
         self.metrics.count_video("finished")
         self._emit(events.Finished(command.worker, command.id))
 
@@ -292,11 +297,12 @@ class Coordinator:
         )
         await self._storage(self.store.fail, command.id, failure)
         self.failed += 1
+        self.final.add(command.id)
         self.metrics.count_video("failed")
         self.metrics.count_failure(command.error_type)
         self.videos.pop(command.id, None)
-        if self.failed > self.config.max_failures * self.total:
-            self._end(f"{self.failed} of {self.total} videos failed, more than max_failures allows")
+        if self.failed > self.config.max_failures * len(self.lines):
+            self._end(f"{self.failed} of {len(self.lines)} videos failed, more than max_failures allows")
 
     async def _forget(self, command: events.Forget) -> None:
         self.videos.pop(command.id, None)
@@ -333,5 +339,6 @@ class Coordinator:
             await self._write_views()
 
     async def _write_views(self) -> dict[str, Any]:
-        this_life = {**self.progress(), "counters": self.metrics.snapshot()}
-        return await self._storage(views.write, self.store, self.total, this_life)
+        counted = {"percentiles_s": self.metrics.percentiles(), "counters": self.metrics.snapshot()}
+        pending = self.requests.keys() - self.final
+        return await self._storage(views.write, self.store, self.lines, pending, {**self.progress(), **counted})

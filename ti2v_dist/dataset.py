@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from ti2v_dist.images import open_filesystem
+from ti2v_dist.images import open_filesystem, read_bytes
 from ti2v_dist.manifest import RowFailure
 from ti2v_dist.rows import COLUMN_TYPES
 from ti2v_dist.tables import METADATA_TYPES, dataset_card, failures_table, metadata_table
@@ -39,8 +40,15 @@ _QUIET = ["-nostdin", "-hide_banner", "-loglevel", "error"]
 _LOCAL_ONLY = ["-protocol_whitelist", "file,pipe"]
 
 
-class CodecError(OSError):
-    """ffmpeg failed; the message is its own. Mostly the disk is full or a file is damaged."""
+class CodecError(RuntimeError):
+    """ffmpeg failed; the message is its own."""
+
+
+def codec_versions() -> dict[str, str]:
+    """What decides the bytes of a file, and, for images of another size, of a video's first frame."""
+    from imageio_ffmpeg import get_ffmpeg_version
+
+    return {"ffmpeg": get_ffmpeg_version(), "pillow": version("pillow")}
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def write_video(frames_HWC: Iterable[np.ndarray], fps: int, provenance: dict[str
     """
     with tempfile.TemporaryDirectory(prefix="ti2v-") as folder:
         tags, target = Path(folder, "tags.txt"), Path(folder, "video.mp4")
-        tags.write_text(_ffmetadata({"comment": canonical_json(provenance).decode()}))
+        tags.write_text(_ffmetadata({"comment": canonical_json(provenance).decode()}), encoding="utf-8")
         frames = iter(frames_HWC)
         first = next(frames, None)
         if first is None:
@@ -192,6 +200,14 @@ def write_views(
     put_bytes(output_url, f"{VIDEOS}/README.md", dataset_card(rows).encode())
     put_bytes(output_url, "failures.parquet", failures_table(failures))
     put_bytes(output_url, "summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def read_summary(output_url: str) -> dict[str, Any]:
+    """The `summary.json` that was written last, empty before the first."""
+    try:
+        return json.loads(read_bytes(f"{output_url}/summary.json"))
+    except FileNotFoundError:
+        return {}
 
 
 def put_bytes(output_url: str, key: str, data: bytes) -> None:

@@ -43,12 +43,11 @@ class RunMismatch(ValueError):
 
 @dataclass
 class Plan:
-    """A checked manifest against what the output already holds: `todo` is what is left of `total` rows."""
+    """A checked manifest against what the output already holds: `todo` is what is left of the rows in `lines`."""
 
     output_url: str
     config: RunConfig
     store: CheckpointStore
-    total: int
     lines: dict[str, int]
     todo: list[VideoRequest]
 
@@ -79,7 +78,10 @@ def request_defaults(config: RunConfig, info: ModelInfo) -> RequestDefaults:
 def check_manifest(url: str, config: RunConfig) -> Manifest:
     """A manifest with all that is wrong with it, and warnings, for the model that `config` names; needs no device."""
     info = read_info(config.model.id, config.model.revision)
-    manifest = read_manifest(url, request_defaults(config, info), config.variations)
+    defaults = request_defaults(config, info)
+    # Settings that no row could be made with are the run's mistake, not each row's.
+    defaults.request(id="x", image="/x.png", prompt="x")
+    manifest = read_manifest(url, defaults, config.variations)
     prompts = (prompt for request in manifest.requests for prompt in (request.prompt, request.negative_prompt))
     manifest.warnings += lost_words(info, prompts)
     return manifest
@@ -106,17 +108,17 @@ def plan(manifest_url: str, output_url: str, config: RunConfig) -> Plan:
         lines = [f"  line {problem.line}: {problem.message}" for problem in manifest.problems]
         raise ManifestError(f"{manifest_url} is unusable:\n" + "\n".join(lines))
     store = CheckpointStore(output_url)
-    total = len(manifest.requests) + len(manifest.failures)
     done = set(store.done_ids())
     todo = [request for request in manifest.requests if request.id not in done]
     if todo:
         store.probe()
-    claim(store, config, {"output": output_url, "manifest": manifest_url, "rows": total, "argv": sys.argv})
+    rows = len(manifest.lines)
+    claim(store, config, {"output": output_url, "manifest": manifest_url, "rows": rows, "argv": sys.argv})
     begun = done | store.last_frames().keys()
     with ThreadPoolExecutor(STORE_THREADS) as pool:
         list(pool.map(store.claim_request, (request for request in manifest.requests if request.id in begun)))
         list(pool.map(lambda failure: store.fail(failure.id, failure.to_row()), manifest.failures))
-    return Plan(output_url, config, store, total, manifest.lines, todo)
+    return Plan(output_url, config, store, manifest.lines, todo)
 
 
 def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any]) -> None:
@@ -159,7 +161,7 @@ def run(
         raise ValueError("--detach needs a cluster that outlives this process: give --address or RAY_ADDRESS")
     planned = plan(manifest, output, config or RunConfig())
     if not planned.todo:
-        return views.write(planned.store, planned.total, {})
+        return views.write(planned.store, planned.lines, (), {})
     # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
     with _ray(address) as ray, _signals() as received:
         coordinator = _coordinator(ray, planned, detached=address is not None)
@@ -230,7 +232,7 @@ def _coordinator(ray: Any, planned: Plan, detached: bool) -> Any:
     # An actor without a GPU of its own would otherwise see all of them.
     options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
     coordinator = ray.remote(Coordinator).options(**options).remote(planned.config, planned.output_url, workers, gpus)
-    ray.get(coordinator.begin.remote(planned.todo, planned.lines, planned.total))
+    ray.get(coordinator.begin.remote(planned.todo, planned.lines))
     return coordinator
 
 

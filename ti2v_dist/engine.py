@@ -104,6 +104,7 @@ class Engine:
             "threads": 0 if on_gpu else self.threads,
             "slots": self.slots,
             "weights_sha256": model.weights_sha256(),
+            "window": model.info.window,
         }
 
     def _check_batch(self, states: Sequence[VideoState]) -> None:
@@ -166,7 +167,7 @@ class Engine:
 
 
 def _make_cuda_deterministic() -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling fresh memory only finds bugs, and costs time in every call.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -23,6 +23,7 @@ MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 64 * 10**6
 # What Pillow raises on damaged files, beside OSError.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error)
+_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure"}
 BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -93,12 +94,21 @@ def open_filesystem(url: str, allow_http: bool = False) -> tuple[Any, str]:
 
 
 def read_bytes(url: str, limit: int | None = None, allow_http: bool = False) -> bytes:
-    """The bytes of a file; `ValueError` if it has more than `limit`, OSError if it cannot be read."""
+    """The bytes of a file; `ValueError` if it has more than `limit`, OSError if it cannot be read.
+
+    `ConnectionError` and `TimeoutError` say nothing of the file: another time it may be read.
+    """
     fs, path = open_filesystem(url, allow_http)
-    if not fs.isfile(path):
-        raise FileNotFoundError(f"{url!r} is not a file" if fs.exists(path) else f"{url!r} does not exist")
-    with fs.open(path, "rb") as file:
-        data = file.read() if limit is None else file.read(limit + 1)
+    try:
+        if not fs.isfile(path):
+            raise FileNotFoundError(f"{url!r} is not a file" if fs.exists(path) else f"{url!r} does not exist")
+        with fs.open(path, "rb") as file:
+            data = file.read() if limit is None else file.read(limit + 1)
+    except Exception as exc:
+        # Clients have families of errors of their own: no credentials, no such host.
+        if type(exc).__module__.split(".")[0] not in _CLIENTS:
+            raise
+        raise ConnectionError(f"{url!r} cannot be read: {exc}") from exc
     if limit is not None and len(data) > limit:
         raise ValueError(f"{url!r} has more than the allowed {limit:,} bytes")
     return data
@@ -137,7 +147,7 @@ def load_image(url: str, height: int, width: int, allow_http: bool = False) -> n
 def _read_image(url: str, allow_http: bool) -> bytes:
     try:
         return read_bytes(url, MAX_IMAGE_BYTES, allow_http)
-    except UrlRefused:
+    except (UrlRefused, ConnectionError, TimeoutError):  # none of them is the image's fault
         raise
     except (OSError, ValueError) as exc:
         raise ImageError(f"image cannot be read: {exc}") from exc

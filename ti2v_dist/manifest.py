@@ -118,6 +118,8 @@ def read_manifest(url: str, defaults: RequestDefaults, variations: int = 1) -> M
         return Manifest(problems=[Problem(0, None, url, f"manifest {url!r} cannot be read: {exc}")])
     manifest = Manifest(hashlib.sha256(data).hexdigest())
     manifest.problems += [Problem(row.line, None, row.text, row.error) for row in parsed if row.error]
+    if not parsed:
+        manifest.problems.append(Problem(0, None, url, f"manifest {url!r} has no row"))
     rows = list(expand([row for row in parsed if not row.error], variations))
     manifest.warnings += _warn_near_names(rows)
     manifest.problems += [problem for row in rows for problem in _check_types(row)]

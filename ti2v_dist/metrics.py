@@ -32,6 +32,12 @@ class Metrics:
         self.failures = Counter(
             "ti2v_failures_total", "Failures of videos by exception class.", ["error_type"], registry=registry
         )
+        self.storage_retries = Counter(
+            "ti2v_storage_retries_total",
+            "Calls that met an outage of storage and were made again, by exception class.",
+            ["error_type"],
+            registry=registry,
+        )
         self.worker_losses = Counter("ti2v_worker_losses_total", "Workers lost, by how.", ["reason"], registry=registry)
         self.frame_seconds = Histogram(
             "ti2v_frame_seconds", "Seconds of one frame by phase.", ["phase"], buckets=BUCKETS_S, registry=registry
@@ -66,9 +72,12 @@ class Metrics:
         self.videos.labels(outcome).inc()
 
     def count_failure(self, error_type: str) -> None:
-        """Count one failure under its exception's class name; anything but a class name counts as `other`."""
-        is_class_name = error_type.isidentifier() and error_type.isascii() and len(error_type) <= 64
-        self.failures.labels(error_type if is_class_name else "other").inc()
+        """Count one failed video under its exception's class name."""
+        self.failures.labels(_class_name(error_type)).inc()
+
+    def count_storage_retry(self, error_type: str) -> None:
+        """Count one call that storage did not answer, under its exception's class name."""
+        self.storage_retries.labels(_class_name(error_type)).inc()
 
     def count_worker_loss(self, reason: str) -> None:
         """Count one lost worker; `reason` is one of `LOSS_REASONS`."""
@@ -87,6 +96,20 @@ class Metrics:
             if not sample.name.endswith(("_bucket", "_created"))
         }
 
+    def percentiles(self) -> dict[str, dict[str, float]]:
+        """p50, p95 and p99 of each phase's seconds, interpolated within the histogram's buckets as Prometheus does."""
+        found: dict[str, dict[str, float]] = {}
+        for phase in PHASES:
+            (family,) = self.frame_seconds.labels(phase).collect()
+            buckets = [
+                (float(sample.labels["le"]), sample.value)
+                for sample in family.samples
+                if sample.name.endswith("_bucket")
+            ]
+            if buckets[-1][1]:
+                found[phase] = {f"p{share}": round(_quantile(share / 100, buckets), 4) for share in (50, 95, 99)}
+        return found
+
     def serve(self, port: int = 0, addr: str = "127.0.0.1") -> tuple[str, Callable[[], None]]:
         """Serve the metrics over HTTP from a daemon thread; returns the URL and a function that stops it.
 
@@ -101,6 +124,22 @@ class Metrics:
 
         host = f"[{addr}]" if ":" in addr else addr
         return f"http://{host}:{server.server_port}/metrics", stop
+
+
+def _quantile(share: float, buckets: list[tuple[float, float]]) -> float:
+    """A quantile from cumulative (upper bound, count) buckets; beyond the last bound, that bound."""
+    wanted, below, counted = share * buckets[-1][1], 0.0, 0.0
+    for bound, count in buckets:
+        if count >= wanted:
+            return below if bound == float("inf") else below + (bound - below) * (wanted - counted) / (count - counted)
+        below, counted = bound, count
+    return below
+
+
+def _class_name(error_type: str) -> str:
+    """The label's value; anything but a class name counts as `other`."""
+    is_class_name = error_type.isidentifier() and error_type.isascii() and len(error_type) <= 64
+    return error_type if is_class_name else "other"
 
 
 def _series_name(name: str, labels: dict[str, str]) -> str:

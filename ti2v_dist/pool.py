@@ -1,6 +1,8 @@
 """WorkerPool: one coordinator's worker actors. It starts, calls and buries them, and tells what happened as events."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 import ray
@@ -16,6 +18,8 @@ from ti2v_dist.worker import Worker
 WORKER_DEATHS = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError)
 """Ray's exceptions for a dead worker process or node; they share no base class."""
 LOSS_REASONS = {NodeDiedError: "node_died", OutOfMemoryError: "out_of_memory"}
+STORAGE_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)
+"""Pauses before storage is asked again; after the last one, every half a minute."""
 VIDEO_ERRORS = (ValueError, NonFiniteLatents)
 """What is wrong with a video itself; trying again would not help."""
 
@@ -62,19 +66,26 @@ class WorkerPool:
 
     async def call(self, number: int, ids: tuple[str, ...], method: str, *arguments: Any) -> Any:
         """What a worker's method returns for these videos; None when it failed, which has been told as an event."""
-        actor = self.actors.get(number)
-        if actor is None:
-            return None  # lost meanwhile: the scheduler has heard, and has given its videos to others
-        try:
-            return await getattr(actor, method).remote(*arguments)
-        except WORKER_DEATHS as error:
-            self._bury(number, error)
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
-                self.emit(video_error(ids[0], cause))
-            else:
-                self.emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
+        for pause_s in retry_pauses_s():
+            actor = self.actors.get(number)
+            if actor is None:
+                return None  # lost meanwhile: the scheduler has heard, and has given its videos to others
+            try:
+                return await getattr(actor, method).remote(*arguments)
+            except WORKER_DEATHS as error:
+                self._bury(number, error)
+                return None
+            except RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, OSError):  # an outage or a full disk pauses the run; it fails no video
+                    self.metrics.count_storage_retry(type(cause).__name__)
+                    await asyncio.sleep(pause_s)
+                    continue
+                if isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
+                    self.emit(video_error(ids[0], cause))
+                else:
+                    self.emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
+                return None
         return None
 
     def close(self) -> None:
@@ -97,6 +108,12 @@ class WorkerPool:
         self.metrics.count_worker_loss("preempted" if preempted else LOSS_REASONS.get(type(error), "died"))
         ray.kill(actor)  # an unreachable actor may still live; it must not hold a GPU
         self.emit(events.WorkerLost(number, preempted))
+
+
+def retry_pauses_s() -> Iterator[float]:
+    """Pauses in seconds without end."""
+    yield from STORAGE_RETRY_S
+    yield from repeat(30.0)
 
 
 def video_error(video_id: str, error: BaseException) -> events.VideoError:

@@ -98,12 +98,11 @@ def gallery_page(rows: list[dict[str, Any]], total: int) -> str:
     return template.render(videos=videos, total=total)
 
 
-def contact_sheet(strips: list[tuple[dict[str, Any], dict[int, np.ndarray]]]) -> bytes:
+def contact_sheet(lines: list[tuple[dict[str, Any], dict[int, Image.Image]]]) -> bytes:
     """A PNG with one line per video: caption, input image, then the other frames, each with its number.
 
-    A strip maps frame numbers to uint8 frames (H, W, C); frame 0 is the input image.
+    A line is a row and the thumbnails of some of its frames by number; frame 0 is the input image.
     """
-    lines = [(row, {number: thumbnail(frame) for number, frame in strip.items()}) for row, strip in strips]
     widths = [sum(image.width + MARGIN for image in images.values()) for _, images in lines]
     heights = [_line_height(images) for _, images in lines]
     size = (CAPTION_WIDTH + 3 * MARGIN + max(widths, default=0), MARGIN + sum(heights) or 1)
@@ -143,14 +142,14 @@ def evenly(count: int, wanted: int) -> list[int]:
     return sorted({round(number) for number in np.linspace(0, count - 1, min(wanted, count))})
 
 
-def _read(output_url: str, row: dict[str, Any]) -> tuple[dict[int, np.ndarray], list[np.ndarray]]:
+def _read(output_url: str, row: dict[str, Any]) -> tuple[dict[int, Image.Image], list[np.ndarray]]:
     """The frames of the contact sheet by number, and those of the preview, in one pass over the video."""
     in_strip = set(evenly(row["num_frames"], SHEET_FRAMES + 1))
     in_preview = set(evenly(row["num_frames"], PREVIEW_FRAMES))
     strip, preview = {}, []
     for number, frame in enumerate(read_video(f"{output_url}/{VIDEOS}/{row['file_name']}")):
         if number in in_strip:
-            strip[number] = frame
+            strip[number] = thumbnail(frame)
         if number in in_preview:
             preview.append(frame)
     return strip, preview
@@ -174,10 +173,10 @@ def _line_height(images: dict[int, Image.Image]) -> int:
 def _draw_line(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, row: dict[str, Any], images: dict[int, Image.Image]
 ) -> None:
-    for number, text in enumerate(_wrap(row["text"], CAPTION_LINES)):
+    caption = _wrap(row["text"], CAPTION_LINES)
+    for number, text in enumerate(caption):
         draw.text((MARGIN, top + number * LINE_HEIGHT), text, INK, _font())
-        below = top + (number + 1) * LINE_HEIGHT
-    draw.text((MARGIN, below), _wrap(row["id"], 1)[0], FAINT, _font())
+    draw.text((MARGIN, top + len(caption) * LINE_HEIGHT), _wrap(row["id"], 1)[0], FAINT, _font())
     left = CAPTION_WIDTH + 2 * MARGIN
     for number, image in images.items():
         sheet.paste(image, (left, top))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -122,6 +123,10 @@ def _whole(name: str, value: Any) -> Any:
 def _parse_csv(data: bytes) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
     try:
+        names = list(reader.fieldnames or ())
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            yield Row(1, error=f"the header names {', '.join(map(repr, twice))} twice", text=",".join(names)[:EXCERPT])
+            return
         for cells in reader:
             if None in cells or None in cells.values():
                 error = f"the row's cells are not the header's {len(reader.fieldnames or ())}"
@@ -138,9 +143,16 @@ def _csv_cell(name: str, text: str) -> Any:
     if kind is str or not text:
         return text if kind is str and (text or name not in COLUMN_TYPES) else None
     try:
-        return kind(text)
+        return int(text) if kind is int and "." not in text else _whole(name, _finite(text))
     except ValueError:
         return text
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _parse_parquet(data: bytes) -> Iterator[Row]:

@@ -123,8 +123,8 @@ class Scheduler:
 
     @property
     def in_hand(self) -> int:
-        """Videos inside outstanding calls."""
-        return sum(len(ids) for worker in self.workers.values() for ids in worker.calls)
+        """Videos inside the calls that workers are carrying out; what waits behind them is not counted."""
+        return sum(len(worker.calls[0]) for worker in self.workers.values() if worker.calls)
 
     # Events
 

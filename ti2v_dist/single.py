@@ -42,7 +42,7 @@ def generate(
         NonFiniteLatents: the model produced NaN or infinity.
         ValueError: no video can be written to `output`, or what is there was not made here.
     """
-    config, began = config or RunConfig(), time.time()
+    config, began = _for_one_video(config or RunConfig()), time.time()
     output = _checked_output(output)
     state_url = f"{output}.ti2v"
     info = read_info(config.model.id, config.model.revision)
@@ -70,6 +70,13 @@ def generate(
         dataset.move_video(written, output)
         row = worker.row(request, written, output.name, facts)
     return store.finish(request.id, row)
+
+
+def _for_one_video(config: RunConfig) -> RunConfig:
+    """One slot, unless another number was asked for: a run's slots give a run's bits."""
+    if "slots" in config.engine.model_fields_set:
+        return config
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"slots": 1})})
 
 
 def _checked_output(output: str | Path) -> Path:

@@ -62,6 +62,8 @@ class SamplingParams:
         check_range("resample_iterations", self.resample_iterations, 1)
         check_range("context_frames", self.context_frames, 1)
         check_range("num_inference_steps", self.num_inference_steps, 1, TRAIN_TIMESTEPS - 1)
+        # 9 and 9.0 are one setting, and must be the same bytes in every hash.
+        object.__setattr__(self, "guidance_scale", float(self.guidance_scale))
         if not 0 < self.guidance_scale < float("inf"):
             raise ValueError(f"guidance_scale is {self.guidance_scale!r}; it must be a finite number above 0")
         if self.t_start is None and self.num_inference_steps == 1:

@@ -1,5 +1,6 @@
 """What people read of a run, rebuilt from its store alone: tables, card, summary, report, status."""
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,23 +12,27 @@ from ti2v_dist.report import write_report
 READERS = 16
 
 
-def write(store: CheckpointStore, total: int, this_life: dict[str, Any]) -> dict[str, Any]:
-    """Write every view of a run of `total` rows anew and return the summary.
+def write(
+    store: CheckpointStore, ids: Collection[str], pending: Collection[str], this_life: dict[str, Any]
+) -> dict[str, Any]:
+    """Write every view of a run anew and return the summary.
 
-    `this_life` is what one life of the coordinator has counted; it goes into the summary as it is.
+    `ids` are the manifest's, `pending` those of them that are being worked on, an earlier failure or not. `this_life`
+    is what one life of the coordinator has counted; it goes into the summary as it is.
     """
-    done, failed = store.done_ids(), store.failed_ids()
+    done = [video_id for video_id in store.done_ids() if video_id in ids]
+    failed = [video_id for video_id in store.failed_ids() if video_id in ids and video_id not in pending]
     with ThreadPoolExecutor(READERS) as pool:
         rows = [row for row in pool.map(store.read_done, done) if row]
         failures = [attempts[-1] for attempts in pool.map(store.read_failures, failed) if attempts]
-    unfinished = total - len(rows) - len(failures)
+    unfinished = len(ids) - len(rows) - len(failures)
     summary = {
         "status": "interrupted" if unfinished > 0 else "failed_rows" if failures else "finished",
         "run_id": (store.read_run() or {}).get("run_id"),
         "output": store.url,
         "report": f"{store.url}/report/index.html",
         "contact_sheet": f"{store.url}/report/contact_sheet.png",
-        "rows": total,
+        "rows": len(ids),
         "finished": len(rows),
         "failed": len(failures),
         "frames": sum(row["num_frames"] for row in rows),
@@ -47,15 +52,16 @@ def status(output: str) -> dict[str, Any]:
     store = _opened(output)
     done, failed = set(store.done_ids()), set(store.failed_ids())
     frames = {video_id: frame for video_id, frame in store.last_frames().items() if video_id not in done | failed}
-    run = store.read_run() or {}
+    run, summary = store.read_run() or {}, dataset.read_summary(store.url)
     return {
         "output": store.url,
         "run_id": run.get("run_id"),
-        "rows": run.get("rows"),
+        "rows": summary.get("rows", run.get("rows")),
         "finished": len(done),
         "failed": len(failed),
         "in_progress": frames,
         "epoch": store.current_epoch(),
+        "metrics_url": summary.get("this_life", {}).get("metrics_url"),
     }
 
 

@@ -37,7 +37,7 @@ class Worker:
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
 
     def open(self) -> dict[str, Any]:
-        """Load the model; returns what decides the bits of a frame, for the run's fingerprint."""
+        """Load the model; returns what decides the bits of a frame and of a file, for the run's fingerprint."""
         import torch
 
         from ti2v_dist.engine import Engine
@@ -49,7 +49,7 @@ class Worker:
         self.info = read_info(wanted.id, wanted.revision)
         model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention)
         self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
-        self.numerics = self.engine.report()
+        self.numerics = {**self.engine.report(), **dataset.codec_versions()}
         return self.numerics
 
     def encode(self, request: VideoRequest) -> tuple[Encoded, float]:
