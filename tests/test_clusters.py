@@ -80,6 +80,7 @@ def test_spot_workers_are_labelled_and_the_head_stays() -> None:
         validate_node_label_syntax(node["labels"])
         is_spot = node["node_config"].get("InstanceMarketOptions", {}).get("MarketType") == "spot"
         assert node["labels"][MARKET] == ("spot" if is_spot else "on-demand"), name
+        assert node["node_config"]["IamInstanceProfile"], f"{name} reaches no bucket"
     head = types[config["head_node_type"]]
     assert head["labels"][MARKET] == "on-demand"
     assert "GPU" not in head["resources"]

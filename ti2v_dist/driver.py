@@ -24,6 +24,8 @@ from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.video import VideoRequest
 
 NAMESPACE = "ti2v"
+MARKET_TYPE = "ray.io/market-type"
+"""Ray's label of a node: where some are on-demand, the coordinator stays on those."""
 POLL_S = 0.5
 SIGNAL_POLL_S = 0.05
 ATTACH_TIMEOUT_S = 30
@@ -231,6 +233,8 @@ def _coordinator(ray: Any, planned: Plan, detached: bool) -> Any:
         options["lifetime"] = "detached"
     # An actor without a GPU of its own would otherwise see all of them.
     options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    if any(node["Alive"] and node["Labels"].get(MARKET_TYPE) == "on-demand" for node in ray.nodes()):
+        options["label_selector"] = {MARKET_TYPE: "on-demand"}
     coordinator = ray.remote(Coordinator).options(**options).remote(planned.config, planned.output_url, workers, gpus)
     ray.get(coordinator.begin.remote(planned.todo, planned.lines))
     return coordinator

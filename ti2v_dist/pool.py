@@ -93,11 +93,13 @@ class WorkerPool:
         while self.actors:
             ray.kill(self.actors.popitem()[1])
 
-    def _resources(self) -> dict[str, float]:
+    def _resources(self) -> dict[str, Any]:
         if self.gpus:
             return {"num_gpus": self.gpus, "num_cpus": 1}
         cpus = self.config.cluster.cpus_per_worker
-        return {"num_cpus": self.config.engine.threads if cpus is None else cpus}
+        # Without a GPU of its own a worker would otherwise see all of them.
+        no_gpu = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
+        return {"num_cpus": self.config.engine.threads if cpus is None else cpus, **no_gpu}
 
     def _bury(self, number: int, error: Exception) -> None:
         """Every outstanding call of a dead worker fails; the first one reports the loss."""

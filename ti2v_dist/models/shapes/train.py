@@ -45,7 +45,7 @@ class TrainConfig:
     trajectory_frames: int = 24
     text_steps: int = 1000
     text_batch: int = 256
-    unet_steps: int = 9000
+    unet_steps: int = 7600
     unet_batch: int = 16
     text_dropout: float = 0.1
     save_every: int = 250
