@@ -10,7 +10,7 @@ help:
 	@echo "make demo    six example videos on this machine, into runs/demo; the same command resumes"
 	@echo "make test    every test"
 	@echo "make check   ruff, ruff format and pyright"
-	@echo "make bench   the figures that the README quotes"
+	@echo "make bench   half an hour of the README's quality table, into runs/"
 	@echo "make clean   remove .venv and the caches; runs/ stays"
 
 demo: $(READY)
@@ -27,7 +27,7 @@ check: $(READY)
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
 bench: $(READY)
-	$(BIN)/python benchmarks/quality_shapes.py --minutes 30
+	$(BIN)/python benchmarks/quality_shapes.py --minutes 30 --dtype bfloat16 --slots 4 --threads 2
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

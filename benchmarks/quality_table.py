@@ -56,7 +56,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 def markdown(report: dict[str, Any]) -> str:
     """All tables of a report, with the settings that they were measured under."""
     rows = {name: row for name, row in report["rows"].items() if row["videos"]}
-    parts = [_settings(report["settings"]), _bars(rows), _settings_compared(rows), _curves(rows)]
+    parts = [_settings(report["settings"]), _bars(rows), _settings_compared(report["rows"]), _curves(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -129,6 +129,8 @@ def _settings_compared(rows: dict[str, Any]) -> str:
 
 def _compared_line(row: dict[str, Any]) -> list[str]:
     videos = row["videos"]
+    if not videos:
+        return [row["title"], "0", f"{row['evaluations_per_frame']:g}", "not run", *[""] * 5]
     color, shape, motion = (
         "{1} ({2})".format(*_share(row, key)) for key in ("color_kept", "shape_kept", "motion_follows")
     )

@@ -90,6 +90,7 @@ def slow_ffmpeg(folder: Path) -> tuple[Path, Path]:
     from imageio_ffmpeg import get_ffmpeg_exe
 
     script, mark = folder / "slow_ffmpeg", folder / "finishing"
-    script.write_text(f'#!/bin/sh\ntouch "{mark}"\nsleep 120\nexec "{get_ffmpeg_exe()}" "$@"\n')
+    pause = f'case "$*" in -version) ;; *) touch "{mark}"; sleep 120 ;; esac'
+    script.write_text(f'#!/bin/sh\n{pause}\nexec "{get_ffmpeg_exe()}" "$@"\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script, mark

@@ -222,8 +222,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_and_the_weights(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {path.relative_to(ROOT).as_posix() for path in python_files("ti2v_dist")} | {"ti2v_dist/py.typed"}
-    if WEIGHTS.is_dir():
-        wanted |= {path.relative_to(ROOT).as_posix() for path in WEIGHTS.rglob("*") if path.is_file()}
+    wanted |= {path.relative_to(ROOT).as_posix() for path in WEIGHTS.rglob("*") if path.is_file()}
+    wanted |= {"ti2v_dist/examples/manifest.jsonl"}
     assert wanted - names == set()
     assert {name.split("/")[0] for name in names} == {"ti2v_dist", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
     assert wheel.stat().st_size < MAX_WHEEL_BYTES
@@ -265,8 +265,7 @@ def test_every_third_party_import_is_declared() -> None:
 
 
 def test_the_readme_names_files_that_exist() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text() if readme.exists() else ""
+    text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"\b(?:benchmarks|clusters|dashboards|examples|jobs)/[\w./-]*\w", text))
     assert {name for name in named if not (ROOT / name).exists()} == set()
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ti2v_dist.images import ImageError, UrlRefused, absolute_url, check_image, check_url, load_image, resolve_url
 from ti2v_dist.manifest import RequestDefaults, derive_seed, problem_table, read_manifest
+from ti2v_dist.video import canonical_json
 
 DEFAULTS = RequestDefaults(window=8, vae_factor=8, height=64, width=64, guidance_scale=3.0, seed=5)
 
@@ -223,6 +224,43 @@ def test_csv_keeps_text_and_reads_numbers(folder):
     assert (request.id, request.num_frames, request.extra) == ("001", 12, {"label": "007"})
     assert request.params.guidance_scale == 2.5
     assert request.seed == derive_seed(5, "001")
+
+
+def test_csv_numbers_may_be_written_as_other_tools_write_them(folder):
+    (folder / "m.csv").write_text("id,image,prompt,num_frames,guidance_scale\na,ok.png,x,7.0,nan\nb,ok.png,x,7.0,9\n")
+    manifest = read_manifest(str(folder / "m.csv"), DEFAULTS)
+    assert [(p.line, p.message) for p in manifest.problems] == [
+        (2, "guidance_scale is 'nan'; this reserved column must hold a number")
+    ]
+    assert [(request.id, request.num_frames) for request in manifest.requests] == [("b", 7)]
+
+
+def test_a_csv_header_that_names_a_column_twice_is_a_problem(folder):
+    (folder / "m.csv").write_text("id,image,prompt,prompt\na,ok.png,x,y\n")
+    (problem,) = read_manifest(str(folder / "m.csv"), DEFAULTS).problems
+    assert (problem.line, problem.message) == (1, "the header names 'prompt' twice")
+
+
+@pytest.mark.parametrize(("name", "text"), [("m.jsonl", "\n"), ("m.csv", "id,image,prompt\n")])
+def test_a_manifest_without_a_row_is_unusable(folder, name, text):
+    (folder / name).write_text(text)
+    (problem,) = read_manifest(str(folder / name), DEFAULTS).problems
+    assert problem.message.endswith("has no row")
+
+
+def test_a_store_that_does_not_answer_is_no_fault_of_the_image(monkeypatch):
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with pytest.raises(ConnectionError, match=r"'s3://bucket/a.png' cannot be read"):
+        check_image("s3://bucket/a.png")
+
+
+def test_nine_and_nine_point_zero_are_one_setting():
+    whole, real = (DEFAULTS.request(id="a", image="/x.png", prompt="x", guidance_scale=g) for g in (9, 9.0))
+    assert canonical_json(whole.to_json()) == canonical_json(real.to_json())
 
 
 def test_parquet_rows(folder):

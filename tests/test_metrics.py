@@ -147,6 +147,15 @@ def test_endpoint_is_on_loopback_and_ends(metrics: Metrics) -> None:
     assert again == url
 
 
+def test_percentiles_are_interpolated_within_their_bucket(metrics: Metrics) -> None:
+    assert metrics.percentiles() == {}
+    for _ in range(90):
+        metrics.observe("denoise", 0.25)
+    for seconds in (4.0,) * 8 + (1000.0,) * 2:
+        metrics.observe("denoise", seconds)
+    assert metrics.percentiles() == {"denoise": {"p50": 0.2556, "p95": 4.25, "p99": 120.0}}
+
+
 def test_every_expression_names_metrics_that_exist(metrics: Metrics, url: str) -> None:
     metrics.count_failure("ValueError")
     metrics.count_storage_retry("TimeoutError")

@@ -1,5 +1,8 @@
 """The embedded model: its world, its words, its training and the weights that ship."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from ti2v_dist.models.shapes import world
 from ti2v_dist.models.shapes.network import WINDOW, new_tokenizer
 from ti2v_dist.models.shapes.train import TrainConfig, cut_clips, train
 
+ROOT = Path(__file__).parent.parent
 SMALL = TrainConfig(
     vae_steps=2,
     vae_batch=2,
@@ -108,6 +112,22 @@ def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path
     assert "| unet | 3 |" in (tmp_path / "resumed" / "README.md").read_text()
     model = load_model(read_info(str(tmp_path / "resumed")))
     assert model.info.window == WINDOW
+
+
+def test_the_figures_that_are_quoted_are_of_the_weights_that_ship():
+    sha256 = load_model(read_info("shapes")).weights_sha256()
+    figures = json.loads((ROOT / "benchmarks" / "results" / "quality_shapes.json").read_text())
+    assert figures["settings"]["weights_sha256"] == sha256
+    assert f"weights `{sha256[:12]}`" in (ROOT / "README.md").read_text()
+
+
+def test_the_text_encoder_that_ships_keeps_the_motions_apart():
+    model = load_model(read_info("shapes"))
+    text_BLD = model.encode_text([world.describe("red", "circle", motion) for motion in world.MOTIONS])
+    words_BD = text_BLD[:, 6:].mean(1)  # from the end token on
+    words_BD = words_BD / words_BD.norm(dim=1, keepdim=True)
+    cosines = words_BD @ words_BD.T - torch.eye(len(words_BD))
+    assert cosines.max() < 0.8
 
 
 def test_the_weights_that_ship_reconstruct_the_world_to_30_db():

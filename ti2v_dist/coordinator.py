@@ -95,7 +95,7 @@ class Coordinator:
         try:
             # Once superseded, the views are the new owner's to write.
             stepped_down = await self._step_down_if_superseded()
-            self.summary = {"status": "superseded"} if stepped_down else await self._write_views()
+            self.summary = {"status": "superseded"} if stepped_down else await self._write_views(report=True)
         except Exception as error:
             self.error = self.error or f"the views cannot be written: {type(error).__name__}: {error}"
             self.summary = {"status": "interrupted"}
@@ -336,9 +336,10 @@ class Coordinator:
     async def _refresh_views(self) -> None:
         while True:
             await asyncio.sleep(VIEWS_EVERY_S)
-            await self._write_views()
+            await self._write_views(report=False)
 
-    async def _write_views(self) -> dict[str, Any]:
+    async def _write_views(self, report: bool) -> dict[str, Any]:
         counted = {"percentiles_s": self.metrics.percentiles(), "counters": self.metrics.snapshot()}
         pending = self.requests.keys() - self.final
-        return await self._storage(views.write, self.store, self.lines, pending, {**self.progress(), **counted})
+        this_life = {**self.progress(), **counted}
+        return await self._storage(views.write, self.store, self.lines, pending, this_life, report)

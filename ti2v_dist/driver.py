@@ -21,6 +21,7 @@ from ti2v_dist.images import absolute_url
 from ti2v_dist.manifest import Manifest, RequestDefaults, read_manifest
 from ti2v_dist.models import ModelInfo, read_info
 from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.record import differences
 from ti2v_dist.video import VideoRequest
 
 NAMESPACE = "ti2v"
@@ -129,18 +130,9 @@ def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any]) -> N
     versions = {"ti2v_dist": __version__, "python": sys.version.split()[0]}
     record = {"run_id": run_id, "identity": identity, "config": config.model_dump(mode="json"), "versions": versions}
     stored = store.claim_run(record | facts)
-    differences = sorted(_differences(stored["identity"], identity))
-    if differences:
-        raise RunMismatch(f"{store.url} was begun with other settings:\n" + "\n".join(differences))
-
-
-def _differences(stored: dict, wanted: dict, prefix: str = "") -> Iterator[str]:
-    for key in stored.keys() | wanted.keys():
-        old, new = stored.get(key), wanted.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"  {prefix}{key}: stored {old!r}, now {new!r}"
+    lines = differences(stored["identity"], identity)
+    if lines:
+        raise RunMismatch(f"{store.url} was begun with other settings:\n" + "\n".join(lines))
 
 
 def run(
@@ -163,7 +155,7 @@ def run(
         raise ValueError("--detach needs a cluster that outlives this process: give --address or RAY_ADDRESS")
     planned = plan(manifest, output, config or RunConfig())
     if not planned.todo:
-        return views.write(planned.store, planned.lines, (), {})
+        return views.write(planned.store, planned.lines, (), {}, report=True)
     # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
     with _ray(address) as ray, _signals() as received:
         coordinator = _coordinator(ray, planned, detached=address is not None)

@@ -101,6 +101,9 @@ def _inferred(values: list[Any]) -> "pa.Array":
     # Arrow gives every struct the fields of all: a row would come back with names that it never had.
     if array is not None and repr(array.to_pylist()) == repr(values):
         return array
+    # 1 and 0.5 in one column are numbers, whichever of them comes first.
+    if all(value is None or type(value) is float or (type(value) is int and abs(value) <= 2**53) for value in values):
+        return pa.array(values, pa.float64())
     return pa.array([None if value is None else canonical_json(value).decode() for value in values], pa.string())
 
 

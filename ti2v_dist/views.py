@@ -13,9 +13,9 @@ READERS = 16
 
 
 def write(
-    store: CheckpointStore, ids: Collection[str], pending: Collection[str], this_life: dict[str, Any]
+    store: CheckpointStore, ids: Collection[str], pending: Collection[str], this_life: dict[str, Any], report: bool
 ) -> dict[str, Any]:
-    """Write every view of a run anew and return the summary.
+    """Write the views of a run anew, with a `report` or, in a run's middle, without it, and return the summary.
 
     `ids` are the manifest's, `pending` those of them that are being worked on, an earlier failure or not. `this_life`
     is what one life of the coordinator has counted; it goes into the summary as it is.
@@ -40,7 +40,8 @@ def write(
         "this_life": this_life,
     }
     dataset.write_views(store.url, rows, failures, summary)
-    write_report(store.url, rows)
+    if report:  # it decodes videos, which takes its time
+        write_report(store.url, rows)
     return summary
 
 
