@@ -64,7 +64,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_verbs_are_these():
-    assert VERBS == ["demo", "generate", "run", "status", "stop", "validate"]
+    assert VERBS == ["demo", "generate", "run", "status", "stop", "validate", "verify"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

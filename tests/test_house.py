@@ -49,8 +49,9 @@ MAY_IMPORT = {
     "pool": NOUNS | STATE | {"metrics", "worker"},
     "coordinator": NOUNS | EDGE | {"scheduler", "pool"},
     "driver": NOUNS | EDGE | {"models", "coordinator"},
+    "audit": NOUNS | STATE | INPUT | OUTPUT | {"worker"},
     "single": NOUNS | EDGE | {"models", "worker", "driver"},
-    "cli": NOUNS | EDGE | {"models", "progress", "single", "driver"},
+    "cli": NOUNS | EDGE | {"models", "progress", "single", "driver", "audit"},
     "__init__": NOUNS | {"engine", "single", "driver"},
 }
 STORAGE = {"store", "checkpoint", "images", "dataset"}

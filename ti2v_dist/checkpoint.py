@@ -164,8 +164,10 @@ class CheckpointStore:
         adopted = follower(key, data, parent, chunk.latents_FCHW.shape[1:])
         return Settled(adopted.chunk(chunk.video_id), False, tip_of(chunk.video_id, adopted, data))
 
-    def load(self, request: VideoRequest, fingerprint_sha256: str) -> tuple[VideoState, Tip] | None:
-        """The state after the last settled frame, None for a video that has no frame 0.
+    def load(
+        self, request: VideoRequest, fingerprint_sha256: str, before: int | None = None
+    ) -> tuple[VideoState, Tip] | None:
+        """The state after the last settled frame, or the last one `before` a frame; None for a video without frame 0.
 
         Reads frame 0 and the last K + 1 records, and verifies them: `RecipeMismatch`, `CorruptRecord`.
         """
@@ -175,9 +177,11 @@ class CheckpointStore:
         first = self._first(request.id, data)
         self._check_start(first, request, request.recipe(fingerprint_sha256, first.encoded.image_HWC))
         state, tip = VideoState.start(request, first.encoded), tip_of(request.id, first, data)
-        later = self._later_frames(request.id)
+        later = [frame for frame in self._later_frames(request.id) if before is None or frame < before]
         start = later[-(request.params.context_frames + 1) :][:1] or [1]
         for record, settled in self._follow(tip, first.latent_shape, start[0], later):
+            if before is not None and settled.frame >= before:
+                break
             entering = record.arrays.get("context_FCHW", record.arrays["latents_FCHW"])
             state, tip = replace(state, frame=settled.frame, queue=state.queue.push(entering)), settled
         return state, tip

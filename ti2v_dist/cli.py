@@ -176,6 +176,22 @@ def stop(output: Annotated[str, typer.Argument(help="The output of a run.")], as
     _show({"output": output, "epoch": epoch}, as_json, [f"{output} will stop after the frames in hand"])
 
 
+@app.command()
+def verify(
+    output: Annotated[str, typer.Argument(help="The output of a run.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Compute sampled frames again and compare bits.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every record, finished file and table of a run; exit 3 if anything is wrong."""
+    from ti2v_dist.audit import verify
+
+    found = verify(output, deep)
+    lines = [f"{problem['id']}: {problem['problem']}" for problem in found["problems"]]
+    counts = [f"{key}: {value}" for key, value in found.items() if key != "problems"]
+    _show(found, as_json, [*lines, *counts, f"problems: {len(lines)}"])
+    raise SystemExit(SOME_FAILED if lines else 0)
+
+
 def run_and_exit(
     manifest: str, output: str, config: "RunConfig", as_json: bool, address: str | None = None, detach: bool = False
 ) -> NoReturn:

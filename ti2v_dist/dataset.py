@@ -4,6 +4,7 @@ H height, W width, C channels (3, RGB).
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -208,6 +209,18 @@ def read_summary(output_url: str) -> dict[str, Any]:
         return json.loads(read_bytes(f"{output_url}/summary.json"))
     except FileNotFoundError:
         return {}
+
+
+def read_hashes(output_url: str) -> dict[str, str]:
+    """The `file_sha256` of each id in `metadata.parquet`; none before it is first written."""
+    import pyarrow.parquet as pq
+
+    try:
+        data = read_bytes(f"{output_url}/{VIDEOS}/metadata.parquet")
+    except FileNotFoundError:
+        return {}
+    columns = pq.read_table(io.BytesIO(data), columns=["id", "file_sha256"]).to_pydict()
+    return dict(zip(columns["id"], columns["file_sha256"], strict=True))
 
 
 def put_bytes(output_url: str, key: str, data: bytes) -> None:

@@ -1,0 +1,116 @@
+"""Is what an output holds what was promised? Reads everything again and, when asked, computes frames again."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ti2v_dist import dataset
+from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.config import RunConfig
+from ti2v_dist.images import absolute_url, read_bytes
+from ti2v_dist.record import CorruptRecord, differences
+from ti2v_dist.video import Chunk, canonical_sha256
+from ti2v_dist.worker import Worker
+
+READERS = 4
+
+Problem = dict[str, str]
+
+
+def verify(output: str, deep: bool = False) -> dict[str, Any]:
+    """Check every record, every finished file and the table of a run; returns counts and a list of problems.
+
+    `output` may also be the state of one video that `generate` made. `deep` also computes three frames of each video
+    again, from the frames before them, and compares bits.
+
+    Raises:
+        ValueError: no run was begun, or this machine cannot compute its frames bit for bit.
+    """
+    store = CheckpointStore(absolute_url(output))
+    run = store.read_run()
+    if run is None:
+        raise ValueError(f"{output!r} holds no run; give the --output of `ti2v run`, or what ends in .ti2v")
+    is_data_set = "manifest" in run
+    folder = f"{store.url}/{dataset.VIDEOS}" if is_data_set else os.path.dirname(run["output"])
+    last_frames, done = store.last_frames(), store.done_ids()
+    with ThreadPoolExecutor(READERS) as pool:
+        found = [*pool.map(lambda video_id: _check_records(store, video_id), sorted(last_frames))]
+        found += pool.map(lambda video_id: _check_file(store, folder, video_id), done)
+    problems = [problem for some in found for problem in some]
+    problems += _check_table(store, done) if is_data_set else []
+    checked = {"output": store.url, "videos": len(last_frames), "finished": len(done)}
+    if deep:
+        broken = {problem["id"] for problem in problems}
+        frames = {video_id: last for video_id, last in last_frames.items() if last and video_id not in broken}
+        different = list(_compute_again(store, frames))
+        checked["frames_computed_again"] = len(different)
+        problems += [problem for problem in different if problem]
+    return {**checked, "problems": sorted(problems, key=lambda problem: problem["id"])}
+
+
+def _check_records(store: CheckpointStore, video_id: str) -> list[Problem]:
+    """Every record's checksum, recipe, shape and parent, from frame 0 on."""
+    try:
+        frames = sum(1 for _ in store.latents(video_id))
+    except (CorruptRecord, KeyError) as error:
+        return [_problem(video_id, str(error))]
+    done = store.read_done(video_id)
+    if done and done["num_frames"] != frames + 1:
+        return [_problem(video_id, f"finished with {done['num_frames']} frames, and {frames + 1} are settled")]
+    return []
+
+
+def _check_file(store: CheckpointStore, folder: str, video_id: str) -> list[Problem]:
+    """A finished video's mp4: there, unchanged, and as long as it says."""
+    row = store.read_done(video_id) or {}
+    url = f"{folder}/{row['file_name']}"
+    try:
+        if hashlib.sha256(read_bytes(url)).hexdigest() != row["file_sha256"]:
+            return [_problem(video_id, f"{row['file_name']} is not the file that was finished: its sha256 differs")]
+        frames = sum(1 for _ in dataset.read_video(url))
+    except (FileNotFoundError, dataset.CodecError) as error:
+        return [_problem(video_id, f"{row['file_name']}: {error}")]
+    if frames != row["num_frames"]:
+        return [_problem(video_id, f"{row['file_name']} has {frames} frames, not {row['num_frames']}")]
+    return []
+
+
+def _check_table(store: CheckpointStore, done: list[str]) -> list[Problem]:
+    """The rows of `metadata.parquet` against the finished videos."""
+    listed = dataset.read_hashes(store.url)
+    settled = {video_id: (store.read_done(video_id) or {}).get("file_sha256") for video_id in done}
+    table = f"{dataset.VIDEOS}/metadata.parquet"
+    missing = [_problem(video_id, f"{table} does not list it") for video_id in settled.keys() - listed.keys()]
+    return missing + [
+        _problem(video_id, f"{table} lists another file than was finished")
+        for video_id, file_sha256 in listed.items()
+        if settled.get(video_id) != file_sha256
+    ]
+
+
+def _compute_again(store: CheckpointStore, last_frames: dict[str, int]) -> Iterator[Problem | None]:
+    """A problem or None for each frame that was computed again: the first, the middle and the last of each video."""
+    config = RunConfig.model_validate((store.read_run() or {})["config"])
+    worker = Worker(config, store.url)
+    stored = store.read_fingerprint() or {}
+    if lines := differences(stored, worker.open()):
+        raise ValueError("\n".join(["this machine cannot compute the run's frames bit for bit:", *lines]))
+    for video_id, last in last_frames.items():
+        request = store.read_request(video_id)
+        assert request is not None, video_id
+        for frame in sorted({1, (last + 1) // 2, last}):
+            loaded = store.load(request, canonical_sha256(stored), before=frame)
+            assert loaded is not None, video_id
+            ((chunk,), _) = worker.advance([loaded[0]])
+            first = loaded[0].frame + 1
+            settled = next(store.latents(video_id, first))
+            same = isinstance(chunk, Chunk) and np.array_equal(chunk.latents_FCHW[0], settled)
+            yield None if same else _problem(video_id, f"frame {first} computed again has other bits")
+
+
+def _problem(video_id: str, what: str) -> Problem:
+    return {"id": video_id, "problem": what}
