@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.stamp
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench simulate clean
 .DELETE_ON_ERROR:
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make test    every test"
 	@echo "make check   ruff, ruff format and pyright"
 	@echo "make bench   half an hour of the README's quality table, into runs/"
+	@echo "make simulate N=100000 SEED=0   that many schedules of the checkpoint protocol, from a seed on"
 	@echo "make clean   remove .venv and the caches; runs/ stays"
 
 demo: $(READY)
@@ -28,6 +29,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/quality_shapes.py --minutes 30 --dtype bfloat16 --slots 4 --threads 2
+
+simulate: $(READY)
+	$(BIN)/python tests/simulation.py $(or $(N),100000) $(or $(SEED),0)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

@@ -9,6 +9,7 @@ Each life salts what it computes. Two lives that computed the same frame would o
 
 import hashlib
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -358,3 +359,19 @@ def played() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store_module, "RETRY_BASE_S", 0.0)
         yield patch
+
+
+def main(schedules: int, first: int) -> None:
+    """A campaign: play schedules `first` and on, telling every 10,000 of them."""
+    with played():
+        for seed in range(first, first + schedules):
+            try:
+                World(seed).play()
+            except BaseException as error:
+                raise SystemExit(f"schedule {seed}: {error!r}") from error
+            if (seed + 1 - first) % 10_000 == 0:
+                print(f"{seed + 1 - first} schedules from {first} on, no broken promise", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
