@@ -17,7 +17,7 @@ help:
 demo: $(READY)
 	$(BIN)/ti2v demo --output runs/demo
 	@echo "what the oracle says of these videos (README, Quality):"
-	-@$(BIN)/python benchmarks/oracle.py runs/demo
+	@$(BIN)/python benchmarks/oracle.py runs/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest

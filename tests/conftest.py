@@ -1,6 +1,71 @@
-"""What holds for every test: nothing is fetched, and nothing is reported home."""
+"""What holds for every test: nothing is fetched, nothing is reported home; and the S3 servers that tests share."""
 
 import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ceph import KEYS, Ceph, missing
+from ray_runs import free_port
+
+from ti2v_dist.store import Store
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def bucket_in(endpoint: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
+            patch.setenv(name, value)
+        Store("s3://runs/x").fs.call_s3("create_bucket", Bucket="runs")
+
+
+def url_in(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://runs/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """The URL of an S3 server in this process, in memory: quick."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    bucket_in(endpoint)
+    yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def moto_url(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh folder of moto's, and the environment that reaches it."""
+    return url_in(moto, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
+    """An S3 server of several processes, on a disk: real."""
+    if reason := missing():
+        pytest.skip(f"no S3 server: {reason}")
+    server = Ceph(Path(tmp_path_factory.mktemp("ceph")), free_port(), free_port())
+    try:
+        try:
+            server.create()
+        except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
+            pytest.skip(f"no S3 server: Ceph does not start here: {error}")
+        bucket_in(server.url)
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def ceph_url(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh folder of Ceph's, and the environment that reaches it."""
+    return url_in(ceph.url, monkeypatch)
