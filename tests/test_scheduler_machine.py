@@ -1,0 +1,260 @@
+"""The scheduler in any order of events: a world of workers and a store that hypothesis moves, and what always holds."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ti2v_dist.events import (
+    Advance,
+    CallFailed,
+    ChunkDone,
+    Command,
+    Commit,
+    Committed,
+    Encode,
+    Encoded,
+    Event,
+    Fail,
+    Finish,
+    Finished,
+    Forget,
+    GiveUp,
+    Load,
+    Loaded,
+    StartWorker,
+    StopRequested,
+    Superseded,
+    VideoError,
+    VideoSubmitted,
+    WorkerLost,
+    WorkerReady,
+)
+from ti2v_dist.scheduler import CALLS_PER_WORKER, Scheduler
+
+MOST_VIDEOS, RARE = 4, 4
+PHASES = (Phase.explicit, Phase.generate)  # a long story is read sooner than it is shortened
+
+
+Call = Encode | Advance | Finish
+
+
+def ids_of(call: Call) -> tuple[str, ...]:
+    return call.ids if isinstance(call, Advance) else (call.id,)
+
+
+@dataclass
+class Video:
+    """What the world knows of a video: what is settled, and what was computed beyond it."""
+
+    group: tuple
+    last: int
+    settled: int | None = None
+    computed: int = 0
+    commits: list[int] = field(default_factory=list)
+    final: str = ""
+    stale: bool = False
+    """What was computed rests on a frame of ours that another owner's frame has superseded."""
+
+
+class World(RuleBasedStateMachine):
+    """Carries out every command as a real coordinator would, in an order that hypothesis chooses."""
+
+    @initialize(slots=st.integers(1, 3), workers=st.integers(1, 2))
+    def begin(self, slots: int, workers: int) -> None:
+        self.scheduler, self.slots = Scheduler(slots), slots
+        self.videos: dict[str, Video] = {}
+        self.loads: list[str] = []
+        self.calls: dict[int, list[Call]] = {}
+        self.to_start, self.started, self.stopped, self.gave_up = workers, 0, False, False
+        for _ in range(workers):
+            self.a_worker_comes()
+            self.submit("x", 5, 0)
+
+    def tell(self, event: Event) -> None:
+        for command in self.scheduler.handle(event):
+            self.carry_out(command)
+
+    def carry_out(self, command: Command) -> None:
+        match command:
+            case Load(id):
+                assert not self.videos[id].final
+                self.videos[id].stale = False
+                self.loads.append(id)
+            case Encode(worker, id):
+                assert self.videos[id].settled is None
+                self.calls[worker].append(command)
+            case Advance(worker, ids):
+                assert 1 <= len(ids) <= self.slots
+                assert len({self.videos[id].group for id in ids}) == 1, "a batch of two groups"
+                for id in ids:
+                    video = self.videos[id]
+                    assert video.computed < video.last, "computed beyond the end"
+                    assert video.computed - (video.settled or 0) <= 1, "too far ahead of the store"
+                self.calls[worker].append(command)
+            case Commit(id, frame):
+                assert not self.videos[id].stale, "commits what rests on a superseded frame"
+                self.videos[id].commits.append(frame)
+            case Finish(worker, id):
+                assert self.videos[id].settled == self.videos[id].last, "finished before its last frame was settled"
+                self.calls[worker].append(command)
+            case Fail(id):
+                assert not self.videos[id].final
+                self.videos[id].final = "failed"
+            case Forget(id):
+                assert self.videos[id].final == "finished"
+            case StartWorker():
+                self.to_start += 1
+            case GiveUp():
+                self.gave_up = True
+
+    # What may happen
+
+    @precondition(lambda self: len(self.videos) < MOST_VIDEOS)
+    @rule(group=st.sampled_from("xy"), last=st.integers(1, 6), settled=st.none() | st.integers(0, 6))
+    def submit(self, group: str, last: int, settled: int | None) -> None:
+        id = f"v{len(self.videos)}"
+        self.videos[id] = Video((group,), last, None if settled is None else min(settled, last))
+        self.tell(VideoSubmitted(id, (group,), last + 1))
+
+    @precondition(lambda self: self.to_start)
+    @rule()
+    def a_worker_comes(self) -> None:
+        self.to_start -= 1
+        self.calls[self.started] = []
+        self.started += 1
+        self.tell(WorkerReady(self.started - 1))
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data(), preempted=st.booleans(), it_does=st.integers(0, RARE))
+    def a_worker_dies(self, data: st.DataObject, preempted: bool, it_does: int) -> None:
+        if it_does < RARE:
+            return
+        worker = data.draw(st.sampled_from(sorted(self.calls)))
+        del self.calls[worker]
+        self.tell(WorkerLost(worker, preempted))
+
+    @precondition(lambda self: self.loads)
+    @rule(data=st.data())
+    def a_video_is_read(self, data: st.DataObject) -> None:
+        id = self.loads.pop(data.draw(st.integers(0, len(self.loads) - 1)))
+        video = self.videos[id]
+        video.computed = video.settled or 0
+        self.tell(Loaded(id, video.settled))
+
+    @precondition(lambda self: any(self.calls.values()))
+    @rule(data=st.data(), how=st.sampled_from(["done"] * 6 + ["raised", "bad video"]))
+    def a_call_returns(self, data: st.DataObject, how: str) -> None:
+        worker = data.draw(st.sampled_from(sorted(w for w, calls in self.calls.items() if calls)))
+        call = self.calls[worker].pop(0)
+        ids = ids_of(call)
+        if how == "raised":
+            self.tell(CallFailed(worker, ids, "ValueError", "x"))
+        elif isinstance(call, Encode):
+            if how == "bad video":
+                self.tell(VideoError(call.id, "ImageError", "x"))
+                return
+            if not self.videos[call.id].final:
+                self.videos[call.id].settled = 0
+            self.tell(Encoded(worker, call.id))
+        elif isinstance(call, Finish):
+            if not self.videos[call.id].final:
+                self.videos[call.id].final = "finished"
+            self.tell(Finished(worker, call.id))
+        else:
+            bad = ids[:1] if how == "bad video" else ()
+            frames = {id: self.videos[id].computed + 1 for id in ids if id not in bad}
+            for id, frame in frames.items():
+                self.videos[id].computed = frame
+            self.tell(ChunkDone(worker, ids, frames))
+            for id in bad:
+                self.tell(VideoError(id, "NonFiniteLatents", "x"))
+
+    @precondition(lambda self: any(video.commits for video in self.videos.values()))
+    @rule(data=st.data(), ours=st.booleans())
+    def a_commit_settles(self, data: st.DataObject, ours: bool) -> None:
+        id = data.draw(st.sampled_from(sorted(id for id, video in self.videos.items() if video.commits)))
+        video = self.videos[id]
+        frame = video.commits.pop(0)
+        assert frame == (video.settled or 0) + 1, "commits go up by one"
+        video.settled = frame
+        if ours:
+            self.tell(Committed(id, frame))
+        else:
+            video.commits.clear()
+            video.stale = True
+            self.tell(Superseded(id))
+
+    @precondition(lambda self: len(self.videos) == MOST_VIDEOS and not self.stopped)
+    @rule(it_is=st.integers(0, RARE))
+    def a_stop_is_asked_for(self, it_is: int) -> None:
+        if it_is < RARE:
+            return
+        self.stopped = True
+        self.tell(StopRequested())
+
+    @rule()
+    def time_passes(self) -> None:
+        """Also where nothing else can happen any more."""
+
+    # What always holds
+
+    @invariant()
+    def nothing_is_lost_or_done_twice(self) -> None:
+        known = {video.id for video in self.scheduler.waiting} | self.scheduler.videos.keys()
+        assert known == {id for id, video in self.videos.items() if not video.final}
+        inside = Counter(id for calls in self.calls.values() for call in calls for id in ids_of(call))
+        assert not inside or max(inside.values()) == 1, "a video is in two calls"
+        assert all(len(calls) <= CALLS_PER_WORKER for calls in self.calls.values())
+
+    @invariant()
+    def it_never_waits_for_nothing(self) -> None:
+        """While a worker is there and a video is left, something is under way."""
+        left = any(not video.final for video in self.videos.values())
+        if left and self.calls and not (self.stopped or self.gave_up):
+            commits = any(video.commits for video in self.videos.values())
+            assert self.loads or commits or any(self.calls.values())
+
+    def teardown(self) -> None:
+        """With nothing more going wrong, every video ends."""
+        if not hasattr(self, "scheduler") or self.stopped or self.gave_up:
+            return
+        while self.to_start:
+            self.a_worker_comes()
+        for _ in range(1000):
+            if self.loads:
+                id = self.loads.pop(0)
+                self.videos[id].computed = self.videos[id].settled or 0
+                self.tell(Loaded(id, self.videos[id].settled))
+            elif waiting := [id for id, video in self.videos.items() if video.commits]:
+                video = self.videos[waiting[0]]
+                video.settled = video.commits.pop(0)
+                self.tell(Committed(waiting[0], video.settled))
+            elif busy := [worker for worker, calls in self.calls.items() if calls]:
+                self.finish_call(busy[0])
+            else:
+                break
+        assert self.scheduler.is_idle
+        assert all(video.final for video in self.videos.values())
+
+    def finish_call(self, worker: int) -> None:
+        call = self.calls[worker].pop(0)
+        match call:
+            case Encode(_, id):
+                self.videos[id].settled = 0
+                self.tell(Encoded(worker, id))
+            case Finish(_, id):
+                self.videos[id].final = "finished"
+                self.tell(Finished(worker, id))
+            case Advance(_, ids):
+                for id in ids:
+                    self.videos[id].computed += 1
+                self.tell(ChunkDone(worker, ids, {id: self.videos[id].computed for id in ids}))
+
+
+World.TestCase.settings = settings(
+    max_examples=500, stateful_step_count=60, deadline=None, derandomize=True, phases=PHASES
+)
+test_the_scheduler_in_any_order = World.TestCase
