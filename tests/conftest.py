@@ -1,4 +1,4 @@
-"""What holds for every test: nothing is fetched, nothing is reported home; and the S3 servers that tests share."""
+"""What holds for every test: nothing is fetched, nothing is reported home; and what tests share."""
 
 import os
 import subprocess
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray_runs
 from ceph import KEYS, Ceph, missing
-from ray_runs import free_port
 
 from ti2v_dist.store import Store
 
@@ -53,7 +53,7 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
     """An S3 server of several processes, on a disk: real."""
     if reason := missing():
         pytest.skip(f"no S3 server: {reason}")
-    server = Ceph(Path(tmp_path_factory.mktemp("ceph")), free_port(), free_port())
+    server = Ceph(Path(tmp_path_factory.mktemp("ceph")), ray_runs.free_port(), ray_runs.free_port())
     try:
         try:
             server.create()
@@ -69,3 +69,15 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
 def ceph_url(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh folder of Ceph's, and the environment that reaches it."""
     return url_in(ceph.url, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory: pytest.TempPathFactory) -> ray_runs.Inputs:
+    """The inputs of whole runs."""
+    return ray_runs.inputs(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> ray_runs.Run:
+    """A run that nobody disturbed."""
+    return ray_runs.undisturbed(tmp_path_factory.getbasetemp()).run

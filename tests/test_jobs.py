@@ -51,6 +51,7 @@ class Cluster:
         command = [BIN / "ray", "start", "--head", "--block", "--temp-dir", folder / "ray", "--num-cpus", "2"]
         command += ["--node-ip-address", "127.0.0.1", "--port", gcs, "--dashboard-host", "127.0.0.1"]
         command += ["--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent]
+        command += ["--labels", "ray.io/market-type=on-demand"]  # where a coordinator is to stay
         command += ["--ray-client-server-port", client, "--object-store-memory", str(100 * 2**20)]
         # Any free port: another Ray on this machine may hold the fixed range.
         command += ["--min-worker-port", "0", "--max-worker-port", "0"]
@@ -181,6 +182,8 @@ def hashes(output: Path) -> dict[str, tuple[str, str]]:
 def test_a_job_ends_with_the_videos_of_a_run(cluster, project, settings, submitted, tmp_path, monkeypatch):
     summary = json.loads((submitted / "summary.json").read_text())
     assert (summary["status"], summary["finished"], summary["failed"]) == ("finished", len(IDS), 0)
+    assert summary["this_life"]["counters"]["ti2v_frames_total"] == len(IDS) * (FRAMES - 1)
+    assert summary["this_life"]["percentiles_s"].keys() == {"queue_wait", "encode", "denoise", "decode", "commit"}
     assert json.loads((submitted / "run.json").read_text())["versions"]["ti2v_dist"] == MARK
     rows = pq.read_table(submitted / "dataset" / "metadata.parquet").to_pylist()
     assert {row["ti2v_version"] for row in rows} == {MARK}, "the workers run what was uploaded"

@@ -17,16 +17,6 @@ CALLS = 2
 WORKERS = 2
 
 
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return ray_runs.inputs(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return ray_runs.undisturbed(tmp_path_factory.getbasetemp()).run
-
-
 @dataclass(frozen=True)
 class WorkerKilled:
     """A run of a single worker that was killed, ended by itself."""

@@ -11,16 +11,6 @@ import ray_runs
 from ray_runs import FRAMES_TO_MAKE, Ended, Inputs, Run
 
 
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return ray_runs.inputs(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return ray_runs.undisturbed(tmp_path_factory.getbasetemp()).run
-
-
 @dataclass(frozen=True)
 class TakenOver:
     """A run whose processes were all stopped in mid-video, taken over by another cluster, and then woken."""
