@@ -136,6 +136,17 @@ def test_a_finished_run_is_left_as_it_is(worker_killed: WorkerKilled):
         assert not any(again.ray_dir.iterdir()), "Ray was started"
 
 
+def test_a_lost_file_is_made_again_from_its_frames(worker_killed: WorkerKilled, reference: Run, tmp_path: Path):
+    output = shutil.copytree(worker_killed.run.output, tmp_path / "out")
+    (lost,) = output.glob("dataset/videos/*/bob-*.mp4")
+    lost.unlink()
+    with ray_runs.opened(worker_killed.run.inputs, output) as run:
+        ended = run.run(workers=1)
+        assert (ended.code, ended.result["status"]) == (0, "finished"), ended.stderr
+        assert_same_videos(run, reference)
+        assert run.frames() == [], "no frame was computed"
+
+
 def test_other_settings_are_refused(worker_killed: WorkerKilled):
     run = worker_killed.run
     before = contents(run)

@@ -190,6 +190,16 @@ def failure_row(
     ).to_row()
 
 
+def stored_ids(output_url: str) -> set[str]:
+    """Ids of the videos whose file is in the data set, from one listing."""
+    fs, root = open_filesystem(f"{output_url}/{VIDEOS}/videos")
+    try:
+        names = (Path(path).name for path in fs.find(root))
+    except FileNotFoundError:
+        return set()
+    return {name.rpartition("-")[0] for name in names if name.endswith(".mp4")}
+
+
 def write_views(
     output_url: str, rows: list[dict[str, Any]], failures: list[dict[str, Any]], summary: dict[str, Any]
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from ti2v_dist import __version__, views
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
+from ti2v_dist.dataset import stored_ids
 from ti2v_dist.images import absolute_url
 from ti2v_dist.manifest import Manifest, RequestDefaults, read_manifest
 from ti2v_dist.models import ModelInfo, read_info
@@ -111,7 +112,7 @@ def plan(manifest_url: str, output_url: str, config: RunConfig) -> Plan:
         lines = [f"  line {problem.line}: {problem.message}" for problem in manifest.problems]
         raise ManifestError(f"{manifest_url} is unusable:\n" + "\n".join(lines))
     store = CheckpointStore(output_url)
-    done = set(store.done_ids())
+    done = set(store.done_ids()) & stored_ids(output_url)  # a file that was lost is made again
     todo = [request for request in manifest.requests if request.id not in done]
     if todo:
         store.probe()
