@@ -239,7 +239,7 @@ class World:
         chain = self._chain(video_id)
         if video_id in self.rogue or not chain or chain[-1][0].frame + chain[-1][0].frames > LAST:
             return
-        (record, data), recipe, parent = chain[-1], chain[0][0].recipe, ""
+        (record, data), recipe = chain[-1], chain[0][0].recipe
         parent = hashlib.sha256(data).hexdigest()
         if self.random.random() < 0.5:
             recipe = "0" * 64
@@ -273,8 +273,6 @@ class World:
                     raise Broken(f"{video_id}: went on from a record that is not of its chain")
                 continue
             if video_id not in finished:
-                if self.changed_image and any(video_id == name for name in failed):
-                    continue
                 raise Broken(f"{video_id}: not finished")
             self._check_chain(video_id, chain)
         for video_id, done in self.done_acks:

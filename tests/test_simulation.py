@@ -102,7 +102,7 @@ def trust(patch: pytest.MonkeyPatch, forge: Callable[[Record, Any], Record]) -> 
 
     def trusting(key: str, data: bytes, parent: Any, shape: tuple[int, ...]) -> Record:
         record = Record.from_bytes(key, data)
-        return replace(follower(key, forge(record, parent).to_bytes(), parent, shape))
+        return follower(key, forge(record, parent).to_bytes(), parent, shape)
 
     patch.setattr(checkpoint, "follower", trusting)
 
