@@ -4,7 +4,6 @@ H height, W width, C channels (3, RGB).
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ import numpy as np
 
 from ti2v_dist.images import open_filesystem, read_bytes
 from ti2v_dist.manifest import RowFailure
-from ti2v_dist.rows import COLUMN_TYPES
+from ti2v_dist.rows import COLUMN_TYPES, read_table
 from ti2v_dist.tables import METADATA_TYPES, dataset_card, failures_table, metadata_table
 from ti2v_dist.video import VideoRequest, canonical_json
 
@@ -223,13 +222,11 @@ def read_summary(output_url: str) -> dict[str, Any]:
 
 def read_hashes(output_url: str) -> dict[str, str]:
     """The `file_sha256` of each id in `metadata.parquet`; none before it is first written."""
-    import pyarrow.parquet as pq
-
     try:
         data = read_bytes(f"{output_url}/{VIDEOS}/metadata.parquet")
     except FileNotFoundError:
         return {}
-    columns = pq.read_table(io.BytesIO(data), columns=["id", "file_sha256"]).to_pydict()
+    columns = read_table(data, ["id", "file_sha256"]).to_pydict()
     return dict(zip(columns["id"], columns["file_sha256"], strict=True))
 
 

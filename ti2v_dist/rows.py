@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ti2v_dist.video import canonical_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 COLUMN_TYPES: dict[str, type] = {
     "id": str,
@@ -155,12 +158,22 @@ def _finite(text: str) -> float:
     return number
 
 
-def _parse_parquet(data: bytes) -> Iterator[Row]:
+def read_table(data: bytes, columns: list[str] | None = None) -> "pa.Table":
+    """A Parquet file's table, or some columns of it; raises `pa.ArrowException`.
+
+    On this thread alone: Arrow's own threads, when they let go of a Python object while the interpreter ends, abort it.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False, pre_buffer=False)
+
+
+def _parse_parquet(data: bytes) -> Iterator[Row]:
+    import pyarrow as pa
+
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_table(data)
     except pa.ArrowException as exc:
         raise ValueError(f"not Parquet: {exc}") from exc
     for line, columns in enumerate(table.to_pylist(), start=1):
