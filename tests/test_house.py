@@ -20,7 +20,7 @@ MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"video", "config", "events"}
-STATE = {"store", "record", "checkpoint"}
+STATE = {"store", "record", "checkpoint", "ledger"}
 INPUT = {"images", "rows", "manifest"}
 OUTPUT = {"tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "metrics": NOUNS,
     "images": NOUNS,
     "checkpoint": NOUNS | {"store", "record"},
+    "ledger": NOUNS | {"store", "record", "checkpoint", "rows"},
     "rows": NOUNS,
     "progress": NOUNS,
     "manifest": NOUNS | {"images", "rows"},
@@ -47,11 +48,13 @@ MAY_IMPORT = {
     "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report"},
     "worker": NOUNS | COMPUTE | STATE | INPUT | {"tables", "dataset"},
     "pool": NOUNS | STATE | {"metrics", "worker"},
-    "coordinator": NOUNS | EDGE | {"scheduler", "pool"},
-    "driver": NOUNS | EDGE | {"models", "coordinator"},
+    "upkeep": NOUNS | EDGE | {"pool"},
+    "coordinator": NOUNS | EDGE | {"scheduler", "pool", "upkeep"},
+    "planning": NOUNS | EDGE | {"models"},
+    "driver": NOUNS | EDGE | {"planning", "coordinator"},
     "audit": NOUNS | STATE | INPUT | OUTPUT | {"worker"},
-    "single": NOUNS | EDGE | {"models", "worker", "driver"},
-    "cli": NOUNS | EDGE | {"models", "progress", "single", "driver", "audit"},
+    "single": NOUNS | EDGE | {"models", "worker", "planning"},
+    "cli": NOUNS | EDGE | {"models", "progress", "single", "planning", "driver", "audit"},
     "__init__": NOUNS | {"engine", "single", "driver"},
 }
 STORAGE = {"store", "checkpoint", "images", "dataset"}

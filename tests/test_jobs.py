@@ -254,6 +254,13 @@ class Joined:
     def records(self) -> dict[str, bytes]:
         return records(self.output / ".ti2v" / "videos")
 
+    def coordinator(self) -> int:
+        """The process of the coordinator that is at work."""
+        (pid,) = (
+            int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if is_coordinator(path, self.cluster)
+        )
+        return pid
+
     def epochs(self) -> int:
         return len(list((self.output / ".ti2v" / "epochs").iterdir()))
 
@@ -303,20 +310,33 @@ def test_a_joined_run_stops_at_sigterm_and_the_same_command_goes_on(cluster, pro
     assert joined.records() == undisturbed
 
 
-def test_a_dead_coordinator_is_told_and_the_same_command_goes_on(cluster, project, settings, undisturbed, tmp_path):
+def test_a_killed_coordinator_starts_again_and_its_driver_waits(cluster, project, settings, undisturbed, tmp_path):
     joined = Joined(cluster, project, tmp_path / "out", settings)
     process = joined.start()
     joined.await_records(process)
-    (coordinator,) = (
-        int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if is_coordinator(path, cluster)
-    )
-    os.kill(coordinator, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 1, stderr
-    assert "the coordinator died; the same command goes on" in stderr
-    assert "Traceback" not in stderr
-    done = joined.run()
-    assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "finished"), done.stderr
+    os.kill(joined.coordinator(), signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, json.loads(stdout)["status"]) == (0, "finished"), stderr
+    assert joined.epochs() == 2
+    assert joined.records() == undisturbed
+
+
+def test_a_coordinator_that_does_not_answer_is_taken_over_when_told(cluster, project, settings, undisturbed, tmp_path):
+    joined = Joined(cluster, project, tmp_path / "out", settings)
+    left = joined.run("--detach")
+    assert left.returncode == 0, left.stderr
+    joined.await_records()
+    stopped = joined.coordinator()
+    os.kill(stopped, signal.SIGSTOP)
+    impatient = "from ti2v_dist import cli, driver; driver.ANSWER_TIMEOUT_S = 2; cli.main()"
+    command, env = [sys.executable, "-c", impatient, *joined.command()], environment(**joined.auth)
+    attached = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert attached.returncode == 1, attached.stderr
+    assert "--takeover" in attached.stderr
+    assert "Traceback" not in attached.stderr
+    taken = joined.run("--takeover")
+    assert (taken.returncode, json.loads(taken.stdout)["status"]) == (0, "finished"), taken.stderr
+    assert joined.epochs() == 2
     assert joined.records() == undisturbed
 
 

@@ -15,11 +15,11 @@ from tiny_models import SIZE, write_tiny_model
 from ti2v_dist.checkpoint import CheckpointStore, RequestMismatch
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.dataset import read_video
-from ti2v_dist.driver import RunMismatch, request_defaults
 from ti2v_dist.engine import Engine
 from ti2v_dist.images import ImageError
 from ti2v_dist.manifest import make_request
 from ti2v_dist.models import load_model, read_info
+from ti2v_dist.planning import RunMismatch, request_defaults
 from ti2v_dist.single import generate
 from ti2v_dist.video import Chunk, VideoState
 

@@ -204,6 +204,10 @@ class CheckpointStore:
         """The preprocessed first frame, uint8 image_HWC. Raises `KeyError`, `CorruptRecord`."""
         return self._first(video_id, self.store.get(_frame_key(video_id, 0))).encoded.image_HWC
 
+    def begun_ids(self) -> set[str]:
+        """Ids that have a request, from one listing."""
+        return set(self._ids("requests"))
+
     def last_frames(self) -> dict[str, int]:
         """First frame of every video's newest record, from one listing: for people, not for resuming."""
         newest: dict[str, int] = {}

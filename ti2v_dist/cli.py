@@ -34,6 +34,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 OutputOption = Annotated[str, typer.Option("--output", help="Folder or URL of the data set.")]
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Default: as many as the cluster has room for.")]
 
+DetachOption = Annotated[bool, typer.Option("--detach", help="Leave the run going on the joined cluster.")]
 AddressOption = Annotated[str | None, typer.Option(help="Ray cluster to join; default RAY_ADDRESS, else a local one.")]
 
 
@@ -115,7 +116,8 @@ def run(
     config: ConfigOption = None,
     settings: SetOption = None,
     address: AddressOption = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Leave the run going on the joined cluster.")] = False,
+    detach: DetachOption = False,
+    takeover: Annotated[bool, typer.Option("--takeover", help="End a coordinator that does not answer.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make every video of a manifest on Ray; the same command again resumes the run."""
@@ -125,7 +127,9 @@ def run(
         "engine.slots": slots,
         "cluster.workers": workers,
     }
-    run_and_exit(manifest, output, _config(config, settings, chosen), as_json, address, detach)
+    run_and_exit(
+        manifest, output, _config(config, settings, chosen), as_json, address=address, detach=detach, takeover=takeover
+    )
 
 
 @app.command()
@@ -144,8 +148,8 @@ def validate(
     as_json: JsonOption = False,
 ) -> None:
     """Check every row before a GPU is started; exit 2 if anything is wrong."""
-    from ti2v_dist.driver import check_manifest
     from ti2v_dist.manifest import problem_table
+    from ti2v_dist.planning import check_manifest
 
     checked = check_manifest(manifest, _config(config, settings, {"model.id": model}))
     rows = problem_table(checked)
@@ -192,16 +196,14 @@ def verify(
     raise SystemExit(SOME_FAILED if lines else 0)
 
 
-def run_and_exit(
-    manifest: str, output: str, config: "RunConfig", as_json: bool, address: str | None = None, detach: bool = False
-) -> NoReturn:
+def run_and_exit(manifest: str, output: str, config: "RunConfig", as_json: bool, **joining: Any) -> NoReturn:
     """Run a manifest with progress on stderr, print the summary and end with the run's exit code."""
     from ti2v_dist.driver import run
     from ti2v_dist.progress import ProgressLog
 
     # Ray prints its notices of dead workers to stdout, which holds only the result.
     with ProgressLog() as log, redirect_stdout(sys.stderr):
-        summary = run(manifest, output, config, address=address, detach=detach, listener=log.follow)
+        summary = run(manifest, output, config, listener=log.follow, **joining)
     lines = [f"{key}: {value}" for key, value in summary.items() if not isinstance(value, dict | list)]
     _show(summary, as_json, lines)
     if summary["status"] == "interrupted":

@@ -6,23 +6,22 @@ waited for on other threads, so it always answers. What it knows is a cache: the
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray.actor import exit_actor
 
-from ti2v_dist import dataset, events, views
+from ti2v_dist import dataset, events
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.metrics import Metrics
-from ti2v_dist.pool import VIDEO_ERRORS, WorkerPool, retry_pauses_s, video_error
+from ti2v_dist.pool import VIDEO_ERRORS, WorkerPool, video_error
 from ti2v_dist.record import Tip
 from ti2v_dist.scheduler import Scheduler
+from ti2v_dist.upkeep import Upkeep
 from ti2v_dist.video import Chunk, NonFiniteLatents, VideoRequest, VideoState
 
-VIEWS_EVERY_S = 120.0
-STORE_POLL_S = 2.0
 LINGER_S = 60.0
 """How long the end of a run can still be asked for before the actor leaves."""
 
@@ -41,26 +40,28 @@ class _Video:
 
 
 class Coordinator:
-    """One life of a run's coordinator: `begin` once, then `progress` and `stop` at any time."""
+    """One life of a run's coordinator. It begins from the store alone, so Ray may start it again at any time."""
 
-    def __init__(self, config: RunConfig, output_url: str, workers: int, gpus_per_worker: float):
+    def __init__(self, config: RunConfig, output_url: str, plan_sha256: str, workers: int, gpus_per_worker: float):
         self.config, self.output_url, self.target_workers = config, output_url, workers
         self.store = CheckpointStore(output_url)
         self.scheduler = Scheduler(config.engine.slots)
         self.metrics = Metrics()
         self.pool = WorkerPool(config, output_url, gpus_per_worker, self.metrics, self._emit, self._accept)
+        self.upkeep = Upkeep(self.store, self.metrics, self.stop, self._end)
         self.requests: dict[str, VideoRequest] = {}
         self.videos: dict[str, _Video] = {}
         self.fingerprint: str | None = None
         self.summary: dict[str, Any] | None = None
-        self.final: set[str] = set()
         self.metrics_url, self._close_metrics = self.metrics.serve(
             config.cluster.metrics_port, config.cluster.metrics_host
         )
         self.frames = self.finished = self.failed = 0
         self.error: str | None = None
         self.began = time.monotonic()
-        self._queue: asyncio.Queue[events.Event] = asyncio.Queue()
+        self._queue: asyncio.Queue[events.Event | None] = asyncio.Queue()
+        self._plans = {plan_sha256}
+        self._unread = 1
         self._tasks: set[asyncio.Task] = set()
         self._do: dict[type, Callable[[Any], Awaitable[None]]] = {
             events.Load: self._load,
@@ -73,29 +74,18 @@ class Coordinator:
             events.StartWorker: self._start_worker,
             events.GiveUp: self._give_up,
         }
+        self._life = asyncio.get_running_loop().create_task(self._live(plan_sha256))
 
-    async def begin(self, requests: Sequence[VideoRequest], lines: dict[str, int]) -> None:
-        """Take the run over and start working on `requests`, in this order.
-
-        `lines` are the lines in the manifest of all ids. The work goes on by itself: a driver may come and go.
-        """
-        self.lines = lines
-        self.epoch = await self._storage(self.store.next_epoch)
-        for request in requests:
-            self.requests[request.id] = request
-            self._emit(events.VideoSubmitted(request.id, request.batch_group, request.num_frames))
-        self._life = asyncio.create_task(self._live())
-
-    async def _live(self) -> None:
-        """From the first worker to the last view, whatever happens; then stay a while for those who ask how it went."""
+    async def _live(self, plan_sha256: str) -> None:
+        """From taking the run over to the last view, whatever happens; then stay a while for those who ask."""
         try:
-            await self._work()
+            await self._work(plan_sha256)
         except Exception as error:  # a bug of ours must reach the user, not hang the run
             self.error = self.error or f"{type(error).__name__}: {error}"
         try:
             # Once superseded, the views are the new owner's to write.
-            stepped_down = await self._step_down_if_superseded()
-            self.summary = {"status": "superseded"} if stepped_down else await self._write_views(report=True)
+            stepped_down = await self.upkeep.step_down_if_superseded()
+            self.summary = {"status": "superseded"} if stepped_down else await self._close_books()
         except Exception as error:
             self.error = self.error or f"the views cannot be written: {type(error).__name__}: {error}"
             self.summary = {"status": "interrupted"}
@@ -103,9 +93,13 @@ class Coordinator:
         await asyncio.sleep(LINGER_S)
         exit_actor()
 
-    async def _work(self) -> None:
-        background = [asyncio.create_task(self._watch_store()), asyncio.create_task(self._refresh_views())]
+    async def _work(self, plan_sha256: str) -> None:
+        background: list[asyncio.Task] = []
         try:
+            await self.upkeep.take_over()
+            await self._admit(plan_sha256)
+            beside = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.progress))
+            background = [asyncio.create_task(work) for work in beside]
             for _ in range(min(self.target_workers, -(-len(self.requests) // self.config.engine.slots))):
                 self._spawn(self.pool.start())
             await self._handle_events()
@@ -114,6 +108,36 @@ class Coordinator:
                 task.cancel()
             self.pool.close()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _close_books(self) -> dict[str, Any]:
+        await self.upkeep.hint()
+        return await self.upkeep.write_views(self.progress, report=True)
+
+    async def _admit(self, plan_sha256: str) -> None:
+        for request in await self.upkeep.admit(plan_sha256):
+            if request.id not in self.requests:
+                self.requests[request.id] = request
+                self._emit(events.VideoSubmitted(request.id, request.batch_group, request.num_frames))
+        self._unread -= 1
+        self._queue.put_nowait(None)
+
+    # What drivers ask
+
+    def identity(self) -> dict[str, Any]:
+        """Whose coordinator this is."""
+        return {"run_id": self.config.run_id(self.output_url), "output": self.output_url}
+
+    def outcome(self, plan_sha256: str) -> tuple[bool, str | None]:
+        """Whether it knows this plan, and the status of the run once that has ended."""
+        return plan_sha256 in self._plans, self.summary["status"] if self.summary else None
+
+    def report(self, plan_sha256: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """The progress, and the summary once the run has ended; a plan that it does not know is added to its own."""
+        if plan_sha256 not in self._plans and not self.summary:
+            self._plans.add(plan_sha256)
+            self._unread += 1
+            self._spawn(self._admit(plan_sha256))
+        return self.progress(), self.summary
 
     def progress(self) -> dict[str, Any]:
         """Counts of this life of the coordinator, rates over it, and the latest problem."""
@@ -133,10 +157,6 @@ class Coordinator:
             "error": self.error,
         }
 
-    def outcome(self) -> dict[str, Any] | None:
-        """The summary, once the run has ended."""
-        return self.summary
-
     def stop(self) -> None:
         """Start nothing new; the run ends when what is in hand is committed."""
         self._emit(events.StopRequested())
@@ -148,8 +168,10 @@ class Coordinator:
     # The loop
 
     async def _handle_events(self) -> None:
-        while not (self.scheduler.is_idle and self._queue.empty()) and not self.error:
+        while not (self.scheduler.is_idle and self._queue.empty() and not self._unread) and not self.error:
             event = await self._queue.get()
+            if event is None:  # a plan was read: perhaps there is nothing in it to wait for
+                continue
             for command in self.scheduler.handle(event):
                 self._spawn(self._do[type(command)](command))
             self._gauge()
@@ -179,24 +201,20 @@ class Coordinator:
         self.metrics.waiting.set(len(self.scheduler.waiting))
         self.metrics.slots_used.set(self.scheduler.in_hand)
 
-    async def _storage(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a storage call on another thread. An outage or a full disk pauses the run; it fails no video."""
-        for pause_s in retry_pauses_s():
-            try:
-                return await asyncio.to_thread(call, *arguments)
-            except OSError as error:
-                self.metrics.count_storage_retry(type(error).__name__)
-                await asyncio.sleep(pause_s)
-        raise AssertionError("the pauses have no end")
-
     # Commands
 
     async def _load(self, command: events.Load) -> None:
         request = self.requests[command.id]
         self.videos.pop(command.id, None)
         try:
-            await self._storage(self.store.claim_request, request)
-            loaded = await self._storage(self.store.load, request, self.fingerprint)
+            done = await self.upkeep.storage(self.store.read_done, command.id)
+            if done and not self.upkeep.must_remake(command.id):
+                # Finished since the last hint of it.
+                self.upkeep.final.add(command.id)
+                self._emit(events.AlreadyDone(command.id))
+                return
+            await self.upkeep.storage(self.store.claim_request, request)
+            loaded = await self.upkeep.storage(self.store.load, request, self.fingerprint)
         except VIDEO_ERRORS as error:
             self._emit(video_error(command.id, error))
             return
@@ -216,7 +234,7 @@ class Coordinator:
         encoded, seconds = done
         self.metrics.observe("encode", seconds)
         try:
-            begun = await self._storage(self.store.begin, request, encoded, self.fingerprint)
+            begun = await self.upkeep.storage(self.store.begin, request, encoded, self.fingerprint)
         except VIDEO_ERRORS as error:
             self._emit(video_error(command.id, error))
             return
@@ -256,7 +274,7 @@ class Coordinator:
             chunk = video.pending.pop(0)
             began = time.monotonic()
             try:
-                settled = await self._storage(self.store.commit, chunk, video.tip)
+                settled = await self.upkeep.storage(self.store.commit, chunk, video.tip)
             except VIDEO_ERRORS as error:
                 video.pending.clear()
                 self._emit(video_error(command.id, error))
@@ -264,7 +282,7 @@ class Coordinator:
             self.metrics.observe("commit", time.monotonic() - began, len(chunk.latents_FCHW))
             if not settled.ours:
                 video.pending.clear()
-                await self._step_down_if_superseded()
+                await self.upkeep.step_down_if_superseded()
                 self._emit(events.Superseded(command.id))
                 return
             video.tip = settled.tip
@@ -284,28 +302,32 @@ class Coordinator:
             return
         row, seconds = done
         self.metrics.observe("decode", seconds / (request.num_frames - 1), request.num_frames - 1)
-        await self._storage(self.store.finish, command.id, row)
+        await self.upkeep.storage(self.store.finish, command.id, row)
         self.finished += 1
-        self.final.add(command.id)
+        self.upkeep.final.add(command.id)
         self.metrics.count_video("finished")
         self._emit(events.Finished(command.worker, command.id))
 
     async def _fail(self, command: events.Fail) -> None:
         request = self.requests[command.id]
         failure = dataset.failure_row(
-            request, command.error_type, command.message, command.attempts, self.lines.get(command.id, 0)
+            request, command.error_type, command.message, command.attempts, self.upkeep.lines.get(command.id, 0)
         )
-        await self._storage(self.store.fail, command.id, failure)
+        await self.upkeep.storage(self.store.fail, command.id, failure)
         self.failed += 1
-        self.final.add(command.id)
+        self.upkeep.final.add(command.id)
         self.metrics.count_video("failed")
         self.metrics.count_failure(command.error_type)
-        self.videos.pop(command.id, None)
-        if self.failed > self.config.max_failures * len(self.lines):
-            self._end(f"{self.failed} of {len(self.lines)} videos failed, more than max_failures allows")
+        self._drop(command.id)
+        if self.failed > self.config.max_failures * len(self.upkeep.lines):
+            self._end(f"{self.failed} of {len(self.upkeep.lines)} videos failed, more than max_failures allows")
 
     async def _forget(self, command: events.Forget) -> None:
-        self.videos.pop(command.id, None)
+        self._drop(command.id)
+
+    def _drop(self, video_id: str) -> None:
+        self.videos.pop(video_id, None)
+        self.requests.pop(video_id, None)
 
     async def _give_up(self, command: events.GiveUp) -> None:
         self._end(command.reason)
@@ -314,32 +336,4 @@ class Coordinator:
         await self.pool.start()
 
     async def _accept(self, numerics: dict[str, Any]) -> None:
-        self.fingerprint = await self._storage(self.store.claim_fingerprint, numerics)
-
-    # Beside the loop
-
-    async def _watch_store(self) -> None:
-        """Others reach this coordinator through the store alone: to stop it, or to take its run over."""
-        while not self.scheduler.stopping:
-            if await self._storage(self.store.stop_requested, self.epoch):
-                self.stop()
-            await self._step_down_if_superseded()
-            await asyncio.sleep(STORE_POLL_S)
-
-    async def _step_down_if_superseded(self) -> bool:
-        """Economy, not safety: of what two owners compute, one computes for nothing."""
-        superseded = await self._storage(self.store.is_superseded, self.epoch)
-        if superseded:
-            self._end(f"another coordinator has taken this run over from epoch {self.epoch}; it goes on there")
-        return superseded
-
-    async def _refresh_views(self) -> None:
-        while True:
-            await asyncio.sleep(VIEWS_EVERY_S)
-            await self._write_views(report=False)
-
-    async def _write_views(self, report: bool) -> dict[str, Any]:
-        counted = {"percentiles_s": self.metrics.percentiles(), "counters": self.metrics.snapshot()}
-        pending = self.requests.keys() - self.final
-        this_life = {**self.progress(), **counted}
-        return await self._storage(views.write, self.store, self.lines, pending, this_life, report)
+        self.fingerprint = await self.upkeep.storage(self.store.claim_fingerprint, numerics)

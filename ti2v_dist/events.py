@@ -21,6 +21,13 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class AlreadyDone:
+    """The store lists the video as done: an earlier life came that far."""
+
+    id: str
+
+
+@dataclass(frozen=True)
 class WorkerReady:
     """A worker has its model loaded and is accepted."""
 
@@ -100,7 +107,7 @@ class StopRequested:
 
 
 Event = (
-    VideoSubmitted | Loaded | WorkerReady | WorkerLost | Encoded | ChunkDone | CallFailed | VideoError
+    VideoSubmitted | Loaded | AlreadyDone | WorkerReady | WorkerLost | Encoded | ChunkDone | CallFailed | VideoError
     | Committed | Superseded | Finished | StopRequested
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ti2v_dist.events import (
     Advance,
+    AlreadyDone,
     CallFailed,
     ChunkDone,
     Command,
@@ -91,6 +92,7 @@ class Scheduler:
         self._handlers: dict[type, Callable] = {
             VideoSubmitted: self._on_submitted,
             Loaded: self._on_loaded,
+            AlreadyDone: self._on_already_done,
             WorkerReady: self._on_worker_ready,
             WorkerLost: self._on_worker_lost,
             Encoded: self._on_encoded,
@@ -138,6 +140,10 @@ class Scheduler:
         video.frame = video.committed = event.frame or 0
         video.status = "new" if event.frame is None else self._next_status(video)
         return []
+
+    def _on_already_done(self, event: AlreadyDone) -> list[Command]:
+        del self.videos[event.id]
+        return [Forget(event.id)]
 
     def _on_worker_ready(self, event: WorkerReady) -> list[Command]:
         self.workers[event.worker] = _Worker()

@@ -12,11 +12,11 @@ from typing import Any
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
-from ti2v_dist.driver import claim, request_defaults
 from ti2v_dist.images import absolute_url, load_image
 from ti2v_dist.manifest import make_request
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.planning import claim, request_defaults
 from ti2v_dist.video import NonFiniteLatents, VideoRequest, check_id
 from ti2v_dist.worker import Worker
 

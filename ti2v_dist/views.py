@@ -7,6 +7,7 @@ from typing import Any
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.images import absolute_url
+from ti2v_dist.ledger import Ledger
 from ti2v_dist.report import write_report
 
 READERS = 16
@@ -20,11 +21,10 @@ def write(
     `ids` are the manifest's, `pending` those of them that are being worked on, an earlier failure or not. `this_life`
     is what one life of the coordinator has counted; it goes into the summary as it is.
     """
-    done = [video_id for video_id in store.done_ids() if video_id in ids]
     failed = [video_id for video_id in store.failed_ids() if video_id in ids and video_id not in pending]
     with ThreadPoolExecutor(READERS) as pool:
-        rows = [row for row in pool.map(store.read_done, done) if row]
         failures = [attempts[-1] for attempts in pool.map(store.read_failures, failed) if attempts]
+    rows = Ledger(store).done_rows(ids)
     unfinished = len(ids) - len(rows) - len(failures)
     summary = {
         "status": "interrupted" if unfinished > 0 else "failed_rows" if failures else "finished",

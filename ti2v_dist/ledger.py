@@ -1,0 +1,179 @@
+"""What makes a coordinator disposable: the plan of its work, hints of its progress, and the ledger of final rows.
+
+    .ti2v/plans/<sha256>            what one command asked for: requests, manifest lines, refused rows
+    .ti2v/progress/<sha256>/<seq>   which of a plan's requests are final; the highest counts, older ones are deleted
+    .ti2v/ledger/<seq>.parquet      rows of finished videos, so that tables need not read an object a video
+
+A plan is named by its content. A hint follows the records it speaks of, so it may say too little and never too much.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ti2v_dist.checkpoint import ROOT, CheckpointStore
+from ti2v_dist.record import CorruptRecord, parse_json
+from ti2v_dist.rows import read_table
+from ti2v_dist.video import VideoRequest, canonical_json
+
+COMPACT_ROWS = 500
+"""Finished videos that are not in the ledger yet at which they are added to it."""
+KEPT_HINTS = 2
+READERS = 16
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one command asked for. A restarted coordinator needs nothing else but the store.
+
+    `lines` are the manifest lines of all ids that the run's tables speak of; `refused` the failure rows of those that
+    cannot become a video. `attempts` are the failures that were on record when a retry began: one more is final.
+    `remake` are finished videos whose file was lost.
+    """
+
+    requests: tuple[VideoRequest, ...]
+    lines: dict[str, int]
+    refused: tuple[Row, ...] = ()
+    attempts: dict[str, int] = field(default_factory=dict)
+    remake: tuple[str, ...] = ()
+
+    @cached_property
+    def data(self) -> bytes:
+        """The stored bytes; equal plans have equal bytes."""
+        plain = {
+            "requests": [request.to_json() for request in self.requests],
+            "lines": self.lines,
+            "refused": list(self.refused),
+            "attempts": self.attempts,
+            "remake": sorted(self.remake),
+        }
+        return gzip.compress(canonical_json(plain), compresslevel=6, mtime=0)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The plan's name."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    @classmethod
+    def from_bytes(cls, key: str, data: bytes) -> "Plan":
+        """Inverse of `data`; raises `CorruptRecord` unless it has the name in its key."""
+        if hashlib.sha256(data).hexdigest() != key.rpartition("/")[2]:
+            raise CorruptRecord(key, "its sha256 is not its name")
+        plain = json.loads(gzip.decompress(data))
+        requests = tuple(VideoRequest.from_json(request) for request in plain.pop("requests"))
+        refused, remake = tuple(plain.pop("refused")), tuple(plain.pop("remake"))
+        return cls(requests=requests, refused=refused, remake=remake, **plain)
+
+
+class Ledger:
+    """Plans, hints and final rows of one run. Blocks on storage, and raises as `CheckpointStore` does."""
+
+    def __init__(self, store: CheckpointStore):
+        self.run, self.store = store, store.store
+
+    def write_plan(self, plan: Plan) -> None:
+        """Keep a plan; nothing happens when it is there."""
+        self.store.settle(_plan_key(plan.sha256), plan.data)
+
+    def read_plan(self, sha256: str) -> Plan:
+        """The plan of this name. Raises `KeyError`, `CorruptRecord`."""
+        key = _plan_key(sha256)
+        return Plan.from_bytes(key, self.store.get(key))
+
+    # progress
+
+    def hinted(self, plan: Plan) -> set[str] | None:
+        """Ids of the plan that are final, from the newest hint; None without one. It may lack the latest."""
+        folder = _hints(plan.sha256)
+        for name in reversed(self.store.list(folder)):
+            try:
+                hint = parse_json(name, self.store.get(f"{folder}/{name}"))
+            except KeyError:  # deleted since it was listed: the next one is as old, and as true
+                continue
+            indexes = (index for first, end in hint["final"] for index in range(first, end))
+            return {plan.requests[index].id for index in indexes}
+        return None
+
+    def note(self, plan: Plan, final: set[str]) -> None:
+        """Leave a hint that these ids are final. Call it after their `done` or `failed` is settled."""
+        folder = _hints(plan.sha256)
+        names = self.store.list(folder)
+        indexes = (index for index, request in enumerate(plan.requests) if request.id in final)
+        data = canonical_json({"final": _ranges(indexes)})
+        number = int(names[-1]) + 1 if names else 0
+        while self.store.settle(f"{folder}/{number:010d}", data) != data:
+            number += 1
+        for name in names[: 1 - KEPT_HINTS]:
+            self.store.delete(f"{folder}/{name}")
+
+    def scan(self, plan: Plan) -> set[str]:
+        """Ids of the plan that are final, from the records themselves: what a run without a hint begins with.
+
+        A row that was refused before it became a video may have been mended since: it is not final.
+        """
+        ids = {request.id for request in plan.requests}
+        failed = ids & set(self.run.failed_ids())
+        with ThreadPoolExecutor(READERS) as pool:
+            counts = dict(zip(failed, pool.map(self.attempts, failed), strict=True))
+        exhausted = {video_id for video_id, count in counts.items() if count > plan.attempts.get(video_id, 0)}
+        return (ids & set(self.run.done_ids())) - set(plan.remake) | exhausted
+
+    def attempts(self, video_id: str) -> int:
+        """Failures on record of a video that was really tried."""
+        return sum(row["attempts"] > 0 for row in self.run.read_failures(video_id))
+
+    # final rows
+
+    def done_rows(self, ids: Iterable[str]) -> list[Row]:
+        """The settled row of each finished video among `ids`. Many new ones are added to the ledger on the way."""
+        done = [video_id for video_id in self.run.done_ids() if video_id in ids]
+        names = self.store.list(f"{ROOT}/ledger")
+        known = {row["id"]: row for name in names for row in self._part(name)}
+        missing = [video_id for video_id in done if video_id not in known]
+        with ThreadPoolExecutor(READERS) as pool:
+            read = [row for row in pool.map(self.run.read_done, missing) if row]
+        if len(read) >= COMPACT_ROWS:
+            number = int(names[-1].partition(".")[0]) + 1 if names else 0
+            self.store.settle(f"{ROOT}/ledger/{number:010d}.parquet", _parquet(read))
+        return [known[video_id] for video_id in done if video_id in known] + read
+
+    def _part(self, name: str) -> list[Row]:
+        table = read_table(self.store.get(f"{ROOT}/ledger/{name}"))
+        return [json.loads(row) for row in table["row"].to_pylist()]
+
+
+def _parquet(rows: list[Row]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"id": [row["id"] for row in rows], "row": [canonical_json(row).decode() for row in rows]}
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def _ranges(indexes: Iterable[int]) -> list[list[int]]:
+    """[first, end) of each stretch of ascending indexes."""
+    found: list[list[int]] = []
+    for index in indexes:
+        if found and found[-1][1] == index:
+            found[-1][1] += 1
+        else:
+            found.append([index, index + 1])
+    return found
+
+
+def _plan_key(sha256: str) -> str:
+    return f"{ROOT}/plans/{sha256}"
+
+
+def _hints(sha256: str) -> str:
+    return f"{ROOT}/progress/{sha256}"

@@ -1,0 +1,151 @@
+"""A manifest against an output: everything that can be checked, and the plan of what is to be done. No GPU, no Ray."""
+
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ti2v_dist import __version__
+from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.config import RunConfig
+from ti2v_dist.dataset import stored_ids
+from ti2v_dist.images import absolute_url
+from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.manifest import Manifest, RequestDefaults, read_manifest
+from ti2v_dist.models import ModelInfo, read_info
+from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.record import differences
+
+STORE_THREADS = 16
+
+
+class ManifestError(ValueError):
+    """The manifest is unusable; the message names every line."""
+
+
+class RunMismatch(ValueError):
+    """The output belongs to a run with other settings; the message prints the difference."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A plan, the run whose it is, and the ids of the plan that are final already."""
+
+    store: CheckpointStore
+    config: RunConfig
+    plan: Plan
+    final: set[str]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a coordinator must agree in before it is given this work."""
+        return {"run_id": self.config.run_id(self.store.url), "output": self.store.url}
+
+    @property
+    def is_done(self) -> bool:
+        """True when nothing is left to do."""
+        return all(request.id in self.final for request in self.plan.requests)
+
+
+def request_defaults(config: RunConfig, info: ModelInfo) -> RequestDefaults:
+    """What a manifest's row gets for a column that it does not have."""
+    chosen = config.sampling
+    return RequestDefaults(
+        window=info.window,
+        vae_factor=info.vae_factor,
+        height=chosen.height or info.height,
+        width=chosen.width or info.width,
+        fps=chosen.fps or info.fps,
+        num_frames=chosen.num_frames,
+        guidance_scale=chosen.guidance_scale or info.guidance_scale,
+        num_inference_steps=chosen.num_inference_steps,
+        resample_iterations=chosen.resample_iterations,
+        context_frames=chosen.context_frames or info.window - 1,
+        sampler=chosen.sampler,
+        t_start=chosen.t_start,
+        init=chosen.init,
+        negative_prompt=chosen.negative_prompt,
+        seed=config.seed,
+        allow_http=config.allow_http,
+    )
+
+
+def check_manifest(url: str, config: RunConfig) -> Manifest:
+    """A manifest with all that is wrong with it, and warnings, for the model that `config` names; needs no device."""
+    info = read_info(config.model.id, config.model.revision)
+    defaults = request_defaults(config, info)
+    # Settings that no row could be made with are the run's mistake, not each row's.
+    defaults.request(id="x", image="/x.png", prompt="x")
+    manifest = read_manifest(url, defaults, config.variations)
+    prompts = (prompt for request in manifest.requests for prompt in (request.prompt, request.negative_prompt))
+    manifest.warnings += lost_words(info, prompts)
+    return manifest
+
+
+def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
+    """Check everything that can be checked without a GPU, and record the run and its plan in the output.
+
+    Raises:
+        ManifestError: the manifest is unusable; every line is named.
+        RunMismatch, RequestMismatch: the output was begun with other settings or another request.
+        StoreRefused: the output's store does not keep what it accepted.
+    """
+    output_url = absolute_url(output_url)
+    if "/working_dir_files/" in output_url:
+        raise ValueError(
+            f"output {output_url!r} lies in the job's temporary copy of the working directory: "
+            "give an absolute path or a URL"
+        )
+    manifest = check_manifest(manifest_url, config)
+    for warning in manifest.warnings:
+        warnings.warn(warning, stacklevel=2)
+    if manifest.problems:
+        lines = [f"  line {problem.line}: {problem.message}" for problem in manifest.problems]
+        raise ManifestError(f"{manifest_url} is unusable:\n" + "\n".join(lines))
+    refused = tuple(failure.to_row() for failure in manifest.failures)
+    plan = Plan(tuple(manifest.requests), manifest.lines, refused)
+    facts = {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
+    return record(CheckpointStore(output_url), config, plan, facts)
+
+
+def record(store: CheckpointStore, config: RunConfig, plan: Plan, facts: dict[str, Any]) -> Work:
+    """Compare a plan with what the output holds, and keep both the plan and the run's description there.
+
+    What is final costs nothing: the newest hint of this very plan names it. Without one, or when nothing seems left to
+    do, the records are looked at, and the requests that were begun are compared.
+    """
+    ledger = Ledger(store)
+    work = Work(store, config, plan, ledger.hinted(plan) or set())
+    is_known = bool(work.final) and not work.is_done
+    if not is_known:
+        lost = set(store.done_ids()) - stored_ids(store.url)  # a file that was lost is made again
+        plan = replace(plan, remake=tuple(sorted(lost & plan.lines.keys())))
+        work = Work(store, config, plan, ledger.scan(plan))
+    if not work.is_done:
+        store.probe()
+    claim(store, config, {"output": store.url, "argv": sys.argv, **facts})
+    if not is_known:
+        begun = store.begun_ids()
+        with ThreadPoolExecutor(STORE_THREADS) as pool:
+            list(pool.map(store.claim_request, (request for request in plan.requests if request.id in begun)))
+            list(pool.map(lambda row: _refuse(store, row), plan.refused))
+    if not work.is_done:
+        ledger.write_plan(plan)
+    return work
+
+
+def _refuse(store: CheckpointStore, row: dict[str, Any]) -> None:
+    if row not in store.read_failures(row["id"]):
+        store.fail(row["id"], row)
+
+
+def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any]) -> None:
+    """Settle `run.json`: what the run is, with `facts` beside it. Raises `RunMismatch` where it is another run's."""
+    run_id, identity = config.run_id(store.url), config.identity()
+    versions = {"ti2v_dist": __version__, "python": sys.version.split()[0]}
+    record = {"run_id": run_id, "identity": identity, "config": config.model_dump(mode="json"), "versions": versions}
+    stored = store.claim_run(record | facts)
+    lines = differences(stored["identity"], identity)
+    if lines:
+        raise RunMismatch(f"{store.url} was begun with other settings:\n" + "\n".join(lines))

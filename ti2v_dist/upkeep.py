@@ -1,0 +1,108 @@
+"""What a coordinator does beside making videos: it takes the run over, knows what is final, and keeps the views.
+
+All of it is about the store: who owns the run, what is asked of it there, and what people read of it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from ti2v_dist import views
+from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.metrics import Metrics
+from ti2v_dist.pool import retry_pauses_s
+from ti2v_dist.video import VideoRequest
+
+VIEWS_EVERY_S = 120.0
+HINT_EVERY_S = 10.0
+STORE_POLL_S = 2.0
+
+
+class Upkeep:
+    """One life's ownership of a run. `stop` asks that life to stop, `end` does so for a reason to be told."""
+
+    def __init__(self, store: CheckpointStore, metrics: Metrics, stop: Callable[[], None], end: Callable[[str], None]):
+        self.store, self.ledger, self.metrics = store, Ledger(store), metrics
+        self.stop, self.end = stop, end
+        self.epoch = 0
+        self.plans: dict[str, Plan] = {}
+        self.final: set[str] = set()
+        self._hinted: dict[str, int] = {}
+
+    @property
+    def lines(self) -> dict[str, int]:
+        """Manifest lines of all ids that the run's tables speak of."""
+        return {video_id: line for plan in self.plans.values() for video_id, line in plan.lines.items()}
+
+    async def storage(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a storage call on another thread. An outage or a full disk pauses the run; it fails no video."""
+        for pause_s in retry_pauses_s():
+            try:
+                return await asyncio.to_thread(call, *arguments)
+            except OSError as error:
+                self.metrics.count_storage_retry(type(error).__name__)
+                await asyncio.sleep(pause_s)
+        raise AssertionError("the pauses have no end")
+
+    async def take_over(self) -> None:
+        """Become the run's newest owner."""
+        self.epoch = await self.storage(self.store.next_epoch)
+
+    async def admit(self, sha256: str) -> list[VideoRequest]:
+        """Learn a plan; returns its requests that are not final."""
+        plan = await self.storage(self.ledger.read_plan, sha256)
+        final = await self.storage(self.ledger.hinted, plan)
+        if final is None:
+            final = await self.storage(self.ledger.scan, plan)
+        self.plans[sha256] = plan
+        self._hinted[sha256] = len(final)
+        self.final -= set(plan.remake) | plan.attempts.keys()
+        self.final |= final
+        return [request for request in plan.requests if request.id not in self.final]
+
+    def must_remake(self, video_id: str) -> bool:
+        """True for a finished video whose file was lost."""
+        return any(video_id in plan.remake for plan in self.plans.values())
+
+    async def watch_store(self) -> None:
+        """Others reach this coordinator through the store alone: to stop it, or to take its run over."""
+        while True:
+            if await self.storage(self.store.stop_requested, self.epoch):
+                self.stop()
+            await self.step_down_if_superseded()
+            await asyncio.sleep(STORE_POLL_S)
+
+    async def step_down_if_superseded(self) -> bool:
+        """Economy, not safety: of what two owners compute, one computes for nothing."""
+        superseded = await self.storage(self.store.is_superseded, self.epoch)
+        if superseded:
+            self.end(f"another coordinator has taken this run over from epoch {self.epoch}; it goes on there")
+        return superseded
+
+    async def keep_hints(self) -> None:
+        """Every few seconds, leave a hint of what is final, so that the next life need not look for it."""
+        while True:
+            await asyncio.sleep(HINT_EVERY_S)
+            await self.hint()
+
+    async def hint(self) -> None:
+        """Leave a hint for each plan of which more is final than before."""
+        final = set(self.final)
+        for sha256, plan in self.plans.items():
+            count = sum(request.id in final for request in plan.requests)
+            if count > self._hinted[sha256]:
+                await self.storage(self.ledger.note, plan, final)
+                self._hinted[sha256] = count
+
+    async def refresh_views(self, this_life: Callable[[], dict[str, Any]]) -> None:
+        """Every few minutes, write the views anew, without the report, which takes its time."""
+        while True:
+            await asyncio.sleep(VIEWS_EVERY_S)
+            await self.write_views(this_life, report=False)
+
+    async def write_views(self, this_life: Callable[[], dict[str, Any]], report: bool) -> dict[str, Any]:
+        """Write what people read of the run; returns the summary."""
+        pending = {request.id for plan in self.plans.values() for request in plan.requests} - self.final
+        counted = {"percentiles_s": self.metrics.percentiles(), "counters": self.metrics.snapshot()}
+        return await self.storage(views.write, self.store, self.lines, pending, {**this_life(), **counted}, report)
