@@ -81,6 +81,7 @@ class Coordinator:
         """
         self.lines = lines
         self.epoch = await self._storage(self.store.next_epoch)
+        self.pool.largest = max(requests, key=lambda request: request.height * request.width, default=None)
         for request in requests:
             self.requests[request.id] = request
             self._emit(events.VideoSubmitted(request.id, request.batch_group, request.num_frames))
