@@ -88,8 +88,8 @@ def inputs(base: Path) -> Inputs:
 class Run:
     """One output and the commands run on it. Every process started for it carries the frame log's path."""
 
-    def __init__(self, given: Inputs, output: Path):
-        self.inputs, self.output = given, output
+    def __init__(self, given: Inputs, output: Path, **changes: str):
+        self.inputs, self.output, self.changes = given, output, changes
         self.log = output.with_suffix(".frames")
         self.ray_dir = Path(tempfile.mkdtemp(prefix="ti2v-"))  # Ray's sockets need a short path
 
@@ -97,7 +97,7 @@ class Run:
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
         own = {FRAME_LOG: str(self.log), "RAY_TMPDIR": str(self.ray_dir), "OMP_NUM_THREADS": "1"}
-        return kept | own
+        return kept | own | self.changes
 
     def command(self, *options: str, manifest: Path | None = None, workers: int = 2) -> list[str]:
         """`ti2v run` on this output; `options` come last and so win."""
@@ -194,9 +194,9 @@ class Ended:
 
 
 @contextmanager
-def opened(given: Inputs, output: Path) -> Iterator[Run]:
-    """A run whose processes all end here, whatever happens."""
-    run = Run(given, output)
+def opened(given: Inputs, output: Path, **changes: str) -> Iterator[Run]:
+    """A run whose processes all end here, whatever happens; `changes` are of their environment."""
+    run = Run(given, output, **changes)
     try:
         yield run
     finally:

@@ -83,6 +83,16 @@ def finish(engine: Engine, state: VideoState) -> np.ndarray:
     return np.concatenate(made)
 
 
+def test_a_warm_up_has_the_shape_of_every_later_batch_in_fewer_steps(model: VideoModel):
+    wrapped = Wrapped(model)
+    engine = Engine(wrapped, slots=3)
+    engine.warm_up(request())
+    warm, wrapped.rows = wrapped.rows, []
+    ok(engine.advance([start(engine)]))
+    assert set(warm) == set(wrapped.rows)
+    assert len(warm) < len(wrapped.rows)
+
+
 def test_bits_depend_neither_on_neighbours_nor_on_the_slot(engine: Engine):
     videos = [start(engine, i) for i in range(4)]
     videos[2] = videos[2].push(ok(engine.advance([videos[2]]))[0])  # frame index differs too

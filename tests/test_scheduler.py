@@ -25,7 +25,8 @@ from ti2v_dist.events import (
     WorkerLost,
     WorkerReady,
 )
-from ti2v_dist.scheduler import CALLS_PER_WORKER, MAX_ATTEMPTS, MAX_BARREN_LOSSES, MAX_CRASHES, Scheduler
+from ti2v_dist.losses import LOSSES
+from ti2v_dist.scheduler import CALLS_PER_WORKER, MAX_ATTEMPTS, MAX_CRASHES, Scheduler
 
 GROUP = ("ti2v_zero", 10, 4)
 
@@ -154,10 +155,11 @@ def test_a_video_in_the_middle_of_encoding_is_encoded_elsewhere():
     assert scheduler.handle(WorkerReady(1)) == [Encode(1, "a")]
 
 
-def test_preemptions_count_against_nobody():
+@pytest.mark.parametrize("reason", ["preempted", "node_died"])
+def test_what_happens_to_nodes_counts_against_nobody(reason: str):
     scheduler = started("a", slots=1)
     for worker in range(50):
-        assert scheduler.handle(WorkerLost(worker, preempted=True)) == [StartWorker()]
+        assert scheduler.handle(WorkerLost(worker, reason)) == [StartWorker()]
         assert scheduler.handle(WorkerReady(worker + 1)) == [Advance(worker + 1, ("a",))]
 
 
@@ -169,16 +171,78 @@ def test_a_video_that_kills_its_workers_is_tried_alone_and_then_fails():
     assert scheduler.handle(WorkerReady(2)) == [Advance(2, ("bad",)), Advance(2, ("good",))][:1]
     commands = scheduler.handle(WorkerLost(2))
     assert commands[0] == StartWorker()
-    assert commands[1] == Fail("bad", "WorkerCrashed", f"{MAX_CRASHES} workers died with this video in hand", 3)
+    message = f"{MAX_CRASHES} workers were lost with this video in hand, the last one died"
+    assert commands[1] == Fail("bad", "WorkerCrashed", message, 3)
     assert scheduler.handle(WorkerReady(3)) == [Advance(3, ("good",))]
 
 
-def test_workers_that_never_finish_a_call_end_the_run():
+@pytest.mark.parametrize("slots", [1, 2])
+def test_what_waits_behind_a_killer_is_tried_alone_and_lives(slots: int):
+    """Both are blamed twice, since a worker's last answer may die with it; the third time, only one is there."""
+    scheduler = Scheduler(slots)
+    scheduler.handle(WorkerReady(0))
+    submit(scheduler, "bad", "good")
+    scheduler.handle(Loaded("bad", None))
+    scheduler.handle(Loaded("good", None))
+    for worker in range(2):
+        assert scheduler.workers[worker].calls == [("bad",), ("good",)]
+        scheduler.handle(WorkerLost(worker))
+        scheduler.handle(WorkerReady(worker + 1))
+    assert scheduler.workers[2].calls == [("bad",)]
+    assert Fail in map(type, scheduler.handle(WorkerLost(2)))
+    assert scheduler.handle(WorkerReady(3)) == [Encode(3, "good")]
+    assert scheduler.handle(Encoded(3, "good")) == [Advance(3, ("good",))]
+    scheduler.handle(ChunkDone(3, ("good",), {"good": 1}))
+    assert scheduler.videos["good"].crashes == 0
+
+
+LIMITED = {reason: policy for reason, policy in LOSSES.items() if policy.limit}
+
+
+@pytest.mark.parametrize("reason", LIMITED)
+def test_workers_that_never_finish_a_call_end_the_run_and_say_why(reason: str):
+    limit = LIMITED[reason].limit
+    assert limit
     scheduler = Scheduler(slots=1)
     submit(scheduler, "a")
-    commands = [scheduler.handle(WorkerLost(worker)) for worker in range(MAX_BARREN_LOSSES)]
-    assert [type(c[0]) for c in commands] == [StartWorker] * (MAX_BARREN_LOSSES - 1) + [GiveUp]
+    commands = [scheduler.handle(WorkerLost(worker, reason))[0] for worker in range(limit)]
+    assert commands[:-1] == [StartWorker()] * (limit - 1)
+    assert isinstance(commands[-1], GiveUp)
+    assert LIMITED[reason].what in commands[-1].reason
     assert scheduler.is_idle
+
+
+def test_an_end_for_want_of_memory_names_what_to_lower():
+    assert "engine.slots" in LOSSES["cuda_oom"].advice
+    assert {"engine.slots", "cluster.workers"} <= set(LOSSES["host_oom"].advice.replace(",", "").split())
+
+
+@pytest.mark.parametrize("reason", ["host_oom", "cuda_oom"])
+def test_want_of_memory_is_no_videos_fault_and_a_finished_call_clears_it(reason: str):
+    scheduler = started("a", slots=1, frames=99)
+    for life in range(20):
+        assert scheduler.handle(WorkerLost(life, reason)) == [StartWorker()]
+        assert scheduler.handle(WorkerReady(life + 1)) == [Advance(life + 1, ("a",))]
+        assert Commit("a", life + 1) in advance(scheduler, life + 1, "a", frame=life + 1)
+    assert scheduler.videos["a"].crashes == 0
+
+
+def test_each_kind_of_loss_has_a_limit_of_its_own():
+    scheduler = started("a", slots=1)
+    for worker, reason in enumerate(["cuda_oom", "host_oom", "preempted", "host_oom", "died"]):
+        assert scheduler.handle(WorkerLost(worker, reason))[0] == StartWorker()
+        scheduler.handle(WorkerReady(worker + 1))
+    assert isinstance(scheduler.handle(WorkerLost(5, "cuda_oom"))[0], GiveUp)
+
+
+def test_a_video_that_breaks_its_device_is_quarantined():
+    scheduler = started("bad", slots=1)
+    for worker in range(MAX_CRASHES - 1):
+        assert scheduler.handle(WorkerLost(worker, "cuda_error")) == [StartWorker()]
+        assert scheduler.handle(WorkerReady(worker + 1)) == [Advance(worker + 1, ("bad",))]
+    _, failed = scheduler.handle(WorkerLost(MAX_CRASHES - 1, "cuda_error"))
+    assert isinstance(failed, Fail)
+    assert (failed.error_type, "cuda_error" in failed.message) == ("WorkerCrashed", True)
 
 
 def test_a_call_that_fails_is_tried_again_and_its_video_fails_at_the_limit():

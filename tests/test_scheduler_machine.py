@@ -32,7 +32,8 @@ from ti2v_dist.events import (
     WorkerLost,
     WorkerReady,
 )
-from ti2v_dist.scheduler import CALLS_PER_WORKER, Scheduler
+from ti2v_dist.losses import LOSSES
+from ti2v_dist.scheduler import CALLS_PER_WORKER, MAX_CRASHES, Scheduler
 
 MOST_VIDEOS, RARE = 4, 4
 PHASES = (Phase.explicit, Phase.generate)  # a long story is read sooner than it is shortened
@@ -55,6 +56,9 @@ class Video:
     computed: int = 0
     commits: list[int] = field(default_factory=list)
     final: str = ""
+    crashes: int = 0
+    alone: bool = False
+    """Whether it was the only one in hand when its worker was last lost."""
     stale: bool = False
     """What was computed rests on a frame of ours that another owner's frame has superseded."""
 
@@ -69,6 +73,7 @@ class World(RuleBasedStateMachine):
         self.loads: list[str] = []
         self.calls: dict[int, list[Call]] = {}
         self.to_start, self.started, self.stopped, self.gave_up = workers, 0, False, False
+        self.barren = Counter[str]()
         for _ in range(workers):
             self.a_worker_comes()
             self.submit("x", 5, 0)
@@ -100,14 +105,19 @@ class World(RuleBasedStateMachine):
             case Finish(worker, id):
                 assert self.videos[id].settled == self.videos[id].last, "finished before its last frame was settled"
                 self.calls[worker].append(command)
-            case Fail(id):
-                assert not self.videos[id].final
-                self.videos[id].final = "failed"
+            case Fail(id, error_type):
+                video = self.videos[id]
+                assert not video.final
+                if error_type == "WorkerCrashed":
+                    assert video.crashes == MAX_CRASHES, "quarantined too early, or for a loss that counts for nothing"
+                    assert video.alone, "quarantined for what a neighbour may have done"
+                video.final = "failed"
             case Forget(id):
                 assert self.videos[id].final == "finished"
             case StartWorker():
                 self.to_start += 1
             case GiveUp():
+                assert any(count == LOSSES[reason].limit for reason, count in self.barren.items())
                 self.gave_up = True
 
     # What may happen
@@ -128,13 +138,19 @@ class World(RuleBasedStateMachine):
         self.tell(WorkerReady(self.started - 1))
 
     @precondition(lambda self: self.calls)
-    @rule(data=st.data(), preempted=st.booleans(), it_does=st.integers(0, RARE))
-    def a_worker_dies(self, data: st.DataObject, preempted: bool, it_does: int) -> None:
+    @rule(data=st.data(), reason=st.sampled_from(list(LOSSES)), it_does=st.integers(0, RARE))
+    def a_worker_is_lost(self, data: st.DataObject, reason: str, it_does: int) -> None:
         if it_does < RARE:
             return
         worker = data.draw(st.sampled_from(sorted(self.calls)))
-        del self.calls[worker]
-        self.tell(WorkerLost(worker, preempted))
+        in_hand = [id for call in self.calls.pop(worker) for id in ids_of(call)]
+        for id in in_hand:
+            self.videos[id].crashes += LOSSES[reason].counts
+            self.videos[id].alone = len(in_hand) == 1
+        self.barren[reason] += 1
+        self.tell(WorkerLost(worker, reason))
+        limit = LOSSES[reason].limit
+        assert self.gave_up or self.stopped or limit is None or self.barren[reason] < limit
 
     @precondition(lambda self: self.loads)
     @rule(data=st.data())
@@ -150,6 +166,8 @@ class World(RuleBasedStateMachine):
         worker = data.draw(st.sampled_from(sorted(w for w, calls in self.calls.items() if calls)))
         call = self.calls[worker].pop(0)
         ids = ids_of(call)
+        if how != "bad video" or isinstance(call, Advance):
+            self.barren.clear()
         if how == "raised":
             self.tell(CallFailed(worker, ids, "ValueError", "x"))
         elif isinstance(call, Encode):
@@ -167,7 +185,7 @@ class World(RuleBasedStateMachine):
             bad = ids[:1] if how == "bad video" else ()
             frames = {id: self.videos[id].computed + 1 for id in ids if id not in bad}
             for id, frame in frames.items():
-                self.videos[id].computed = frame
+                self.videos[id].computed, self.videos[id].crashes = frame, 0
             self.tell(ChunkDone(worker, ids, frames))
             for id in bad:
                 self.tell(VideoError(id, "NonFiniteLatents", "x"))
@@ -208,6 +226,13 @@ class World(RuleBasedStateMachine):
         inside = Counter(id for calls in self.calls.values() for call in calls for id in ids_of(call))
         assert not inside or max(inside.values()) == 1, "a video is in two calls"
         assert all(len(calls) <= CALLS_PER_WORKER for calls in self.calls.values())
+
+    @invariant()
+    def a_suspect_is_alone_on_its_worker(self) -> None:
+        for calls in self.calls.values():
+            in_hand = [id for call in calls for id in ids_of(call)]
+            if any(self.videos[id].crashes >= 2 for id in in_hand if not self.videos[id].final):
+                assert len(in_hand) == 1
 
     @invariant()
     def it_never_waits_for_nothing(self) -> None:

@@ -98,6 +98,7 @@ class Coordinator:
         try:
             await self.upkeep.take_over()
             await self._admit(plan_sha256)
+            self.pool.largest = max(self.requests.values(), key=lambda asked: asked.height * asked.width, default=None)
             beside = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.progress))
             background = [asyncio.create_task(work) for work in beside]
             for _ in range(min(self.target_workers, -(-len(self.requests) // self.config.engine.slots))):

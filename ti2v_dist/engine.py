@@ -8,6 +8,7 @@ Suffixes: B batch slots, C latent channels, F frames, K context frames, H height
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -44,6 +45,17 @@ class Engine:
             _make_cuda_deterministic()
         else:
             torch.set_num_threads(threads)
+
+    def warm_up(self, largest: VideoRequest) -> None:
+        """Run everything once in the full shape of `largest`'s batch, in as few steps as there can be.
+
+        Later batches of this shape need no more memory. Raises what torch raises where it does not suffice.
+        """
+        params = replace(largest.params, t_start=1, num_inference_steps=1, resample_iterations=1)
+        request = replace(largest, params=params)
+        encoded = self.encode(request, np.zeros((request.height, request.width, 3), np.uint8))
+        self.advance([VideoState.start(request, encoded)] * self.slots)
+        self.decode(np.repeat(encoded.latent_CHW[None], DECODE_BATCH, axis=0))
 
     @torch.inference_mode()
     def encode(self, request: VideoRequest, image_HWC: np.ndarray) -> Encoded:

@@ -36,10 +36,10 @@ class WorkerReady:
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """A worker died; `preempted` losses count against nobody."""
+    """A worker is gone; `reason` is a key of `losses.LOSSES`, which says what that costs."""
 
     worker: int
-    preempted: bool = False
+    reason: str = "died"
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class StartWorker:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """End the run: its workers die without ever finishing a call."""
+    """End the run: its workers are lost again and again without finishing a call."""
 
     reason: str
 

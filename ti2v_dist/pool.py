@@ -6,18 +6,28 @@ from itertools import repeat
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray._private.state import actors as actors_in_gcs
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from ti2v_dist import events
 from ti2v_dist.checkpoint import FingerprintMismatch
 from ti2v_dist.config import RunConfig
+from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory
 from ti2v_dist.metrics import Metrics
-from ti2v_dist.video import NonFiniteLatents
+from ti2v_dist.video import NonFiniteLatents, VideoRequest
 from ti2v_dist.worker import Worker
 
 WORKER_DEATHS = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError)
 """Ray's exceptions for a dead worker process or node; they share no base class."""
-LOSS_REASONS = {NodeDiedError: "node_died", OutOfMemoryError: "out_of_memory"}
+DEATH_IS_TOLD_S, DEATH_POLL_S = 3.0, 0.25
+"""A node that lives tells of the death of its processes at once; after this silence it is taken for dead itself."""
 STORAGE_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses before storage is asked again; after the last one, every half a minute."""
 VIDEO_ERRORS = (ValueError, NonFiniteLatents)
@@ -38,6 +48,8 @@ class WorkerPool:
     ):
         self.config, self.output_url, self.gpus = config, output_url, gpus_per_worker
         self.metrics, self.emit, self.accept = metrics, emit, accept
+        self.largest: VideoRequest | None = None
+        """The request of the largest batch: a new worker tries at once whether it fits."""
         self.actors: dict[int, Any] = {}
         self.started = 0
 
@@ -52,10 +64,13 @@ class WorkerPool:
         options = {"max_restarts": 0, "max_task_retries": 0, **self._resources()}
         actor = self.actors[number] = ray.remote(Worker).options(**options).remote(self.config, self.output_url)
         try:
-            await self.accept(await actor.open.remote())
+            await self.accept(await actor.open.remote(self.largest))
         except WORKER_DEATHS as error:
-            self._bury(number, error)
+            self._bury(number, await death(actor, error))
         except RayTaskError as error:
+            if isinstance(error.cause, DeviceFailure):
+                self._bury(number, "cuda_error")
+                return
             raise RuntimeError(f"a worker cannot load the model: {error.cause}") from error
         except FingerprintMismatch as mismatch:
             ray.kill(self.actors.pop(number))
@@ -73,7 +88,7 @@ class WorkerPool:
             try:
                 return await getattr(actor, method).remote(*arguments)
             except WORKER_DEATHS as error:
-                self._bury(number, error)
+                self._bury(number, await death(actor, error))
                 return None
             except RayTaskError as error:
                 cause = error.cause
@@ -81,7 +96,9 @@ class WorkerPool:
                     self.metrics.count_storage_retry(type(cause).__name__)
                     await asyncio.sleep(pause_s)
                     continue
-                if isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
+                if isinstance(cause, DeviceOutOfMemory | DeviceFailure):
+                    self._bury(number, "cuda_oom" if isinstance(cause, DeviceOutOfMemory) else "cuda_error")
+                elif isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
                     self.emit(video_error(ids[0], cause))
                 else:
                     self.emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
@@ -101,15 +118,38 @@ class WorkerPool:
         no_gpu = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
         return {"num_cpus": self.config.engine.threads if cpus is None else cpus, **no_gpu}
 
-    def _bury(self, number: int, error: Exception) -> None:
-        """Every outstanding call of a dead worker fails; the first one reports the loss."""
+    def _bury(self, number: int, reason: str) -> None:
+        """Every outstanding call of a lost worker fails; the first one reports the loss."""
         actor = self.actors.pop(number, None)
         if actor is None:
             return
-        preempted = bool(getattr(error, "preempted", False))
-        self.metrics.count_worker_loss("preempted" if preempted else LOSS_REASONS.get(type(error), "died"))
+        self.metrics.count_worker_loss(reason)
         ray.kill(actor)  # an unreachable actor may still live; it must not hold a GPU
-        self.emit(events.WorkerLost(number, preempted))
+        self.emit(events.WorkerLost(number, reason))
+
+
+async def death(actor: Any, error: Exception) -> str:
+    """Why a worker is dead, as a key of `losses.LOSSES`: Ray's exceptions alone do not tell a process from its node."""
+    if isinstance(error, OutOfMemoryError):
+        return "host_oom"
+    if isinstance(error, RayActorError) and error.preempted:
+        return "preempted"
+    for _ in range(round(DEATH_IS_TOLD_S / DEATH_POLL_S)):
+        entry = await asyncio.to_thread(actors_in_gcs, actor._actor_id.hex())
+        if entry and entry["State"] == "DEAD":
+            return reason_of(entry["DeathCause"])
+        await asyncio.sleep(DEATH_POLL_S)
+    return "node_died" if isinstance(error, ActorUnavailableError | NodeDiedError) else "died"
+
+
+def reason_of(cause: Any) -> str:
+    """Ray's own record of an actor's death, an `ActorDeathCause`, as a key of `losses.LOSSES`."""
+    if cause.HasField("oom_context"):
+        return "host_oom"
+    context = cause.actor_died_error_context
+    if context.node_death_info.reason == context.node_death_info.AUTOSCALER_DRAIN_PREEMPTED:
+        return "preempted"
+    return "node_died" if context.reason == context.NODE_DIED else "died"
 
 
 def retry_pauses_s() -> Iterator[float]:

@@ -5,7 +5,7 @@ A run can be replayed from its list of events, so every distributed bug becomes 
 Life of a video: waiting → loading → (encoding) → ready ⇄ advancing → finishing → done, or failed from anywhere.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,13 +35,12 @@ from ti2v_dist.events import (
     WorkerLost,
     WorkerReady,
 )
+from ti2v_dist.losses import LOSSES
 
 MAX_ATTEMPTS = 3
 """Errors of a video's own work before it becomes a failed row."""
 MAX_CRASHES = 3
-"""Workers that may die with a video in hand, preemptions apart, before it becomes a failed row."""
-MAX_BARREN_LOSSES = 5
-"""Workers lost in a row without one finished call before the run gives up."""
+"""Workers that may be lost through a video in hand before it becomes a failed row."""
 CALLS_PER_WORKER = 2
 """Outstanding calls: one in hand and one behind it, so that a worker never waits for the network."""
 
@@ -88,7 +87,7 @@ class Scheduler:
         self.videos: dict[str, _Video] = {}  # admitted ones, in the order of the next turn
         self.workers: dict[int, _Worker] = {}
         self.stopping = False
-        self.barren_losses = 0
+        self.barren = Counter[str]()  # losses in a row without one finished call, by reason
         self._handlers: dict[type, Callable] = {
             VideoSubmitted: self._on_submitted,
             Loaded: self._on_loaded,
@@ -153,17 +152,18 @@ class Scheduler:
         worker = self.workers.pop(event.worker, None)
         if self.stopping:
             return []
-        self.barren_losses = 0 if event.preempted else self.barren_losses + 1
-        if self.barren_losses >= MAX_BARREN_LOSSES:
+        policy = LOSSES[event.reason]
+        self.barren[event.reason] += 1
+        if self.barren[event.reason] == policy.limit:
             self.stopping = True
-            return [GiveUp(f"{self.barren_losses} workers in a row died without finishing a call")]
+            return [GiveUp(f"{policy.limit} workers in a row {policy.what} without finishing a call: {policy.advice}")]
         commands: list[Command] = [StartWorker()]
         for ids in worker.calls if worker else []:
             for video in map(self.videos.get, ids):
                 if video is None:
                     continue
-                video.crashes += not event.preempted
-                message = f"{video.crashes} workers died with this video in hand"
+                video.crashes += policy.counts
+                message = f"{video.crashes} workers were lost with this video in hand, the last one {event.reason}"
                 commands += self._try_again(video, video.crashes >= MAX_CRASHES, "WorkerCrashed", message)
         return commands
 
@@ -241,7 +241,7 @@ class Scheduler:
         """Take a call back; False for one of a worker already given up for lost, whose videos went elsewhere."""
         if worker not in self.workers or not self.workers[worker].return_call(ids):
             return False
-        self.barren_losses = 0
+        self.barren.clear()
         return True
 
     def _next_status(self, video: _Video) -> str:
@@ -298,22 +298,30 @@ class Scheduler:
         return commands
 
     def _next_call(self, number: int, worker: _Worker) -> Encode | Finish | Advance | None:
-        if len(worker.calls) >= CALLS_PER_WORKER:
+        if len(worker.calls) >= CALLS_PER_WORKER or self._tries_a_suspect(worker):
             return None
         for status, single in (("complete", Finish), ("new", Encode)):
             video = next((v for v in self.videos.values() if v.status == status), None)
+            if video and video.is_suspect and worker.calls:
+                return None
             if video:
                 video.status = "finishing" if single is Finish else "encoding"
                 return single(number, video.id)
         batch = self._next_batch()
+        if not batch or (batch[0].is_suspect and worker.calls):
+            return None
         # A batch that is not full waits while the videos that could fill it are on their way: in the call in hand,
-        # or being read. A batch of suspects is as full as it will be.
+        # or being read. A suspect's batch is as full as it will be.
         more_to_come = worker.calls or self.count("loading")
-        if not batch or (more_to_come and len(batch) < self.slots and not (batch[0].is_suspect and not worker.calls)):
+        if more_to_come and len(batch) < self.slots and not batch[0].is_suspect:
             return None
         for video in batch:
             video.status = "advancing"
         return Advance(number, tuple(video.id for video in batch))
+
+    def _tries_a_suspect(self, worker: _Worker) -> bool:
+        """A suspect is alone on its worker: a call queued beside its own would share the blame."""
+        return any(self.videos[i].is_suspect for ids in worker.calls for i in ids if i in self.videos)
 
     def _next_batch(self) -> list[_Video]:
         ready = [video for video in self.videos.values() if video.status == "ready"]

@@ -57,13 +57,13 @@ def generate(
         if output.exists():
             raise ValueError(f"output {str(output)!r} exists, and {state_url!r} does not: move it away or name another")
         load_image(request.image, request.height, request.width, config.allow_http)
-        numerics = worker.open()
+        numerics = worker.open(request)
     claim(store, config, {"output": str(output)})
     store.claim_request(request)
     done = store.read_done(request.id)
     if done and output.exists() and hashlib.sha256(output.read_bytes()).hexdigest() == done["file_sha256"]:
         return done
-    fingerprint = store.claim_fingerprint(numerics or worker.open())
+    fingerprint = store.claim_fingerprint(numerics or worker.open(request))
     seconds = _advance_to_end(worker, store, request, fingerprint, listener)
     facts = {"run_id": config.run_id(state_url), "device_seconds": round(seconds, 3), "started_at": began}
     with worker.write_video(request) as written:

@@ -5,9 +5,10 @@ The coordinator makes it a Ray actor; `generate` uses it in its own process.
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -17,6 +18,7 @@ from ti2v_dist import __version__, dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.images import load_image
+from ti2v_dist.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory
 from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
 
 FRAME_LOG = "TI2V_FRAME_LOG"
@@ -26,18 +28,25 @@ It outlives the process, so it is how frames that were computed twice are counte
 """
 
 
+OUT_OF_MEMORY = re.compile(r"(?:CUDA|CUBLAS|CUDNN|cuDNN).*(?:out of memory|ALLOC_FAILED)")
 FRAMES_AT_ONCE = 16
 """Frames decoded before they go to the codec: what bounds the memory of a long video."""
 
 
 class Worker:
-    """One frozen model on one device. `open` first; every other call returns its value and the seconds it took."""
+    """One frozen model on one device. `open` first; every other call returns its value and the seconds it took.
+
+    Any call may raise `DeviceOutOfMemory`, or `DeviceFailure`, after which only a new process can compute.
+    """
 
     def __init__(self, config: RunConfig, output_url: str):
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
 
-    def open(self) -> dict[str, Any]:
-        """Load the model; returns what decides the bits of a frame and of a file, for the run's fingerprint."""
+    def open(self, largest: VideoRequest | None = None) -> dict[str, Any]:
+        """Load the model; returns what decides the bits of a frame and of a file, for the run's fingerprint.
+
+        On a GPU the batch of `largest` is tried at once: what does not fit must show before the run has a frame.
+        """
         import torch
 
         from ti2v_dist.engine import Engine
@@ -47,8 +56,11 @@ class Worker:
         device = wanted.device if wanted.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         dtype = wanted.dtype if wanted.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
         self.info = read_info(wanted.id, wanted.revision)
-        model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention)
-        self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
+        with self._device_errors():
+            model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention)
+            self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
+            if largest and device == "cuda":
+                self.engine.warm_up(largest)
         self.numerics = {**self.engine.report(), **dataset.codec_versions()}
         return self.numerics
 
@@ -56,12 +68,14 @@ class Worker:
         """Read and preprocess the image, encode it and the prompts. Raises `ImageError`."""
         began = time.perf_counter()
         image_HWC = load_image(request.image, request.height, request.width, self.config.allow_http)
-        return self.engine.encode(request, image_HWC), time.perf_counter() - began
+        with self._device_errors():
+            return self.engine.encode(request, image_HWC), time.perf_counter() - began
 
     def advance(self, states: list[VideoState]) -> tuple[list[Chunk | NonFiniteLatents], float]:
         """The next chunk of each video, in one batch."""
         began = time.perf_counter()
-        results = self.engine.advance(states)
+        with self._device_errors():
+            results = self.engine.advance(states)
         seconds = time.perf_counter() - began
         log = os.environ.get(FRAME_LOG)
         if log:
@@ -104,7 +118,26 @@ class Worker:
         yield self.store.first_image(request.id)
         latents = islice(self.store.latents(request.id), request.num_frames - 1)
         while batch := list(islice(latents, FRAMES_AT_ONCE)):
-            yield from self.engine.decode(np.stack(batch))
+            with self._device_errors():
+                frames_FHWC = self.engine.decode(np.stack(batch))
+            yield from frames_FHWC
+
+    @contextmanager
+    def _device_errors(self) -> Iterator[None]:
+        """Give torch's errors of a device the names by which they are told apart."""
+        import torch
+
+        try:
+            yield
+        except RuntimeError as error:
+            # Beside torch's own allocator, CUDA's libraries run out of memory in words of their own.
+            if isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)):
+                raise DeviceOutOfMemory(
+                    f"engine.slots is {self.config.engine.slots}; {FEWER_SLOTS}: {error}"
+                ) from error
+            if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+                raise DeviceFailure(str(error)) from error
+            raise
 
 
 def _append_frames(path: str, results: list[Chunk | NonFiniteLatents]) -> None:

@@ -1,0 +1,71 @@
+"""Videos that break what computes them. A folder to put on PYTHONPATH: Python imports it at the start of a process.
+
+TI2V_POISON is a JSON object of ids: `exit` ends the process, `oom` and `cuda` raise what torch raises; `-once` does so
+a single time in all processes, which is what the folder TI2V_POISON_MARKS is for.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOM = "ti2v_dist.engine"
+FIRST_FRAME = {"cuda-once": 1}
+"""The last frame that a video has when it strikes; 2 for the others."""
+
+
+class _AfterTheEngine:
+    """Puts the poison in when the engine is imported, and not before: torch is slow to load."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != ROOM:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+
+        def run_and_poison(module):
+            run(module)
+            _poison(module.Engine)
+
+        spec.loader.exec_module = run_and_poison
+        return spec
+
+
+def _poison(engine):
+    advance = engine.advance
+
+    def poisoned(self, states):
+        for state in states:
+            kind = poison.get(state.request.id, "")
+            if kind and state.frame >= FIRST_FRAME.get(kind, 2) and _strikes(state.request.id, kind):
+                _break(kind.removesuffix("-once"))
+        return advance(self, states)
+
+    engine.advance = poisoned
+
+
+def _strikes(video_id, kind):
+    if not kind.endswith("-once"):
+        return True
+    try:
+        Path(os.environ["TI2V_POISON_MARKS"], video_id).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _break(kind):
+    import torch
+
+    if kind == "exit":
+        os._exit(1)
+    if kind == "oom":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+poison = json.loads(os.environ.get("TI2V_POISON", "{}"))
+if poison:
+    sys.meta_path.insert(0, _AfterTheEngine())

@@ -1,0 +1,207 @@
+"""Losses of workers told apart: Ray's exceptions and its record of deaths, and real runs with videos that kill."""
+
+import asyncio
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+import ray_runs
+import torch
+from ray.core.generated import common_pb2
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray_runs import Ended, Inputs, Run
+
+from ti2v_dist import events
+from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.config import load_config
+from ti2v_dist.losses import LOSSES, DeviceFailure, DeviceOutOfMemory
+from ti2v_dist.metrics import LOSS_REASONS, Metrics
+from ti2v_dist.pool import WORKER_DEATHS, WorkerPool, reason_of
+from ti2v_dist.worker import Worker
+
+POISON = Path(__file__).parent / "faults" / "poison"
+NUM_FRAMES = 6
+Cause: Any = common_pb2.ActorDeathCause  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_rays_deaths_are_four_families():
+    for death in (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError):
+        assert death.__mro__[1] is RayError
+        assert death in WORKER_DEATHS
+    assert ActorDiedError.__mro__[1] is ActorUnavailableError.__mro__[1] is RayActorError
+    assert not issubclass(RayTaskError, WORKER_DEATHS), "an error that leaves its worker alive"
+    assert [RayActorError().preempted, RayActorError(preempted=True).preempted] == [False, True]
+
+
+def actor_died(**context: Any) -> Any:
+    return Cause(actor_died_error_context={"actor_id": bytes(16), **context})
+
+
+def node_death(reason: str) -> Any:
+    return {"reason": reason}
+
+
+DEATHS = {
+    "host_oom": [Cause(oom_context={"error_message": "x"})],
+    "preempted": [actor_died(reason="NODE_DIED", node_death_info=node_death("AUTOSCALER_DRAIN_PREEMPTED"))],
+    "node_died": [
+        actor_died(reason="NODE_DIED"),
+        actor_died(reason="NODE_DIED", node_death_info=node_death("UNEXPECTED_TERMINATION")),
+    ],
+    "died": [
+        actor_died(reason="WORKER_DIED"),
+        actor_died(reason="UNSPECIFIED"),
+        actor_died(reason="RAY_KILL"),
+        Cause(),
+    ],
+}
+
+
+@pytest.mark.parametrize("reason", DEATHS)
+def test_rays_record_of_a_death_has_a_name_here(reason: str):
+    assert reason in LOSSES
+    for cause in DEATHS[reason]:
+        assert reason_of(cause) == reason
+        if cause.HasField("actor_died_error_context"):
+            assert ActorDiedError(cause.actor_died_error_context).preempted == (reason == "preempted")
+
+
+def test_the_metric_has_every_reason():
+    assert set(LOSSES) <= set(LOSS_REASONS)
+
+
+@pytest.mark.parametrize(
+    ("raised", "named"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), DeviceOutOfMemory),
+        (torch.AcceleratorError("CUDA error: out of memory"), DeviceOutOfMemory),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), DeviceOutOfMemory),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), DeviceFailure),
+        (RuntimeError("CUDA error: device-side assert triggered"), DeviceFailure),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+        (ValueError("CUDA error in the user's words"), ValueError),
+    ],
+    ids=str,
+)
+def test_torchs_errors_of_a_device_are_told_apart(raised: Exception, named: type, tmp_path: Path):
+    class Broken:
+        def advance(self, states: list) -> None:
+            raise raised
+
+    worker: Any = Worker(load_config(None, ["engine.slots=7"]), str(tmp_path))
+    worker.engine = Broken()
+    with pytest.raises(named) as caught:
+        worker.advance([])
+    assert caught.type is named
+    assert ("engine.slots is 7" in str(caught.value)) == (named is DeviceOutOfMemory)
+
+
+@pytest.fixture
+def ray_without_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray of our own whose memory monitor finds any use of memory too much."""
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "_temp_dir": folder}
+        ray.init(address="local", num_cpus=1, **options)
+        yield
+        ray.shutdown()
+
+
+def test_a_worker_killed_by_rays_memory_monitor_is_lost_to_host_oom(ray_without_memory: None, tmp_path: Path):
+    happened: list[events.Event] = []
+
+    async def accept(numerics: dict[str, Any]) -> None:
+        raise AssertionError("no model is loaded without memory")
+
+    pool = WorkerPool(load_config(), str(tmp_path), 0, Metrics(), happened.append, accept)
+    asyncio.run(pool.start())
+    assert happened == [events.WorkerLost(0, "host_oom")]
+    assert pool.metrics.snapshot()['ti2v_worker_losses_total{reason="host_oom"}'] == 1
+
+
+@dataclass(frozen=True)
+class Life:
+    """How a run ended, and what it left as its summary."""
+
+    ended: Ended
+    summary: dict[str, Any]
+
+    @property
+    def losses(self) -> dict[str, float]:
+        counters = self.summary["this_life"]["counters"]
+        found = {reason: counters[f'ti2v_worker_losses_total{{reason="{reason}"}}'] for reason in LOSS_REASONS}
+        return {reason: count for reason, count in found.items() if count}
+
+
+Lives = tuple[Path, Life, Life]
+
+
+class Poisoned:
+    """Short videos, some of which break what computes them; by a single worker, into one output."""
+
+    def __init__(self, given: Inputs, folder: Path):
+        self.given, self.folder, self.output = given, folder, folder / "out"
+        rows = [row | {"num_frames": NUM_FRAMES} for row in given.rows()]
+        self.manifest = given.other_manifest("short.jsonl", rows)
+
+    def run(self, **poison: str) -> Life:
+        paths = os.pathsep.join([str(POISON), *filter(None, [os.environ.get("PYTHONPATH")])])
+        marks = {"TI2V_POISON": json.dumps(poison), "TI2V_POISON_MARKS": str(self.folder)}
+        with ray_runs.opened(self.given, self.output, PYTHONPATH=paths, **marks) as run:
+            ended = run.run(manifest=self.manifest, workers=1)
+            return Life(ended, run.summary())
+
+
+@pytest.fixture(scope="module")
+def lives(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Lives:
+    """An output, and two runs into it: on a device too small for a batch, and with a killer among the videos."""
+    poisoned = Poisoned(given, tmp_path_factory.mktemp("poisoned"))
+    return poisoned.output, poisoned.run(ann="oom", cid="cuda-once"), poisoned.run(bob="exit")
+
+
+def test_a_device_that_runs_out_of_memory_again_ends_the_run(lives: Lives):
+    ended = lives[1].ended
+    assert ended.code == 1
+    assert "2 workers in a row ran out of the device's memory" in ended.stderr
+    assert "lower engine.slots" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_video_that_kills_its_worker_becomes_a_failed_row(lives: Lives):
+    output, ended = lives[0], lives[2].ended
+    assert (ended.code, ended.result["status"]) == (3, "failed_rows"), ended.stderr
+    (row,) = pq.read_table(output / "failures.parquet").to_pylist()
+    assert (row["id"], row["error_type"], row["attempts"]) == ("bob", "WorkerCrashed", 3)
+
+
+def test_the_others_finish_with_the_frames_of_an_undisturbed_run(lives: Lives, reference: Run):
+    ours, theirs = CheckpointStore(str(lives[0])), CheckpointStore(str(reference.output))
+    assert set(ours.done_ids()) == ray_runs.NUM_FRAMES.keys() - {"bob"}
+    for video_id in ours.done_ids():
+        frames = list(ours.latents(video_id))
+        assert len(frames) == NUM_FRAMES - 1
+        for mine, undisturbed in zip(frames, theirs.latents(video_id), strict=False):
+            assert np.array_equal(mine, undisturbed)
+
+
+def test_every_loss_is_counted_under_its_name(lives: Lives):
+    assert lives[1].losses == {"cuda_error": 1, "cuda_oom": 2}
+    assert lives[2].losses == {"died": 3}
