@@ -19,16 +19,17 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_JOB_LINES = 350, 50, 40
 MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: the rooms that it may import. A new room needs a row.
-NOUNS = {"video", "config", "events"}
-STATE = {"store", "record", "checkpoint"}
+NOUNS = {"prompts", "video", "config", "events"}
+STATE = {"store", "record", "frames", "checkpoint"}
 INPUT = {"images", "rows", "manifest"}
 OUTPUT = {"tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
 COMPUTE = {"models", "samplers", "engine"}
 MAY_IMPORT = {
-    "video": set(),
-    "config": {"video"},
-    "events": {"video"},
+    "prompts": set(),
+    "video": {"prompts"},
+    "config": {"prompts", "video"},
+    "events": {"prompts", "video"},
     "models": NOUNS,
     "samplers": NOUNS,
     "engine": NOUNS | {"models", "samplers"},
@@ -37,7 +38,8 @@ MAY_IMPORT = {
     "record": NOUNS,
     "metrics": NOUNS,
     "images": NOUNS,
-    "checkpoint": NOUNS | {"store", "record"},
+    "frames": NOUNS | {"store", "record"},
+    "checkpoint": NOUNS | {"store", "record", "frames"},
     "rows": NOUNS,
     "progress": NOUNS,
     "manifest": NOUNS | {"images", "rows"},

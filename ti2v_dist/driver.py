@@ -86,7 +86,7 @@ def check_manifest(url: str, config: RunConfig) -> Manifest:
     # Settings that no row could be made with are the run's mistake, not each row's.
     defaults.request(id="x", image="/x.png", prompt="x")
     manifest = read_manifest(url, defaults, config.variations)
-    prompts = (prompt for request in manifest.requests for prompt in (request.prompt, request.negative_prompt))
+    prompts = (prompt for request in manifest.requests for prompt in (*request.texts, request.negative_prompt))
     manifest.warnings += lost_words(info, prompts)
     return manifest
 
