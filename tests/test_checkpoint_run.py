@@ -9,7 +9,7 @@ from chains import K, again, make_request
 
 from ti2v_dist.checkpoint import CheckpointStore, FingerprintMismatch, RequestMismatch
 from ti2v_dist.record import CorruptRecord
-from ti2v_dist.video import SamplingParams, check_id
+from ti2v_dist.video import Origin, SamplingParams, VideoRequest, check_id
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -130,3 +130,78 @@ def test_illegal_ids_build_no_key(store, video_id):
 def test_legal_ids_pass():
     for video_id in ("a", "A-b_9", "-", "x" * 128):
         assert check_id(video_id) == video_id
+
+
+# requests without a line in a manifest
+
+
+def extended(store: CheckpointStore, num_frames: int, generation: int = 1) -> VideoRequest:
+    request = make_request(num_frames=num_frames, generation=generation)
+    store.add_request(request)
+    return request
+
+
+def test_an_extended_video_is_unfinished_until_its_new_end(store):
+    store.claim_request(make_request())
+    store.fail("cat-1", {"error": "early"})
+    store.finish("cat-1", {"mp4": "short"})
+    assert store.done_ids() == ["cat-1"]
+    longer = extended(store, 80)
+    assert store.read_request("cat-1") == longer
+    assert (store.read_done("cat-1"), store.done_ids(), store.failed_ids()) == (None, [], [])
+    assert store.edits() == {"cat-1": [1]}
+    again(store).finish("cat-1", {"mp4": "short again"})
+    assert store.read_done("cat-1") is None, "a sleeper that finishes the old one ends nothing"
+    store.fail("cat-1", {"error": "late"}, longer.generation)
+    assert (store.failed_ids(), store.read_failures("cat-1")) == (["cat-1"], [{"error": "late"}])
+    store.finish("cat-1", {"mp4": "long"}, longer.generation)
+    assert (store.read_done("cat-1"), store.done_ids(), store.failed_ids()) == ({"mp4": "long"}, ["cat-1"], [])
+
+
+def test_the_newest_generation_is_found_without_a_listing(store):
+    store.claim_request(make_request())
+    extended(store, 80)
+    extended(store, 120, 2)
+    store.store.list = lambda prefix: []
+    assert store.generation("cat-1") == 2
+    assert store.read_request("cat-1").num_frames == 120
+
+
+def test_two_extensions_at_once_are_one_or_an_error(store):
+    store.claim_request(make_request())
+    extended(store, 80)
+    extended(again(store), 80)
+    with pytest.raises(RequestMismatch, match="num_frames: stored 80, now 96"):
+        extended(again(store), 96)
+    assert store.read_request("cat-1").num_frames == 80
+
+
+def test_the_manifests_row_and_the_extension_are_both_the_request(store):
+    store.claim_request(make_request())
+    store.claim_request(extended(store, 80))
+    store.claim_request(make_request(image="/elsewhere/cat.png"))
+    with pytest.raises(RequestMismatch, match="num_frames: stored 40, now 81"):
+        store.claim_request(make_request(num_frames=81))
+
+
+def test_a_fork_is_a_request_that_knows_its_origin(store):
+    fork = make_request(id="dog", origin=Origin("cat-1", 3))
+    store.add_request(fork)
+    store.add_request(fork)
+    assert store.read_request("dog") == fork
+    assert store.edits() == {"dog": [0]}
+    assert fork.identity() == make_request(id="dog").identity()
+    with pytest.raises(RequestMismatch, match=r"origin: stored .*'frame': 3.*, now absent"):
+        store.add_request(make_request(id="dog"))
+
+
+def test_an_ordinary_video_costs_one_more_read(store):
+    store.claim_request(make_request())
+    store.finish("cat-1", {"mp4": "x"})
+    asked, get = [], store.store.get
+    store.store.get = lambda key: asked.append(key) or get(key)
+    store.read_done("cat-1")
+    assert asked == [".ti2v/requests/cat-1/1", ".ti2v/done/cat-1/0"]
+    asked.clear()
+    store.claim_request(make_request())
+    assert len(asked) <= 1

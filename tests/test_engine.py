@@ -13,6 +13,7 @@ from torch import Tensor
 from ti2v_dist.engine import DECODE_BATCH, Engine
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.base import VideoModel
+from ti2v_dist.prompts import Prompt, PromptFrom
 from ti2v_dist.samplers import sample_ti2v_zero
 from ti2v_dist.samplers.noise import KeyedNoise
 from ti2v_dist.video import Chunk, NonFiniteLatents, SamplingParams, VideoRequest, VideoState
@@ -237,7 +238,7 @@ def test_encode_gives_the_state_of_a_new_video(engine: Engine, model: VideoModel
     x = torch.from_numpy(image(0)).permute(2, 0, 1)[None].float() / 127.5 - 1
     assert np.array_equal(encoded.latent_CHW, model.encode_image(x)[0].numpy())
     assert np.array_equal(encoded.image_HWC, image(0))
-    text = model.encode_text([asked.prompt, asked.negative_prompt]).numpy()
+    text = model.encode_text([*asked.texts, asked.negative_prompt]).numpy()
     assert np.array_equal(np.stack([encoded.text_LD, encoded.negative_text_LD]), text)
     assert {array.dtype for array in (encoded.latent_CHW, encoded.text_LD)} == {np.dtype(np.float32)}
 
@@ -298,3 +299,21 @@ def test_an_engine_pins_its_threads_and_reports_what_decides_bits(model: VideoMo
     assert torch.backends.cpu.get_cpu_capability() in str(report["device"])
     with pytest.raises(ValueError, match="slots is 0"):
         Engine(model, slots=0)
+
+
+def test_a_prompt_schedule_changes_the_text_from_its_frame_and_nothing_before(engine: Engine):
+    """Each frame is that of a plain video whose text was exchanged by hand at the right moment."""
+    schedule: list[PromptFrom] = [{"from_frame": 0, "prompt": PROMPTS[0]}, {"from_frame": 3, "prompt": PROMPTS[1]}]
+
+    def begin(prompt: Prompt) -> VideoState:
+        asked = replace(request(num_frames=6), prompt=prompt)
+        return VideoState.start(asked, engine.encode(asked, image(0)))
+
+    planned, by_hand, unchanged = begin(schedule), begin(PROMPTS[0]), begin(PROMPTS[0])
+    for frame in range(1, 6):
+        if frame == 3:
+            by_hand = replace(by_hand, text_LD=begin(PROMPTS[1]).text_LD)
+        ours, expected, plain = ok(engine.advance([planned, by_hand, unchanged]))
+        assert np.array_equal(ours.latents_FCHW, expected.latents_FCHW)
+        assert np.array_equal(ours.latents_FCHW, plain.latents_FCHW) == (frame < 3)
+        planned, by_hand, unchanged = planned.push(ours), by_hand.push(expected), unchanged.push(plain)

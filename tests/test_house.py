@@ -19,16 +19,17 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_JOB_LINES = 350, 50, 40
 MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: the rooms that it may import. A new room needs a row.
-NOUNS = {"video", "config", "events", "losses"}
-STATE = {"store", "record", "checkpoint", "ledger"}
+NOUNS = {"prompts", "video", "config", "events", "losses"}
+STATE = {"store", "record", "frames", "checkpoint", "ledger"}
 INPUT = {"images", "rows", "manifest"}
 OUTPUT = {"tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
 COMPUTE = {"models", "samplers", "engine"}
 MAY_IMPORT = {
-    "video": set(),
-    "config": {"video"},
-    "events": {"video"},
+    "prompts": set(),
+    "video": {"prompts"},
+    "config": {"prompts", "video"},
+    "events": {"prompts", "video"},
     "losses": set(),
     "models": NOUNS,
     "samplers": NOUNS,
@@ -38,8 +39,9 @@ MAY_IMPORT = {
     "record": NOUNS,
     "metrics": NOUNS,
     "images": NOUNS,
-    "checkpoint": NOUNS | {"store", "record"},
-    "ledger": NOUNS | {"store", "record", "checkpoint", "rows"},
+    "frames": NOUNS | {"store", "record"},
+    "checkpoint": NOUNS | {"store", "record", "frames"},
+    "ledger": NOUNS | {"store", "record", "frames", "checkpoint", "rows"},
     "rows": NOUNS,
     "progress": NOUNS,
     "manifest": NOUNS | {"images", "rows"},

@@ -180,5 +180,5 @@ def test_a_restart_costs_no_more_after_ten_thousand_videos_than_after_none(given
     Ledger(work.store).note(work.plan, {request.id for request in finished})
     full = operations(monkeypatch, given, url)
     print(f"storage operations and listed objects: {empty} in an empty run, {full} after {MANY} videos")
-    assert abs(full[0] - empty[0]) <= 5
+    assert abs(full[0] - empty[0]) <= 20
     assert full[1] <= 3

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from simulation import Broken, Life, World, played
 
-from ti2v_dist import checkpoint
+from ti2v_dist import frames
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.record import Record
 from ti2v_dist.store import KeyExists, Store
@@ -98,13 +98,13 @@ def a_failure_beats_a_success(patch: pytest.MonkeyPatch) -> None:
 
 def trust(patch: pytest.MonkeyPatch, forge: Callable[[Record, Any], Record]) -> None:
     """A field of a stored record is taken for what it should be."""
-    follower = checkpoint.follower
+    follower = frames.follower
 
     def trusting(key: str, data: bytes, parent: Any, shape: tuple[int, ...]) -> Record:
         record = Record.from_bytes(key, data)
         return follower(key, forge(record, parent).to_bytes(), parent, shape)
 
-    patch.setattr(checkpoint, "follower", trusting)
+    patch.setattr(frames, "follower", trusting)
 
 
 MUTANTS = (

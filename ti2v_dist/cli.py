@@ -77,7 +77,7 @@ def _quit(message: str, code: int) -> NoReturn:
 @app.command()
 def generate(
     image: Annotated[str, typer.Option(help="The first frame: a PNG, JPEG or WEBP.")],
-    prompt: Annotated[str, typer.Option(help="What the video shows.")],
+    prompt: Annotated[str, typer.Option(help="What the video shows, or a prompt schedule as JSON.")],
     output: Annotated[Path, typer.Option(help="The mp4 to write; its state lies beside it, in OUTPUT.ti2v/.")],
     num_frames: FramesOption = None,
     seed: SeedOption = None,

@@ -303,7 +303,7 @@ class Coordinator:
             return
         row, seconds = done
         self.metrics.observe("decode", seconds / (request.num_frames - 1), request.num_frames - 1)
-        await self.upkeep.storage(self.store.finish, command.id, row)
+        await self.upkeep.storage(self.store.finish, command.id, row, request.generation)
         self.finished += 1
         self.upkeep.final.add(command.id)
         self.metrics.count_video("finished")
@@ -314,7 +314,7 @@ class Coordinator:
         failure = dataset.failure_row(
             request, command.error_type, command.message, command.attempts, self.upkeep.lines.get(command.id, 0)
         )
-        await self.upkeep.storage(self.store.fail, command.id, failure)
+        await self.upkeep.storage(self.store.fail, command.id, failure, request.generation)
         self.failed += 1
         self.upkeep.final.add(command.id)
         self.metrics.count_video("failed")

@@ -154,7 +154,7 @@ def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, f
     row: dict[str, Any] = {
         "file_name": file_name,
         "id": request.id,
-        "text": request.prompt,
+        "text": request.caption,
         "negative_prompt": request.negative_prompt,
         "image_uri": request.image_uri or request.image,
         "seed": request.seed,

@@ -64,8 +64,11 @@ class Engine:
         if image_HWC.shape != expected or image_HWC.dtype != np.uint8:
             raise ValueError(f"the image is {image_HWC.dtype} {image_HWC.shape}; it must be uint8 {expected}")
         latent_CHW = self.model.encode_image(to_image(self._to_device(image_HWC[None])))[0]
-        text_LD, negative_text_LD = self.model.encode_text([request.prompt, request.negative_prompt])
-        return Encoded(image_HWC, _to_numpy(latent_CHW), _to_numpy(text_LD), _to_numpy(negative_text_LD))
+        # Always in pairs: the shape of the batch decides bits.
+        pairs = [_to_numpy(self.model.encode_text([text, request.negative_prompt])) for text in request.texts]
+        text_LD, negative_text_LD = pairs[0]
+        later_text_PLD = np.stack([pair[0] for pair in pairs[1:]]) if pairs[1:] else None
+        return Encoded(image_HWC, _to_numpy(latent_CHW), text_LD, negative_text_LD, later_text_PLD)
 
     @torch.inference_mode()
     def advance(self, states: Sequence[VideoState]) -> list[Chunk | NonFiniteLatents]:
@@ -145,7 +148,7 @@ class Engine:
         for slot, state in enumerate(slots):
             if state is not None:
                 queue_BKCHW[slot] = state.queue.latents_KCHW
-                text_BLD[slot], negative_text_BLD[slot] = state.text_LD, state.negative_text_LD
+                text_BLD[slot], negative_text_BLD[slot] = state.next_text_LD, state.negative_text_LD
                 guidance_B[slot] = state.request.params.guidance_scale
         seeds = [None if state is None else state.request.seed for state in slots]
         frames = [0 if state is None else state.frame + 1 for state in slots]
@@ -190,7 +193,7 @@ def _make_cuda_deterministic() -> None:
 
 
 def _is_finite(state: VideoState) -> bool:
-    inputs = (state.queue.latents_KCHW, state.text_LD, state.negative_text_LD)
+    inputs = (state.queue.latents_KCHW, state.next_text_LD, state.negative_text_LD)
     return all(bool(np.isfinite(array).all()) for array in inputs)
 
 

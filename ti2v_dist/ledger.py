@@ -11,9 +11,9 @@ import gzip
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +28,8 @@ KEPT_HINTS = 2
 READERS = 16
 
 Row = dict[str, Any]
+Key = tuple[str, int]
+"""An id and its generation."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Plan:
     def data(self) -> bytes:
         """The stored bytes; equal plans have equal bytes."""
         plain = {
-            "requests": [request.to_json() for request in self.requests],
+            "requests": [[request.generation, request.to_json()] for request in self.requests],
             "lines": self.lines,
             "refused": list(self.refused),
             "attempts": self.attempts,
@@ -68,7 +70,10 @@ class Plan:
         if hashlib.sha256(data).hexdigest() != key.rpartition("/")[2]:
             raise CorruptRecord(key, "its sha256 is not its name")
         plain = json.loads(gzip.decompress(data))
-        requests = tuple(VideoRequest.from_json(request) for request in plain.pop("requests"))
+        requests = tuple(
+            replace(VideoRequest.from_json(request), generation=generation)
+            for generation, request in plain.pop("requests")
+        )
         refused, remake = tuple(plain.pop("refused")), tuple(plain.pop("remake"))
         return cls(requests=requests, refused=refused, remake=remake, **plain)
 
@@ -134,27 +139,34 @@ class Ledger:
 
     def done_rows(self, ids: Iterable[str]) -> list[Row]:
         """The settled row of each finished video among `ids`. Many new ones are added to the ledger on the way."""
-        done = [video_id for video_id in self.run.done_ids() if video_id in ids]
+        newest = {video_id: generations[-1] for video_id, generations in self.run.edits().items()}
+        done = [(video_id, newest.get(video_id, 0)) for video_id in self.run.done_ids() if video_id in ids]
         names = self.store.list(f"{ROOT}/ledger")
-        known = {row["id"]: row for name in names for row in self._part(name)}
-        missing = [video_id for video_id in done if video_id not in known]
+        known = {key: row for name in names for key, row in self._part(name)}
+        missing = [key for key in done if key not in known]
         with ThreadPoolExecutor(READERS) as pool:
-            read = [row for row in pool.map(self.run.read_done, missing) if row]
+            rows = pool.map(self.run.read_done, (video_id for video_id, _ in missing))
+            read = {key: row for key, row in zip(missing, rows, strict=True) if row}
         if len(read) >= COMPACT_ROWS:
             number = int(names[-1].partition(".")[0]) + 1 if names else 0
             self.store.settle(f"{ROOT}/ledger/{number:010d}.parquet", _parquet(read))
-        return [known[video_id] for video_id in done if video_id in known] + read
+        known |= read
+        return [known[key] for key in done if key in known]
 
-    def _part(self, name: str) -> list[Row]:
-        table = read_table(self.store.get(f"{ROOT}/ledger/{name}"))
-        return [json.loads(row) for row in table["row"].to_pylist()]
+    def _part(self, name: str) -> Iterator[tuple[Key, Row]]:
+        for part in read_table(self.store.get(f"{ROOT}/ledger/{name}")).to_pylist():
+            yield (part["id"], part["generation"]), json.loads(part["row"])
 
 
-def _parquet(rows: list[Row]) -> bytes:
+def _parquet(rows: dict[Key, Row]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {"id": [row["id"] for row in rows], "row": [canonical_json(row).decode() for row in rows]}
+    columns = {
+        "id": [video_id for video_id, _ in rows],
+        "generation": [generation for _, generation in rows],
+        "row": [canonical_json(row).decode() for row in rows.values()],
+    }
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue()

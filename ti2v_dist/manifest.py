@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from ti2v_dist.images import ImageError, UrlRefused, absolute_url, check_image, read_bytes, resolve_url
+from ti2v_dist.prompts import entries, read_prompt
 from ti2v_dist.rows import COLUMN_TYPES, OUTPUT_COLUMNS, Row, is_a, parse_rows
 from ti2v_dist.video import SamplingParams, VideoRequest, canonical_json, check_id
 
@@ -165,7 +166,8 @@ def make_request(columns: dict[str, Any], folder: str, defaults: RequestDefaults
     written = given["image"]
     image = resolve_url(written, folder, defaults.allow_http)
     extra = {name: value for name, value in columns.items() if name not in COLUMN_TYPES}
-    return defaults.request(**{**given, "image": image, "image_uri": written, "extra": extra})
+    own = {"image": image, "image_uri": written, "prompt": read_prompt(given["prompt"]), "extra": extra}
+    return defaults.request(**{**given, **own})
 
 
 def problem_table(manifest: Manifest) -> list[dict[str, Any]]:
@@ -199,6 +201,7 @@ def _fill(manifest: Manifest, rows: list[Row], folder: str, defaults: RequestDef
         if isinstance(request, VideoRequest) and not errors:
             manifest.requests.append(request)
             manifest.warnings += _warn_size(request, row.line, defaults)
+            manifest.warnings += _warn_unreached(request, row.line)
         else:
             manifest.failures.append(_failure(row, errors))
     manifest.warnings = list(_distinct(manifest.warnings))
@@ -251,7 +254,7 @@ def _check_types(row: Row) -> Iterator[Problem]:
         expected = COLUMN_TYPES.get(name)
         if name in OUTPUT_COLUMNS:
             yield Problem(row.line, name, value, f"column {name!r} is one of the output's own; rename it")
-        elif expected is not None and value is not None and not is_a(value, expected):
+        elif expected is not None and value is not None and not is_a(name, value):
             kind = {str: "text", int: "a whole number", float: "a number"}[expected]
             yield Problem(row.line, name, value, f"{name} is {value!r}; this reserved column must hold {kind}")
 
@@ -286,6 +289,13 @@ def _warn_near_names(rows: list[Row]) -> Iterator[str]:
 def _warn_size(request: VideoRequest, line: int, defaults: RequestDefaults) -> list[str]:
     size, own = f"{request.width}x{request.height}", f"{defaults.width}x{defaults.height}"
     return [] if size == own else [f"line {line}: the size {size} is not the run's {own}; quality may suffer"]
+
+
+def _warn_unreached(request: VideoRequest, line: int) -> Iterator[str]:
+    for entry in entries(request.prompt):
+        if entry["from_frame"] >= request.num_frames:
+            begin, count = entry["from_frame"], request.num_frames
+            yield f"line {line}: the prompt from frame {begin} on waits for an extension: the video has {count} frames"
 
 
 def _distinct(items: Iterable[T]) -> list[T]:

@@ -16,6 +16,7 @@ from ti2v_dist.manifest import Manifest, RequestDefaults, read_manifest
 from ti2v_dist.models import ModelInfo, read_info
 from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.record import differences
+from ti2v_dist.video import VideoRequest
 
 STORE_THREADS = 16
 
@@ -78,7 +79,7 @@ def check_manifest(url: str, config: RunConfig) -> Manifest:
     # Settings that no row could be made with are the run's mistake, not each row's.
     defaults.request(id="x", image="/x.png", prompt="x")
     manifest = read_manifest(url, defaults, config.variations)
-    prompts = (prompt for request in manifest.requests for prompt in (request.prompt, request.negative_prompt))
+    prompts = (prompt for request in manifest.requests for prompt in (*request.texts, request.negative_prompt))
     manifest.warnings += lost_words(info, prompts)
     return manifest
 
@@ -103,10 +104,24 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
     if manifest.problems:
         lines = [f"  line {problem.line}: {problem.message}" for problem in manifest.problems]
         raise ManifestError(f"{manifest_url} is unusable:\n" + "\n".join(lines))
-    refused = tuple(failure.to_row() for failure in manifest.failures)
-    plan = Plan(tuple(manifest.requests), manifest.lines, refused)
+    store = CheckpointStore(output_url)
+    requests = _with_edits(store, {request.id: request for request in manifest.requests})
+    lines = {**dict.fromkeys(requests, 0), **manifest.lines}
+    plan = Plan(tuple(requests.values()), lines, tuple(failure.to_row() for failure in manifest.failures))
     facts = {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
-    return record(CheckpointStore(output_url), config, plan, facts)
+    return record(store, config, plan, facts)
+
+
+def _with_edits(store: CheckpointStore, requests: dict[str, VideoRequest]) -> dict[str, VideoRequest]:
+    """The manifest's requests, each in its newest generation, and behind them those of forks."""
+    edited = {}
+    for video_id in store.edits():
+        if video_id in requests:
+            store.claim_request(requests[video_id])
+        newest = store.read_request(video_id)
+        assert newest, video_id
+        edited[video_id] = newest
+    return requests | edited
 
 
 def record(store: CheckpointStore, config: RunConfig, plan: Plan, facts: dict[str, Any]) -> Work:

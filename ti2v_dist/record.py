@@ -3,7 +3,7 @@
     magic (8) · sha256 of all that follows (32) · header length, uint32 (4) · header · arrays in the header's order
 
 Equal records have equal bytes on every machine: they hold no time and no writer.
-Suffixes: C channels, F frames, H height, W width, L tokens, D text width.
+Suffixes: C channels, F frames, H height, W width, L tokens, D text width, P later texts of a prompt schedule.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ _ARRAYS = {
     "latent_CHW": ("float32", 3),
     "text_LD": ("float32", 2),
     "negative_text_LD": ("float32", 2),
+    "later_text_PLD": ("float32", 3),
     "latents_FCHW": ("float32", 4),
     "context_FCHW": ("float32", 4),
 }
@@ -75,6 +76,8 @@ class Record:
     def of_start(cls, request: dict[str, Any], encoded: Encoded, recipe: str) -> "Record":
         """The record of frame 0."""
         arrays = {name: getattr(encoded, name) for name in _START}
+        if encoded.later_text_PLD is not None:
+            arrays["later_text_PLD"] = encoded.later_text_PLD
         return cls(0, recipe, None, arrays, request)
 
     @classmethod
@@ -136,7 +139,8 @@ class Record:
         header, payload = _split(data)
         frame, names = header["frame"], [array["name"] for array in header["arrays"]]
         _require(_is_count(frame, 0), f"frame is {frame!r}")
-        allowed = [_START] if frame == 0 else [{"latents_FCHW"}, {"latents_FCHW", "context_FCHW"}]
+        later = [{"latents_FCHW"}, {"latents_FCHW", "context_FCHW"}]
+        allowed = later if frame else [_START, _START | {"later_text_PLD"}]
         _require(names == sorted(set(names)) and set(names) in allowed, f"frame {frame} holds arrays {names}")
         arrays = _arrays(header["arrays"], payload)
         _require((frame == 0) == isinstance(header["request"], dict), "only frame 0 holds a request")

@@ -73,8 +73,11 @@ class Row:
     text: str = ""
 
 
-def is_a(value: Any, expected: type) -> bool:
+def is_a(name: str, value: Any) -> bool:
     """Whether a cell holds what its reserved column must; a whole number will do for a number, true will not."""
+    expected = COLUMN_TYPES[name]
+    if name == "prompt" and isinstance(value, list):  # a prompt schedule
+        return True
     accepted = (int, float) if expected is float else expected
     return isinstance(value, accepted) and not isinstance(value, bool)
 

@@ -17,20 +17,21 @@ from ti2v_dist.manifest import make_request
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.planning import claim, request_defaults
+from ti2v_dist.prompts import Prompt
 from ti2v_dist.video import NonFiniteLatents, VideoRequest, check_id
 from ti2v_dist.worker import Worker
 
 
 def generate(
     image: str,
-    prompt: str,
+    prompt: Prompt,
     output: str | Path,
     *,
     seed: int | None = None,
     config: RunConfig | None = None,
     listener: Callable[[int, int], None] = lambda frame, num_frames: None,
 ) -> dict[str, Any]:
-    """Make one video and write it to `output`, an mp4 on a local disk.
+    """Make one video and write it to `output`, an mp4 on a local disk. `prompt` is a text or a prompt schedule.
 
     Every frame is committed to `<output>.ti2v/`, so the same call goes on where a killed one stopped, or does nothing
     when the video is finished. The id is the output's stem; without a seed one is derived from it. `listener` gets the
@@ -48,7 +49,7 @@ def generate(
     info = read_info(config.model.id, config.model.revision)
     row = {"id": output.stem, "image": absolute_url(image), "prompt": prompt, "seed": seed}
     request = replace(make_request(row, os.getcwd(), request_defaults(config, info)), image_uri=image)
-    for warning in lost_words(info, (request.prompt, request.negative_prompt)):
+    for warning in lost_words(info, (*request.texts, request.negative_prompt)):
         warnings.warn(warning, stacklevel=2)
     store, worker = CheckpointStore(state_url), Worker(config, state_url)
     numerics = None

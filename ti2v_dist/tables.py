@@ -79,6 +79,10 @@ def _pinned(values: list[Any], kind: str) -> "pa.Array":
 
     if kind == "timestamp":
         return pa.array([_instant(value) for value in values], pa.timestamp("us", tz="UTC"))
+    if kind == "string":  # of a failed row, which may hold anything, and of a prompt schedule
+        values = [
+            value if value is None or isinstance(value, str) else canonical_json(value).decode() for value in values
+        ]
     return pa.array(values, pa.type_for_alias(kind))
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .prompts import Prompt, caption, check_prompt, entries, number_at
+
 SAMPLER_NAMES = ("ti2v_zero", "ti2v_zero_reference", "replace")
 INIT_NAMES = ("inversion", "gaussian")
 TRAIN_TIMESTEPS = 1000
@@ -94,16 +96,26 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a forked video's first frames are found: those of video `id` up to `frame`, the last that they share."""
+
+    id: str
+    frame: int
+
+
+@dataclass(frozen=True)
 class VideoRequest:
     """One video to make, every default filled in. Sizes in pixels, `fps` in frames per second.
 
-    `image` is an absolute path or URL to read from and `image_uri` is what the user wrote: the same request may find
-    its image elsewhere on another machine. `extra` holds the manifest's other columns, passed through to the output.
+    `prompt` is a text or a prompt schedule. `image` is an absolute path or URL to read from and `image_uri` is what the
+    user wrote: the same request may find its image elsewhere on another machine, and a fork its first frames at its
+    `origin`. `extra` holds the manifest's other columns, passed through to the output. `generation` counts how often
+    the video was extended.
     """
 
     id: str
     image: str
-    prompt: str
+    prompt: Prompt
     seed: int
     height: int
     width: int
@@ -113,16 +125,29 @@ class VideoRequest:
     negative_prompt: str = ""
     image_uri: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
+    generation: int = 0
 
     def __post_init__(self) -> None:
         check_id(self.id)
-        if not self.prompt.strip():
-            raise ValueError("prompt is empty; describe what the video shows")
+        object.__setattr__(self, "prompt", check_prompt(self.prompt))
+        if self.params.sampler == "replace" and not isinstance(self.prompt, str):
+            raise ValueError("prompt is a schedule; sampler 'replace' makes one window under one text")
         check_range("num_frames", self.num_frames, 2)
         check_range("fps", self.fps, 1, 240)
         check_range("seed", self.seed, 0, 2**63 - 1)
         check_range("height", self.height, 8)
         check_range("width", self.width, 8)
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of the prompt, or all of a prompt schedule's."""
+        return [entry["prompt"] for entry in entries(self.prompt)]
+
+    @property
+    def caption(self) -> str:
+        """The prompt in one line, for people."""
+        return caption(self.prompt)
 
     @property
     def batch_group(self) -> tuple:
@@ -144,17 +169,20 @@ class VideoRequest:
             raise ValueError(f"num_frames is {self.num_frames}; {choices}")
 
     def to_json(self) -> dict[str, Any]:
-        """A plain JSON object; `from_json` reads it back."""
-        return asdict(self)
+        """A plain JSON object, without the generation, which is part of its key; `from_json` reads it back."""
+        hidden = {"generation"} if self.origin else {"generation", "origin"}
+        return {key: value for key, value in asdict(self).items() if key not in hidden}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "VideoRequest":
         """Inverse of `to_json`."""
-        return cls(**{**data, "params": SamplingParams(**data["params"])})
+        origin = data.get("origin")
+        nested = {"params": SamplingParams(**data["params"]), "origin": Origin(**origin) if origin else None}
+        return cls(**{**data, **nested})
 
     def identity(self) -> dict[str, Any]:
-        """What must not change when a run is resumed: all but the place where the image lies today."""
-        return {key: value for key, value in self.to_json().items() if key != "image"}
+        """What must not change when a run is resumed: all but where the image and the first frames lie today."""
+        return {key: value for key, value in self.to_json().items() if key not in ("image", "origin")}
 
     def recipe(self, fingerprint_sha256: str, image_HWC: np.ndarray) -> str:
         """sha256 of all that decides the value of a frame: sampling, the preprocessed image, the run's fingerprint.
@@ -186,12 +214,22 @@ def canonical_sha256(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a new video starts from: its first frame (uint8, pixels), z0 and the text embeddings (float32)."""
+    """What a new video starts from: its first frame (uint8, pixels), z0 and the text embeddings (float32).
+
+    `later_text_PLD` are those of a prompt schedule's P later texts.
+    """
 
     image_HWC: np.ndarray
     latent_CHW: np.ndarray
     text_LD: np.ndarray
     negative_text_LD: np.ndarray
+    later_text_PLD: np.ndarray | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """True when no value is NaN or infinite."""
+        arrays = (self.latent_CHW, self.text_LD, self.negative_text_LD, self.later_text_PLD)
+        return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
 
 
 @dataclass(frozen=True)
@@ -239,12 +277,22 @@ class VideoState:
     queue: LatentQueue
     text_LD: np.ndarray
     negative_text_LD: np.ndarray
+    later_text_PLD: np.ndarray | None = None
 
     @classmethod
     def start(cls, request: VideoRequest, encoded: Encoded) -> "VideoState":
         """A video of which only frame 0 exists."""
         queue = LatentQueue.repeat(encoded.latent_CHW, request.params.context_frames)
-        return cls(request, 0, queue, encoded.text_LD, encoded.negative_text_LD)
+        return cls(request, 0, queue, encoded.text_LD, encoded.negative_text_LD, encoded.later_text_PLD)
+
+    @property
+    def next_text_LD(self) -> np.ndarray:
+        """The text embedding of the frame that comes next."""
+        number = number_at(self.request.prompt, self.frame + 1)
+        if number == 0:
+            return self.text_LD
+        assert self.later_text_PLD is not None, self.request.id
+        return self.later_text_PLD[number - 1]
 
     @property
     def is_complete(self) -> bool:

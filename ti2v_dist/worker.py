@@ -65,9 +65,11 @@ class Worker:
         return self.numerics
 
     def encode(self, request: VideoRequest) -> tuple[Encoded, float]:
-        """Read and preprocess the image, encode it and the prompts. Raises `ImageError`."""
+        """Read and preprocess the image, encode it and the prompts. Raises `ImageError`, `CorruptRecord`."""
         began = time.perf_counter()
-        image_HWC = load_image(request.image, request.height, request.width, self.config.allow_http)
+        image_HWC = self._origins_image(request)
+        if image_HWC is None:
+            image_HWC = load_image(request.image, request.height, request.width, self.config.allow_http)
         with self._device_errors():
             return self.engine.encode(request, image_HWC), time.perf_counter() - began
 
@@ -112,6 +114,13 @@ class Worker:
             "ti2v_version": __version__,
         }
         return dataset.metadata_row(request, written, file_name, own | facts)
+
+    def _origins_image(self, request: VideoRequest) -> np.ndarray | None:
+        """A fork's first frame, as long as its origin has it: the file that it came from may be gone."""
+        try:
+            return self.store.first_image(request.origin.id) if request.origin else None
+        except KeyError:
+            return None
 
     def _frames(self, request: VideoRequest) -> Iterator[np.ndarray]:
         """uint8 frames_HWC: the preprocessed image itself (Algorithm 1, line 5), then the decoded latents."""

@@ -1,0 +1,77 @@
+"""What a video shows: one text, or a prompt schedule, whose texts each hold from a frame on."""
+
+import json
+from typing import Any, TypedDict
+
+
+class PromptFrom(TypedDict):
+    """An entry of a prompt schedule; `from_frame` is the first generated frame under its text."""
+
+    from_frame: int
+    prompt: str
+
+
+Prompt = str | list[PromptFrom]
+
+
+def check_prompt(prompt: Any) -> Prompt:
+    """The prompt as it is stored: a schedule of one text is that text. Raises `ValueError` naming what is wrong.
+
+    A text may begin after the video's last frame: it waits there for the video to be extended.
+    """
+    if not isinstance(prompt, list):
+        return _check_text("prompt", prompt)
+    if not prompt:
+        raise ValueError("prompt is []; give a text, or a list of {from_frame, prompt}")
+    last = -1
+    for number, entry in enumerate(prompt, start=1):
+        name = f"prompt {number} of the schedule"
+        if not isinstance(entry, dict) or set(entry) != {"from_frame", "prompt"}:
+            raise ValueError(f"{name} is {entry!r}; each must have from_frame and prompt, and nothing else")
+        frame = entry["from_frame"]
+        if type(frame) is not int or frame <= last or (number == 1 and frame != 0):
+            rule = "0 in the first" if number == 1 else f"a whole number above {last}"
+            raise ValueError(f"{name} has from_frame {frame!r}; it must be {rule}")
+        _check_text(name, entry["prompt"])
+        last = frame
+    return prompt[0]["prompt"] if len(prompt) == 1 else prompt
+
+
+def read_prompt(prompt: Any) -> Any:
+    """A schedule that stands as JSON text in a cell of a table, parsed; anything else as it is."""
+    if not isinstance(prompt, str) or not prompt.lstrip().startswith("["):
+        return prompt
+    try:
+        parsed = json.loads(prompt)
+    except (ValueError, RecursionError):
+        return prompt  # "[a] cat" is a text
+    return parsed if isinstance(parsed, list) else prompt
+
+
+def entries(prompt: Prompt) -> list[PromptFrom]:
+    """The prompt as a schedule, of one entry where it is one text."""
+    return [{"from_frame": 0, "prompt": prompt}] if isinstance(prompt, str) else prompt
+
+
+def number_at(prompt: Prompt, frame: int) -> int:
+    """Which of the texts holds for a frame, counted from 0."""
+    return sum(entry["from_frame"] <= frame for entry in entries(prompt)) - 1
+
+
+def changed(prompt: Prompt, from_frame: int, text: str) -> Prompt:
+    """The same up to `from_frame`, and `text` from there on."""
+    kept = [entry for entry in entries(prompt) if entry["from_frame"] < from_frame]
+    return check_prompt([*kept, {"from_frame": from_frame, "prompt": text}])
+
+
+def caption(prompt: Prompt) -> str:
+    """One line for people: "a cat; from frame 41: a dog"."""
+    first, *later = entries(prompt)
+    return "; ".join([first["prompt"], *(f"from frame {entry['from_frame']}: {entry['prompt']}" for entry in later)])
+
+
+def _check_text(name: str, text: Any) -> str:
+    if not isinstance(text, str) or not text.strip():
+        shown = "empty" if isinstance(text, str) else repr(text)
+        raise ValueError(f"{name} is {shown}; describe what the video shows")
+    return text
