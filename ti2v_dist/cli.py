@@ -78,7 +78,7 @@ def _quit(message: str, code: int) -> NoReturn:
 def generate(
     image: Annotated[str, typer.Option(help="The first frame: a PNG, JPEG or WEBP.")],
     prompt: Annotated[str, typer.Option(help="What the video shows, or a prompt schedule as JSON.")],
-    output: Annotated[Path, typer.Option(help="The mp4 to write; its state lies beside it, in OUTPUT.ti2v/.")],
+    output: Annotated[str, typer.Option(help="The mp4 to write; its state lies beside it, in OUTPUT.ti2v/.")],
     num_frames: FramesOption = None,
     seed: SeedOption = None,
     model: ModelOption = None,
@@ -102,7 +102,7 @@ def generate(
             config=resolved,
             listener=lambda frame, num_frames: log.update(frame + 1, num_frames, "denoising"),
         )
-    _show(row, as_json, [str(output)])
+    _show(row, as_json, [output])
 
 
 @app.command()

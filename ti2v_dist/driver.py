@@ -101,7 +101,9 @@ def _signals() -> Iterator[list[int]]:
 def _ray(address: str | None) -> Iterator[Any]:
     """A connection to the cluster, or a local one of our own that ends with this process."""
     if address is None:
-        # Without a token anybody who reaches a port of the local cluster can run code in it.
+        # Nobody but this machine is to reach a port of the local cluster: Ray's own switch for that has an odd name.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Without a token anybody who does can run code in it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray

@@ -72,6 +72,12 @@ def request_defaults(config: RunConfig, info: ModelInfo) -> RequestDefaults:
     )
 
 
+def pinned(config: RunConfig) -> RunConfig:
+    """The same settings with a hub model's commit for its revision: a branch may move between two workers' starts."""
+    commit = read_info(config.model.id, config.model.revision).revision
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
+
+
 def check_manifest(url: str, config: RunConfig) -> Manifest:
     """A manifest with all that is wrong with it, and warnings, for the model that `config` names; needs no device."""
     info = read_info(config.model.id, config.model.revision)
@@ -98,6 +104,7 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
             f"output {output_url!r} lies in the job's temporary copy of the working directory: "
             "give an absolute path or a URL"
         )
+    config = pinned(config)
     manifest = check_manifest(manifest_url, config)
     for warning in manifest.warnings:
         warnings.warn(warning, stacklevel=2)

@@ -16,7 +16,7 @@ from ti2v_dist.images import absolute_url, load_image
 from ti2v_dist.manifest import make_request
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
-from ti2v_dist.planning import claim, request_defaults
+from ti2v_dist.planning import claim, pinned, request_defaults
 from ti2v_dist.prompts import Prompt
 from ti2v_dist.video import NonFiniteLatents, VideoRequest, check_id
 from ti2v_dist.worker import Worker
@@ -43,7 +43,7 @@ def generate(
         NonFiniteLatents: the model produced NaN or infinity.
         ValueError: no video can be written to `output`, or what is there was not made here.
     """
-    config, began = _for_one_video(config or RunConfig()), time.time()
+    config, began = pinned(_for_one_video(config or RunConfig())), time.time()
     output = _checked_output(output)
     state_url = f"{output}.ti2v"
     info = read_info(config.model.id, config.model.revision)
