@@ -26,7 +26,7 @@ WORKER_KILLS_APART = 16
 """New frames from one killed worker to the next but one: no video meets three, which would make it a failed row."""
 QUIET_S, STUCK_S, FUTILE_STARTS = 2.0, 240, 10
 DRAIN_S = 4
-TICK_S, NODES_S = 0.02, 1.0
+TICK_S, NODES_S = 0.02, 2.0
 
 
 class Stuck(Exception):
@@ -185,7 +185,7 @@ class Round:
     # The loop
 
     def _begin(self, cluster: Cluster | None) -> None:
-        self.driver = self.start(self.url, cluster, self.rng.randint(1, 2))
+        self.driver = self.start(self.url, cluster, self.rng.choice([1, 1, 2]))
         self.starts += 1
         self.last_frame = time.monotonic()
 

@@ -1,43 +1,112 @@
-"""Two owners of one run: the older one steps down, and the videos are those of an undisturbed run."""
+"""Two owners of one run: the older one wakes, writes where all is settled, is refused, and steps down."""
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import ray_runs
-from ray_runs import FRAMES_TO_MAKE, Ended, Inputs, Run
+from ceph import KEYS
+from chaos_round import Output
+from conftest import url_in
+from gate import Gate
+from ray_runs import FRAMES_TO_MAKE, Ended, Frames, Inputs, Run
+
+VIDEOS = "/.ti2v/videos/"
+
+
+class S3Run(Run):
+    """A run whose output lies on an S3 server."""
+
+    def __init__(self, given: Inputs, folder: Path, url: str, endpoint: str):
+        super().__init__(given, folder / "out")
+        self.url, self.endpoint = url, endpoint
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, **KEYS, "AWS_ENDPOINT_URL": self.endpoint}
+
+    def command(self, *options: str, manifest: Path | None = None, workers: int = 2) -> list[str]:
+        return super().command("--output", self.url, *options, manifest=manifest, workers=workers)
 
 
 @dataclass(frozen=True)
 class TakenOver:
-    """A run whose processes were all stopped in mid-video, taken over by another cluster, and then woken."""
+    """A run whose processes were all stopped in mid-write, taken over by another cluster, and then woken."""
 
-    older: Run
-    newer: Run
     older_ended: Ended
     newer_ended: Ended
+    older_frames: Frames
+    newer_frames: Frames
+    older_slept_at: int
     settled_by_older: dict[str, bytes]
+    settled_at_waking: dict[str, bytes]
+    in_mid_write: set[str]
+    answers_after_waking: list[tuple[str, int]]
+    final: Output
 
 
 @pytest.fixture(scope="module")
-def taken_over(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TakenOver]:
-    output = tmp_path_factory.mktemp("taken") / "out"
-    with ray_runs.opened(given, output) as older, ray_runs.opened(given, output) as newer:
-        newer.log = output.with_suffix(".newer.frames")
-        first = older.start()
-        older.await_frames(first, 12)
-        stopped = list(older.processes())
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        settled = older.records()
-        second = newer.start()
-        newer.await_frames(second, 12)
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
-        ended = older.finish(first)
-        yield TakenOver(older, newer, ended, newer.finish(second), settled)
+def taken_over(given: Inputs, moto: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TakenOver]:
+    folder = tmp_path_factory.mktemp("taken")
+    with pytest.MonkeyPatch.context() as patch, closing(Gate(moto, VIDEOS)) as gate, ExitStack() as stack:
+        url = url_in(moto, patch)
+        older = stack.enter_context(ray_runs.ending(S3Run(given, folder / "older", url, gate.url)))
+        newer = stack.enter_context(ray_runs.ending(S3Run(given, folder / "newer", url, moto)))
+        yield take_over(older, newer, gate)
+
+
+def take_over(older: S3Run, newer: S3Run, gate: Gate) -> TakenOver:
+    for run in (older, newer):
+        run.log.parent.mkdir()
+    first = older.start()
+    older.await_frames(first, 12)
+    gate.shut()
+    ray_runs.wait_until(lambda: gate.held, "create that is on its way")
+    stopped = list(older.processes())
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    slept_at, in_mid_write = len(older.frames()), {key_of(path) for path in gate.held}
+    settled = Output.read(newer.url).records
+    second = newer.start()
+    newer.await_frames(second, 12)
+    ray_runs.wait_until(lambda: Output.read(newer.url).records.keys() >= in_mid_write, "the newer owner's values")
+    at_waking, already = Output.read(newer.url).records, len(gate.answers)
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    gate.open()
+    ended = [older.finish(first), newer.finish(second)]
+    answers = [(key_of(answer.path), answer.status) for answer in gate.answers[already:]]
+    frames = older.frames(), newer.frames()
+    return TakenOver(*ended, *frames, slept_at, settled, at_waking, in_mid_write, answers, Output.read(newer.url))
+
+
+def key_of(path: str) -> str:
+    return path.partition(VIDEOS)[2]
+
+
+def frame_of(key: str) -> tuple[str, int]:
+    name, frame = key.split("/")
+    return name, int(frame)
+
+
+def test_the_older_owner_writes_what_is_settled_and_is_refused(taken_over: TakenOver):
+    refused = {key for key, status in taken_over.answers_after_waking if status == 412}
+    assert taken_over.in_mid_write
+    assert refused >= taken_over.in_mid_write
+    accepted = {key for key, status in taken_over.answers_after_waking if status == 200}
+    assert not accepted & taken_over.settled_at_waking.keys()
+
+
+def test_the_older_owner_changes_nothing(taken_over: TakenOver):
+    records = taken_over.final.records
+    for settled in (taken_over.settled_by_older, taken_over.settled_at_waking):
+        assert {key: records[key] for key in settled} == settled
+    assert taken_over.settled_by_older.keys() < taken_over.settled_at_waking.keys()
 
 
 def test_the_older_owner_steps_down_and_says_so(taken_over: TakenOver):
@@ -47,21 +116,21 @@ def test_the_older_owner_steps_down_and_says_so(taken_over: TakenOver):
     assert "Traceback" not in ended.stderr
 
 
+def test_the_older_owner_goes_on_for_no_more_than_a_frame(taken_over: TakenOver):
+    """Of each video the frame that was in hand while it slept, and one more."""
+    after = Counter(name for name, *_ in taken_over.older_frames[taken_over.older_slept_at :])
+    assert all(count <= 2 for count in after.values()), after
+
+
 def test_the_newer_owner_ends_with_the_videos_of_an_undisturbed_run(taken_over: TakenOver, reference: Run):
     ended = taken_over.newer_ended
     assert (ended.code, ended.result["status"]) == (0, "finished"), ended.stderr
-    assert taken_over.newer.records() == reference.records()
-    assert taken_over.newer.mp4s() == reference.mp4s()
+    assert taken_over.final.records == reference.records()
+    assert {Path(name).name: data for name, data in taken_over.final.mp4s().items()} == reference.mp4s()
 
 
-def test_what_the_older_owner_had_settled_is_kept(taken_over: TakenOver):
-    records = taken_over.newer.records()
-    assert {key: records[key] for key in taken_over.settled_by_older} == taken_over.settled_by_older
-    computed = {frame[:2] for frame in taken_over.newer.frames()}
-    kept = {(name, int(frame)) for name, frame in (key.split("/") for key in taken_over.settled_by_older)}
-    assert not computed & kept
-
-
-def test_no_frame_is_missing_or_computed_by_anybody_twice(taken_over: TakenOver):
-    computed = taken_over.older.frames_once() | taken_over.newer.frames_once()
-    assert len(computed) == FRAMES_TO_MAKE
+def test_what_the_older_owner_had_settled_is_not_computed_again(taken_over: TakenOver):
+    computed = {frame[:2] for frame in taken_over.newer_frames}
+    assert not computed & set(map(frame_of, taken_over.settled_by_older))
+    both = computed | {frame[:2] for frame in taken_over.older_frames}
+    assert len(both) == FRAMES_TO_MAKE

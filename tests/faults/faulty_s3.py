@@ -1,7 +1,7 @@
 """s3fs with the faults of `faulty_stores`. A module of its own, for few processes need s3fs."""
 
 from botocore.exceptions import ClientError, ConnectionClosedError
-from faulty_stores import WRITES, draw, log
+from faulty_stores import STATE, WRITES, draw, log
 from fsspec.exceptions import FSTimeoutError
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
@@ -25,14 +25,14 @@ class FaultyS3(S3FileSystem):
         return done
 
     async def _cat_file(self, path, *args, **kwargs):
-        if draw(("no_read",)):
+        if STATE in path and draw(("no_read",), path):
             log("no_read", path)
             raise FSTimeoutError
         return await super()._cat_file(path, *args, **kwargs)
 
 
 def _before(path: str) -> str | None:
-    kind = draw(WRITES)
+    kind = draw(WRITES, path)
     if kind in (None, "lost_reply"):
         return kind
     log(kind, path)
