@@ -1,5 +1,8 @@
 """Ray clusters of several nodes on this machine, for faults: every process can be found by its site and its node."""
 
+# Ray's compiled and generated modules show the type checker no names.
+# pyright: reportAttributeAccessIssue=false
+
 import os
 import secrets
 import shutil

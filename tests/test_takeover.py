@@ -79,10 +79,19 @@ def take_over(older: S3Run, newer: S3Run, gate: Gate) -> TakenOver:
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
     gate.open()
-    ended = [older.finish(first), newer.finish(second)]
-    answers = [(key_of(answer.path), answer.status) for answer in gate.answers[already:]]
-    frames = older.frames(), newer.frames()
-    return TakenOver(*ended, *frames, slept_at, settled, at_waking, in_mid_write, answers, Output.read(newer.url))
+    older_ended, newer_ended = older.finish(first), newer.finish(second)
+    return TakenOver(
+        older_ended=older_ended,
+        newer_ended=newer_ended,
+        older_frames=older.frames(),
+        newer_frames=newer.frames(),
+        older_slept_at=slept_at,
+        settled_by_older=settled,
+        settled_at_waking=at_waking,
+        in_mid_write=in_mid_write,
+        answers_after_waking=[(key_of(answer.path), answer.status) for answer in gate.answers[already:]],
+        final=Output.read(newer.url),
+    )
 
 
 def key_of(path: str) -> str:
