@@ -4,34 +4,18 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import ray_runs
-from ceph import KEYS
 from chaos_round import Output
 from conftest import url_in
 from gate import Gate
 from ray_runs import FRAMES_TO_MAKE, Ended, Frames, Inputs, Run
 
 VIDEOS = "/.ti2v/videos/"
-
-
-class S3Run(Run):
-    """A run whose output lies on an S3 server."""
-
-    def __init__(self, given: Inputs, folder: Path, url: str, endpoint: str):
-        super().__init__(given, folder / "out")
-        self.url, self.endpoint = url, endpoint
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**super().environment, **KEYS, "AWS_ENDPOINT_URL": self.endpoint}
-
-    def command(self, *options: str, manifest: Path | None = None, workers: int = 2) -> list[str]:
-        return super().command("--output", self.url, *options, manifest=manifest, workers=workers)
 
 
 @dataclass(frozen=True)
@@ -53,17 +37,17 @@ class TakenOver:
 @pytest.fixture(scope="module")
 def taken_over(given: Inputs, moto: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TakenOver]:
     folder = tmp_path_factory.mktemp("taken")
-    with pytest.MonkeyPatch.context() as patch, closing(Gate(moto, VIDEOS)) as gate, ExitStack() as stack:
+    with pytest.MonkeyPatch.context() as patch, closing(Gate(moto, VIDEOS)) as gate:
         url = url_in(moto, patch)
-        older = stack.enter_context(ray_runs.ending(S3Run(given, folder / "older", url, gate.url)))
-        newer = stack.enter_context(ray_runs.ending(S3Run(given, folder / "newer", url, moto)))
-        yield take_over(older, newer, gate)
+        with (
+            ray_runs.opened(given, folder / "older", AWS_ENDPOINT_URL=gate.url) as older,
+            ray_runs.opened(given, folder / "newer") as newer,
+        ):
+            yield take_over(url, older, newer, gate)
 
 
-def take_over(older: S3Run, newer: S3Run, gate: Gate) -> TakenOver:
-    for run in (older, newer):
-        run.log.parent.mkdir()
-    first = older.start()
+def take_over(url: str, older: Run, newer: Run, gate: Gate) -> TakenOver:
+    first = older.start("--output", url)
     older.await_frames(first, 12)
     gate.shut()
     ray_runs.wait_until(lambda: gate.held, "create that is on its way")
@@ -71,11 +55,11 @@ def take_over(older: S3Run, newer: S3Run, gate: Gate) -> TakenOver:
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     slept_at, in_mid_write = len(older.frames()), {key_of(path) for path in gate.held}
-    settled = Output.read(newer.url).records
-    second = newer.start()
+    settled = Output.read(url).records
+    second = newer.start("--output", url)
     newer.await_frames(second, 12)
-    ray_runs.wait_until(lambda: Output.read(newer.url).records.keys() >= in_mid_write, "the newer owner's values")
-    at_waking, already = Output.read(newer.url).records, len(gate.answers)
+    ray_runs.wait_until(lambda: Output.read(url).records.keys() >= in_mid_write, "the newer owner's values")
+    at_waking, already = Output.read(url).records, len(gate.answers)
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
     gate.open()
@@ -90,7 +74,7 @@ def take_over(older: S3Run, newer: S3Run, gate: Gate) -> TakenOver:
         settled_at_waking=at_waking,
         in_mid_write=in_mid_write,
         answers_after_waking=[(key_of(answer.path), answer.status) for answer in gate.answers[already:]],
-        final=Output.read(newer.url),
+        final=Output.read(url),
     )
 
 
