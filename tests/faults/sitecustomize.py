@@ -1,0 +1,8 @@
+"""Python runs this at the start of each process that has this folder on PYTHONPATH: storage faults, if asked for."""
+
+import os
+
+if os.environ.get("TI2V_STORE_FAULTS"):
+    import faulty_stores
+
+    faulty_stores.install()
