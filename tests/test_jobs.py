@@ -24,6 +24,7 @@ from PIL import Image
 from tiny_models import SIZE, write_tiny_model
 
 from ti2v_dist.config import load_config
+from ti2v_dist.planning import pinned
 from ti2v_dist.single import generate
 
 ROOT = Path(__file__).parent.parent
@@ -338,6 +339,26 @@ def test_a_coordinator_that_does_not_answer_is_taken_over_when_told(cluster, pro
     assert (taken.returncode, json.loads(taken.stdout)["status"]) == (0, "finished"), taken.stderr
     assert joined.epochs() == 2
     assert joined.records() == undisturbed
+
+
+def test_an_actor_of_another_run_is_not_attached_to(cluster, project, settings, tmp_path):
+    joined = Joined(cluster, project, tmp_path / "out", settings)
+    config = pinned(load_config(None, [value for value in joined.settings if value != "--set"]))
+    impostor = f"""
+import ray
+class Other:
+    def identity(self):
+        return {{"run_id": "0", "output": "/elsewhere"}}
+ray.init(namespace="ti2v")
+name = "ti2v-{config.run_id(str(joined.output))}"
+actor = ray.remote(Other).options(name=name, num_cpus=0, lifetime="detached").remote()
+ray.get(actor.identity.remote())
+"""
+    env = environment(**joined.auth)
+    subprocess.run([sys.executable, "-c", impostor], env=env, check=True, capture_output=True, timeout=PATIENCE_S)
+    refused = joined.run()
+    assert refused.returncode == 2, refused.stderr
+    assert "belongs to {'run_id': '0', 'output': '/elsewhere'}, not to" in refused.stderr
 
 
 def is_coordinator(cmdline: Path, cluster: Cluster) -> bool:
