@@ -20,11 +20,11 @@ from chaos_ray import SITE, Cluster, actors, kill_all, processes, send
 
 from ti2v_dist.store import Store
 
-GAP = 10
+GAP = 4
 """Frames between a recovery and the next fault, at most."""
 WORKER_KILLS_APART = 16
 """New frames from one killed worker to the next but one: no video meets three, which would make it a failed row."""
-QUIET_S, STUCK_S, FUTILE_STARTS = 2.0, 240, 10
+QUIET_S, STUCK_S, FUTILE_STARTS = 3.0, 240, 10
 DRAIN_S = 4
 TICK_S, NODES_S = 0.02, 2.0
 
@@ -137,7 +137,8 @@ def judge(found: Output, reference: Output, acknowledged: dict[str, bytes]) -> V
 class Round:
     """Plays one output: strike, wait for a new frame, strike again; the same command after everything fatal.
 
-    `start` starts the command for an output on a cluster (None: a Ray of its own) with a number of workers.
+    `start` starts the command for an output on a cluster (None: a Ray of its own) with a number of workers. Kinds that
+    are not in `seen` come first, the others as often as their `weights` say.
     """
 
     def __init__(
@@ -148,8 +149,10 @@ class Round:
         clusters: list[Cluster],
         start: Callable[[str, Cluster | None, int], Driver],
         weights: dict[str, int],
+        seen: set[str],
     ):
         self.log, self.url, self.clusters, self.start, self.weights = log, url, clusters, start, weights
+        self.seen = seen
         self.rng = random.Random(log.seed)
         self.frames = FrameLog(frame_log)
         self.victims: list[set[int]] = []
@@ -256,16 +259,18 @@ class Round:
     def _strike(self) -> None:
         found = Output.read(self.url).records
         self.acknowledged |= {name: data for name, data in found.items() if name not in self.acknowledged}
-        possible = {kind: weight for kind, weight in self.weights.items() if self._is_possible(kind)}
+        possible = [kind for kind in self.weights if self._is_possible(kind)]
         if not possible:
             return
-        kind = self.rng.choices([*possible], [*possible.values()])[0]
+        new = [kind for kind in possible if kind not in self.seen]
+        [kind] = [self.rng.choice(new)] if new else self.rng.choices(possible, [self.weights[k] for k in possible])
         self.frames.read()
         fault = Fault(kind, len(self.frames.lines))
         self.struck = time.monotonic()
         victims = getattr(self, f"_{kind}")()
         if victims is None:
             return
+        self.seen.add(kind)
         self.log.faults.append(fault)
         self.victims.append(victims)
         self.is_open = True
