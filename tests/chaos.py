@@ -103,6 +103,7 @@ class Campaign:
         try:
             playing.play(lambda: self.log.save() or may_strike())
         except Stuck as error:
+            one.stuck = str(error)
             print(f"round {one.seed}: {error}", file=sys.stderr, flush=True)
         playing.frames.read()
         one.verdict = judge(Output.read(url), self.reference, playing.acknowledged)

@@ -351,7 +351,7 @@ def count_recomputed(lines: list[tuple[str, int, int]], faults: list[Fault], vic
     for here, (name, frame, pid) in enumerate(lines):
         if (name, frame) in computed:
             there, before = computed[name, frame]
-            fault = _explanation(there, here, {before, pid}, faults, victims)
+            fault = _explanation(there, here, before, pid, faults, victims)
             if fault:
                 fault.recomputed += 1
             else:
@@ -360,13 +360,15 @@ def count_recomputed(lines: list[tuple[str, int, int]], faults: list[Fault], vic
     return unexplained
 
 
-def _explanation(there: int, here: int, pids: set[int], faults: list[Fault], victims: list[set[int]]) -> Fault | None:
-    """The first fault that struck one of the two processes before the second of the two frames, else any between."""
-    before = [(fault, struck) for fault, struck in zip(faults, victims, strict=True) if fault.frame <= here]
-    of_them = [fault for fault, struck in before if struck & pids and fault.frame >= there]
-    between = [fault for fault, _ in before if fault.frame > there]
-    late = [fault for fault, struck in reversed(before) if struck & pids]
-    return next(iter([*of_them, *between, *late]), None)
+def _explanation(
+    there: int, here: int, before: int, pid: int, faults: list[Fault], victims: list[set[int]]
+) -> Fault | None:
+    """The fault that struck the process of the first of the two frames, or of the second, else any between them."""
+    past = [(fault, struck) for fault, struck in zip(faults, victims, strict=True) if fault.frame <= here]
+    of_first = [fault for fault, struck in past if before in struck]
+    of_second = [fault for fault, struck in past if pid in struck]
+    between = [fault for fault, _ in past if fault.frame > there]
+    return next(iter([*of_first, *of_second, *between]), None)
 
 
 def scratch_folder() -> Path:
