@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.stamp
 
-.PHONY: help demo test check bench simulate clean
+.PHONY: help demo test check bench simulate chaos clean
 .DELETE_ON_ERROR:
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make check   ruff, ruff format and pyright"
 	@echo "make bench   half an hour of the README's quality table, into runs/"
 	@echo "make simulate N=100000 SEED=0   that many schedules of the checkpoint protocol, from a seed on"
+	@echo "make chaos N=300 SEED=0 MINUTES=30 STORE=local   random faults on real runs, or STORE=s3; the same command adds up"
 	@echo "make clean   remove .venv and the caches; runs/ stays"
 
 demo: $(READY)
@@ -32,6 +33,11 @@ bench: $(READY)
 
 simulate: $(READY)
 	$(BIN)/python tests/simulation.py $(or $(N),100000) $(or $(SEED),0)
+
+chaos: STORE ?= local
+chaos: $(READY)
+	$(BIN)/python tests/chaos.py --faults $(or $(N),300) --seed $(or $(SEED),0) --minutes $(or $(MINUTES),30) \
+	  --store $(STORE) --file $(or $(FILE),runs/chaos-$(STORE).json)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

@@ -10,13 +10,14 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -33,42 +34,50 @@ from ti2v_dist.worker import FRAME_LOG
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = {
-    "worker_kill": 8,
-    "coordinator_kill": 3,
-    "driver_kill": 4,
-    "cluster_kill": 6,
-    "node_kill": 3,
-    "drain": 3,
+    "worker_kill": 10,
+    "driver_kill": 6,
+    "coordinator_kill": 4,
+    "cluster_kill": 4,
+    "node_kill": 4,
+    "drain": 4,
     "zombie": 2,
-    "takeover": 2,
+    "takeover": 1,
 }
-RATES = (0.0, 0.02, 0.05, 0.1)
-"""Share of storage operations that meet a fault, one of these a round."""
-SETTINGS = ("sampling.num_inference_steps=2", "sampling.resample_iterations=2")
-VIDEOS = 32
+"""How often a kind strikes: what takes half a minute less often than what takes seconds."""
+RATES = (0.05, 0.0, 0.1, 0.02)
+"""Share of storage operations that meet a fault, one of these a round in turn."""
+SETTINGS = ("sampling.num_inference_steps=2", "sampling.resample_iterations=1")
 
 
 class Campaign:
     """Clusters, inputs and a reference for as many rounds as are asked for; `close` ends every process."""
 
-    def __init__(self, log: CampaignLog, clusters: int, weights: dict[str, int], videos: int):
+    def __init__(self, log: CampaignLog, clusters: int, nodes: int, weights: dict[str, int], videos: int):
         self.log, self.weights = log, weights
+        self.seen = {fault.kind for fault in log.faults}
         self.closing = ExitStack()
         self.folder = Path(self.closing.enter_context(tempfile.TemporaryDirectory(prefix="ti2v-chaos-")))
         self.frame_log, self.store_log = self.folder / "frames", self.folder / "store-faults"
         self.store_log.touch()
         self.sites = 0
         os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
-        self.bucket = self._serve() if log.store == "s3" else None
+        self.clusters: list[Cluster] = []
+        try:
+            self._open(clusters, nodes, videos)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, clusters: int, nodes: int, videos: int) -> None:
+        self.bucket = self._serve() if self.log.store == "s3" else None
         self.inputs = ray_runs.inputs(self.folder)
         rows = [
             {"id": f"v{i:02}", "image": f"{image}.png", "prompt": f"red {i}", "num_frames": 4 + i % 6}
             for i, image in zip(range(videos), [*ray_runs.NUM_FRAMES] * videos, strict=False)
         ]
         self.manifest = self.inputs.other_manifest("chaos.jsonl", rows)
-        self.clusters: list[Cluster] = []
-        for name in "AB"[:clusters]:
-            self.clusters.append(Cluster(name, 2, self.environment()))
+        for letter in "AB"[:clusters]:
+            self.clusters.append(Cluster(f"{letter}-{os.getpid()}", nodes, self.environment()))
             self.closing.callback(self.clusters[-1].close)
         self.reference = self._undisturbed()
 
@@ -83,17 +92,18 @@ class Campaign:
             "OMP_NUM_THREADS": "1",
         }
 
-    def play(self, may_strike) -> RoundLog:
+    def play(self, may_strike: Callable[[], bool]) -> RoundLog:
         """One more round, played to its end and judged."""
         one = RoundLog(f"{self.log.seed}-{len(self.log.rounds)}")
         self.log.rounds.append(one)
         began, already = time.monotonic(), len(self.store_log.read_text().splitlines())
         url = self._url(one.seed)
-        playing = Round(one, url, self.frame_log, self.clusters, self.start, self.weights)
-        self._set_store_faults(playing.rng.choice(RATES), one.seed)
+        playing = Round(one, url, self.frame_log, self.clusters, self.start, self.weights, self.seen)
+        self._set_store_faults(RATES[(len(self.log.rounds) - 1) % len(RATES)], one.seed)
         try:
             playing.play(lambda: self.log.save() or may_strike())
         except Stuck as error:
+            one.stuck = str(error)
             print(f"round {one.seed}: {error}", file=sys.stderr, flush=True)
         playing.frames.read()
         one.verdict = judge(Output.read(url), self.reference, playing.acknowledged)
@@ -107,7 +117,7 @@ class Campaign:
     def start(self, url: str, cluster: Cluster | None, workers: int) -> Driver:
         """The command, the same each time but for where it runs."""
         self.sites += 1
-        site, scratch = cluster.name if cluster else f"local-{self.sites}", scratch_folder()
+        site, scratch = cluster.name if cluster else f"local-{os.getpid()}-{self.sites}", scratch_folder()
         command = [str(TI2V), "run", str(self.manifest), "--output", url, "--json", "--model", str(self.inputs.model)]
         command += ["--slots", str(SLOTS), "--workers", str(workers)]
         command += [word for setting in SETTINGS for word in ("--set", setting)]
@@ -163,20 +173,19 @@ class Campaign:
         return f"s3://runs/{secrets.token_hex(8)}"
 
 
-def run(log: CampaignLog, faults: int, minutes: float, clusters: int, weights: dict[str, int], videos: int) -> None:
-    """Rounds until the file holds `faults` faults, or the time is over."""
-    deadline = time.monotonic() + 60 * minutes
+def run(campaign: Campaign, faults: int, minutes: float) -> None:
+    """Rounds until the file holds `faults` faults, or the time is over, or something is wrong."""
+    log, deadline = campaign.log, time.monotonic() + 60 * minutes
     before, already = len(log.rounds), len(log.faults)
-    wanted = lambda: faults - already - sum(len(one.faults) for one in log.rounds[before:])  # noqa: E731
-    campaign = Campaign(log, clusters, weights, videos)
-    try:
-        while wanted() > 0 and time.monotonic() < deadline and log.is_clean:
-            one = campaign.play(lambda: wanted() > 0 and time.monotonic() < deadline)
-            counted = dict(Counter(fault.kind for fault in one.faults))
-            verdict = {name: value for name, value in asdict(one.verdict).items()} if one.verdict else None
-            print(f"round {one.seed}: {one.seconds} s, {counted}, {one.storage}, {verdict}", flush=True)
-    finally:
-        campaign.close()
+
+    def may_strike() -> bool:
+        done = already + sum(len(one.faults) for one in log.rounds[before:])
+        return done < faults and time.monotonic() < deadline
+
+    while may_strike() and log.is_clean:
+        one = campaign.play(may_strike)
+        counted = dict(Counter(fault.kind for fault in one.faults))
+        print(f"round {one.seed}: {one.seconds} s, {counted}, {one.storage}, {one.verdict}", flush=True)
 
 
 def main() -> int:
@@ -188,7 +197,8 @@ def main() -> int:
     parser.add_argument("--file", type=Path, help="default: runs/chaos-STORE.json")
     parser.add_argument("--kinds", nargs="+", choices=[*WEIGHTS], default=[*WEIGHTS])
     parser.add_argument("--clusters", type=int, choices=[0, 1, 2], default=2, help="long-lived clusters to join")
-    parser.add_argument("--videos", type=int, default=VIDEOS)
+    parser.add_argument("--nodes", type=int, default=2, help="nodes of each, beside its head")
+    parser.add_argument("--videos", type=int, default=32)
     parser.add_argument(
         "--table", type=Path, nargs="+", metavar="FILE", help="print the tables of these files, no more"
     )
@@ -200,7 +210,10 @@ def main() -> int:
     log = CampaignLog.load(path) if path.exists() else CampaignLog(path, given.store, given.seed)
     if (log.store, log.seed) != (given.store, given.seed):
         parser.error(f"{path} was begun with --store {log.store} --seed {log.seed}")
-    run(log, given.faults, given.minutes, given.clusters, {kind: WEIGHTS[kind] for kind in given.kinds}, given.videos)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that every cluster is ended
+    weights = {kind: WEIGHTS[kind] for kind in given.kinds}
+    with closing(Campaign(log, given.clusters, given.nodes, weights, given.videos)) as campaign:
+        run(campaign, given.faults, given.minutes)
     print(tables([log]))
     return 0 if log.is_clean else 1
 

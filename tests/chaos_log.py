@@ -46,12 +46,14 @@ class RoundLog:
     storage: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     verdict: Verdict | None = None
+    stuck: str = ""
+    """Why the run did not go on, where it did not."""
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "RoundLog":
         faults = [Fault(**fault) for fault in found["faults"]]
         verdict = Verdict(**found["verdict"]) if found["verdict"] else None
-        return cls(found["seed"], faults, found["storage"], found["seconds"], verdict)
+        return cls(found["seed"], faults, found["storage"], found["seconds"], verdict, found["stuck"])
 
 
 class CampaignLog:
@@ -89,7 +91,7 @@ class CampaignLog:
 
     @property
     def is_clean(self) -> bool:
-        return all(one.verdict.is_clean for one in self.judged if one.verdict)
+        return not any(one.stuck or (one.verdict and not one.verdict.is_clean) for one in self.rounds)
 
 
 def tables(logs: Iterable[CampaignLog]) -> str:
@@ -124,7 +126,8 @@ def _storage(log: CampaignLog) -> str:
 def _verdict(log: CampaignLog) -> str:
     verdicts = [one.verdict for one in log.judged if one.verdict]
     found = {name: sum(len(getattr(one, name)) for one in verdicts) for name in ("lost", "duplicated", "differing")}
-    counted = {"rounds": len(verdicts), "videos": sum(one.videos for one in verdicts)}
+    counted = {"rounds": len(verdicts), "stuck": sum(bool(one.stuck) for one in log.rounds)}
+    counted |= {"videos": sum(one.videos for one in verdicts)}
     counted |= {"frames checked": sum(one.frames for one in verdicts)} | found
     counted |= {"computed twice without a fault": sum(one.unexplained for one in verdicts)}
     table = _markdown(list(counted), [[str(count) for count in counted.values()]])

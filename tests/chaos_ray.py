@@ -63,10 +63,14 @@ class Cluster:
         # Where some node is on-demand, the coordinator stays on those: a lost node costs workers alone.
         head += ["--labels", "ray.io/market-type=on-demand"]
         self.head = self._start([*head, "--num-cpus", "0"], *agent)
-        self._wait(lambda: len(self._alive()) == 1, "head node")
         self.nodes: list[Node] = []
         self.wanted = nodes
-        self._wait(lambda: len(self.ready_nodes()) == nodes, "nodes")
+        try:
+            self._wait(lambda: len(self._alive()) == 1, "head node")
+            self._wait(lambda: len(self.ready_nodes()) == nodes, "nodes")
+        except BaseException:
+            self.close()
+            raise
 
     def ready_nodes(self) -> list[Node]:
         """Nodes other than the head that are up and to stay; one more is started, in its own time, where one lacks."""

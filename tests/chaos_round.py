@@ -20,11 +20,11 @@ from chaos_ray import SITE, Cluster, actors, kill_all, processes, send
 
 from ti2v_dist.store import Store
 
-GAP = 10
+GAP = 4
 """Frames between a recovery and the next fault, at most."""
 WORKER_KILLS_APART = 16
 """New frames from one killed worker to the next but one: no video meets three, which would make it a failed row."""
-QUIET_S, STUCK_S, FUTILE_STARTS = 2.0, 240, 10
+QUIET_S, STUCK_S, FUTILE_STARTS = 3.0, 240, 10
 DRAIN_S = 4
 TICK_S, NODES_S = 0.02, 2.0
 
@@ -137,7 +137,8 @@ def judge(found: Output, reference: Output, acknowledged: dict[str, bytes]) -> V
 class Round:
     """Plays one output: strike, wait for a new frame, strike again; the same command after everything fatal.
 
-    `start` starts the command for an output on a cluster (None: a Ray of its own) with a number of workers.
+    `start` starts the command for an output on a cluster (None: a Ray of its own) with a number of workers. Kinds that
+    are not in `seen` come first, the others as often as their `weights` say.
     """
 
     def __init__(
@@ -148,8 +149,10 @@ class Round:
         clusters: list[Cluster],
         start: Callable[[str, Cluster | None, int], Driver],
         weights: dict[str, int],
+        seen: set[str],
     ):
         self.log, self.url, self.clusters, self.start, self.weights = log, url, clusters, start, weights
+        self.seen = seen
         self.rng = random.Random(log.seed)
         self.frames = FrameLog(frame_log)
         self.victims: list[set[int]] = []
@@ -256,16 +259,18 @@ class Round:
     def _strike(self) -> None:
         found = Output.read(self.url).records
         self.acknowledged |= {name: data for name, data in found.items() if name not in self.acknowledged}
-        possible = {kind: weight for kind, weight in self.weights.items() if self._is_possible(kind)}
+        possible = [kind for kind in self.weights if self._is_possible(kind)]
         if not possible:
             return
-        kind = self.rng.choices([*possible], [*possible.values()])[0]
+        new = [kind for kind in possible if kind not in self.seen]
+        [kind] = [self.rng.choice(new)] if new else self.rng.choices(possible, [self.weights[k] for k in possible])
         self.frames.read()
         fault = Fault(kind, len(self.frames.lines))
         self.struck = time.monotonic()
         victims = getattr(self, f"_{kind}")()
         if victims is None:
             return
+        self.seen.add(kind)
         self.log.faults.append(fault)
         self.victims.append(victims)
         self.is_open = True
@@ -346,7 +351,7 @@ def count_recomputed(lines: list[tuple[str, int, int]], faults: list[Fault], vic
     for here, (name, frame, pid) in enumerate(lines):
         if (name, frame) in computed:
             there, before = computed[name, frame]
-            fault = _explanation(there, here, {before, pid}, faults, victims)
+            fault = _explanation(there, here, before, pid, faults, victims)
             if fault:
                 fault.recomputed += 1
             else:
@@ -355,13 +360,15 @@ def count_recomputed(lines: list[tuple[str, int, int]], faults: list[Fault], vic
     return unexplained
 
 
-def _explanation(there: int, here: int, pids: set[int], faults: list[Fault], victims: list[set[int]]) -> Fault | None:
-    """The first fault that struck one of the two processes before the second of the two frames, else any between."""
-    before = [(fault, struck) for fault, struck in zip(faults, victims, strict=True) if fault.frame <= here]
-    of_them = [fault for fault, struck in before if struck & pids and fault.frame >= there]
-    between = [fault for fault, _ in before if fault.frame > there]
-    late = [fault for fault, struck in reversed(before) if struck & pids]
-    return next(iter([*of_them, *between, *late]), None)
+def _explanation(
+    there: int, here: int, before: int, pid: int, faults: list[Fault], victims: list[set[int]]
+) -> Fault | None:
+    """The fault that struck the process of the first of the two frames, or of the second, else any between them."""
+    past = [(fault, struck) for fault, struck in zip(faults, victims, strict=True) if fault.frame <= here]
+    of_first = [fault for fault, struck in past if before in struck]
+    of_second = [fault for fault, struck in past if pid in struck]
+    between = [fault for fault, _ in past if fault.frame > there]
+    return next(iter([*of_first, *of_second, *between]), None)
 
 
 def scratch_folder() -> Path:
