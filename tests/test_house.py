@@ -55,9 +55,10 @@ MAY_IMPORT = {
     "coordinator": NOUNS | EDGE | {"scheduler", "pool", "upkeep"},
     "planning": NOUNS | EDGE | {"models"},
     "driver": NOUNS | EDGE | {"planning", "coordinator"},
+    "edits": NOUNS | EDGE | {"models", "planning"},
     "audit": NOUNS | STATE | INPUT | OUTPUT | {"worker"},
     "single": NOUNS | EDGE | {"models", "worker", "planning"},
-    "cli": NOUNS | EDGE | {"models", "progress", "single", "planning", "driver", "audit"},
+    "cli": NOUNS | EDGE | {"models", "progress", "single", "planning", "driver", "edits", "audit"},
     "__init__": NOUNS | {"engine", "single", "driver"},
 }
 STORAGE = {"store", "checkpoint", "images", "dataset"}
