@@ -1,10 +1,11 @@
 """What is done to a run's videos after it was described: extend, fork, repair, and throwing away what is not needed.
 
-None of it makes a frame. `extend` and `fork` settle a request and return it, to be made like any other.
+None of it makes a frame. What is left to be made is returned as `Work`, for `driver.make`.
 """
 
 import hashlib
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,11 +13,61 @@ from typing import Any
 
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore, FramesDropped
-from ti2v_dist.images import read_bytes
+from ti2v_dist.config import RunConfig
+from ti2v_dist.images import absolute_url, read_bytes
+from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.models import read_info
+from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.planning import Work, check_manifest, raise_unusable, record
 from ti2v_dist.prompts import changed
 from ti2v_dist.video import Origin, VideoRequest, check_id
 
 MP4S = f"{dataset.VIDEOS}/videos"
+
+
+def opened(output: str) -> CheckpointStore:
+    """The store of a data set's run; `ValueError` where there is none."""
+    store = CheckpointStore(absolute_url(output))
+    if "manifest" not in (store.read_run() or {}):
+        raise ValueError(f"{output!r} holds no run of a manifest; give the --output of `ti2v run`")
+    return store
+
+
+def to_make(
+    store: CheckpointStore, *requests: VideoRequest, again: bool = False, refused: tuple[dict[str, Any], ...] = ()
+) -> Work:
+    """Work on these videos of a run, under its own settings; failures that are on record do not count any more.
+
+    `again` makes finished ones anew, from the frames that they have.
+    """
+    ledger, ids = Ledger(store), [request.id for request in requests]
+    lines = ledger.lines()
+    plan = Plan(
+        requests=requests,
+        lines=lines | {video_id: 0 for video_id in ids if video_id not in lines},
+        refused=refused,
+        attempts={video_id: ledger.attempts(video_id) for video_id in ids},
+        remake=tuple(ids) if again else (),
+    )
+    return record(store, _config(store), plan, {})
+
+
+def retry(store: CheckpointStore) -> Work:
+    """Work on the failed rows of a run, and on nothing else. A row that never became a video is read anew.
+
+    Raises `ManifestError` when such a row's manifest has become unusable.
+    """
+    failed = store.failed_ids()
+    found = {video_id: store.read_request(video_id) for video_id in failed}
+    requests = [request for request in found.values() if request]
+    refused: tuple[dict[str, Any], ...] = ()
+    if len(requests) < len(failed):
+        url = (store.read_run() or {})["manifest"]
+        manifest = check_manifest(url, _config(store))
+        raise_unusable(url, manifest)
+        requests += [request for request in manifest.requests if request.id in found and not found[request.id]]
+        refused = tuple(failure.to_row() for failure in manifest.failures if failure.id in found)
+    return to_make(store, *requests, refused=refused)
 
 
 def extend(store: CheckpointStore, video_id: str, num_frames: str) -> VideoRequest:
@@ -57,6 +108,8 @@ def fork(
     source, new_id = known(store, video_id), check_id(new_id or f"{video_id}-from-{from_frame}")
     if store.is_dropped(video_id):
         raise FramesDropped(video_id)
+    if Ledger(store).lines().get(new_id):
+        raise ValueError(f"id {new_id!r} stands in the run's manifest; give the fork another by --new-id")
     if from_frame < 0 or next(store.latents(video_id, from_frame), None) is None:
         raise ValueError(f"from_frame is {from_frame}; video {video_id!r} has no such frame yet")
     before = store.read_request(new_id, 0)
@@ -72,6 +125,9 @@ def fork(
         generation=0,
     )
     store.add_request(asked)
+    chosen = _config(store).model
+    for warning in lost_words(read_info(chosen.id, chosen.revision), [prompt]):
+        warnings.warn(warning, stacklevel=2)
     return asked
 
 
@@ -91,6 +147,15 @@ def repair(store: CheckpointStore, video_id: str) -> dict[str, Any]:
         found.append(str(damage))
         moved += store.quarantine(video_id, damage)
     return {"id": video_id, "damage": found, "moved": moved}
+
+
+def mend(store: CheckpointStore, video_id: str) -> Work:
+    """Work on what is missing of a video whose chain has no fault any more: frames, its mp4, or nothing."""
+    request = known(store, video_id)
+    is_finished = store.read_done(video_id) is not None
+    if is_finished and store.last_frames().get(video_id) == request.num_frames - 1 and is_whole(store, video_id):
+        return to_make(store)
+    return to_make(store, request, again=is_finished)
 
 
 def is_whole(store: CheckpointStore, video_id: str) -> bool:
@@ -128,6 +193,10 @@ def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) 
         "leftovers": leftovers,
         "frames_of": droppable,
     }
+
+
+def _config(store: CheckpointStore) -> RunConfig:
+    return RunConfig.model_validate((store.read_run() or {})["config"])
 
 
 def known(store: CheckpointStore, video_id: str) -> VideoRequest:
