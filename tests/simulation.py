@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from greenlet import getcurrent, greenlet
 
+from ti2v_dist import edits
 from ti2v_dist import store as store_module
-from ti2v_dist.checkpoint import CheckpointStore, Settled
+from ti2v_dist.checkpoint import CheckpointStore, FramesDropped, Settled
 from ti2v_dist.record import CorruptRecord, Record, Tip
 from ti2v_dist.store import Store, StoreUnavailable
 from ti2v_dist.video import Chunk, Encoded, SamplingParams, VideoRequest, VideoState
@@ -70,6 +71,14 @@ class SimulatedFS:
         lag = 0 if self.world.is_quiet else self.world.random.choice((0, 0, 1, 2))
         return found[: max(0, len(found) - lag)]
 
+    def rm_file(self, path: str) -> None:
+        fault = self.world.pause()
+        if fault in ("late", "crash_late"):
+            self.world.in_flight.append((path, None))
+        elif fault not in ("lost_request", "crash_before", "busy"):
+            self.world.remove(path)
+        self._suffer(fault)
+
     def exists(self, path: str) -> bool:
         self._suffer(self.world.pause())
         return path in self.world.objects
@@ -110,6 +119,9 @@ class Life:
                     self._make(video_id)
                 except CorruptRecord as error:
                     self._ask(self.store.fail, video_id, {"error": type(error).__name__})
+                except (FramesDropped, KeyError):
+                    if not self.world.is_dropped(video_id):
+                        raise
         except Crash:
             self.crashed = True
 
@@ -148,6 +160,8 @@ class Life:
                 pending.clear()
                 again = self._ask(self.store.load, request, FINGERPRINT)
                 if again is None:
+                    if self.world.is_dropped(video_id):
+                        return
                     raise Broken(f"{video_id}: a settled video is gone")
                 state, tip = again
         row = {"frames": LAST + 1, "sha256": sha256_of(self._ask(lambda: list(self.store.latents(video_id))))}
@@ -164,13 +178,25 @@ class Life:
         return replace(tip, frame=chunk.last_frame, sha256=hashlib.sha256(data).hexdigest())
 
 
+class Collector(Life):
+    """Throws away what no finished video needs, again and again."""
+
+    def _live(self, _: str | None = None) -> None:
+        try:
+            for _again in range(self.world.random.choice((1, 5, 20))):
+                self._ask(edits.gc, self.store, True, True)
+        except Crash:
+            pass
+
+
 class World:
     """One schedule: everything that happens in it follows from `seed`."""
 
     def __init__(self, seed: int, life: type[Life] = Life):
         self.random, self.life = random.Random(seed), life
         self.objects: dict[str, bytes] = {}
-        self.in_flight: list[tuple[str, bytes]] = []
+        self.in_flight: list[tuple[str, bytes | None]] = []
+        self.removed: dict[str, bytes] = {}
         self.acks: dict[tuple[str, int], str] = {}
         self.done_acks: list[tuple[str, dict]] = []
         self.rogue: dict[str, int] = {}
@@ -182,6 +208,8 @@ class World:
         self.changed_image = self.random.random() < 0.1
         self.plants = self.random.random() < 0.1
         self.lives = [life(self, number) for number in range(self.random.choice((1, 2, 2, 3)))]
+        if self.random.random() < 0.3:
+            self.lives.append(Collector(self, 9))
 
     def play(self) -> None:
         """Run the schedule to its end, raising `Broken` for a promise that was not kept."""
@@ -217,7 +245,9 @@ class World:
         return self.main.switch()
 
     def acknowledge(self, video_id: str, tip: Tip) -> None:
-        """A life goes on from this frame: it may never become another."""
+        """A life goes on from this frame: it may never become another, unless nobody needs it any more."""
+        if self.is_dropped(video_id):
+            return
         if self.acks.setdefault((video_id, tip.frame), tip.sha256) != tip.sha256:
             raise Broken(f"{video_id}: frame {tip.frame} has two values")
 
@@ -231,7 +261,19 @@ class World:
         for path, data in [*self.in_flight]:
             if self.random.random() < chance:
                 self.in_flight.remove((path, data))
-                self.objects.setdefault(path, data)
+                if data is None:
+                    self.remove(path)
+                else:
+                    self.objects.setdefault(path, data)
+
+    def remove(self, path: str) -> None:
+        """Delete an object; what it was is remembered, for the check."""
+        if path in self.objects:
+            self.removed.setdefault(path, self.objects.pop(path))
+
+    def is_dropped(self, video_id: str) -> bool:
+        """True once it is settled that the frames of a video may go."""
+        return f"{ROOT}/.ti2v/requests/{video_id}/1" in self.objects
 
     def _plant(self) -> None:
         """Another program, without this protocol, writes a video's next slot."""
@@ -253,10 +295,13 @@ class World:
 
     def _chain(self, video_id: str) -> list[tuple[Record, bytes]]:
         chain, frame = [], 0
-        while (data := self.objects.get(frame_path(video_id, frame))) is not None:
+        while (data := self._first_value(frame_path(video_id, frame))) is not None:
             chain.append((Record.from_bytes(str(frame), data), data))
             frame += chain[-1][0].frames
         return chain
+
+    def _first_value(self, path: str) -> bytes | None:
+        return self.removed.get(path, self.objects.get(path))
 
     # What was promised
 
@@ -356,6 +401,7 @@ def played() -> Iterator[pytest.MonkeyPatch]:
     """The store's retries take no time; patches for a mutant are undone at the end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store_module, "RETRY_BASE_S", 0.0)
+        patch.setattr(edits, "is_whole", lambda store, video_id: store.read_done(video_id) is not None)
         yield patch
 
 

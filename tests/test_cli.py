@@ -64,7 +64,8 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_verbs_are_these():
-    assert VERBS == ["demo", "generate", "run", "status", "stop", "validate", "verify"]
+    of_a_run = ["extend", "fork", "gc", "repair", "retry"]
+    assert sorted(["demo", "generate", "run", "status", "stop", "validate", "verify", *of_a_run]) == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -199,6 +200,9 @@ MISTAKES = [
     (["generate", "--image", "first.png", "--prompt", "x", "--output", "a b.mp4"], "id is 'a b'"),
     (["generate", "--image", "first.png", "--prompt", "x", "--output", "a.mp4", "--num-frames", "1"], "num_frames"),
     (["generate", "--image", "ftp://h/a.png", "--prompt", "x", "--output", "a.mp4"], "choose one of file, s3, gs"),
+    (["extend", "nowhere", "--id", "a", "--num-frames", "+4"], "'nowhere' holds no run"),
+    (["retry", "nowhere", "--detach"], "--detach needs a cluster"),
+    (["gc", "."], "'.' holds no run"),
     (["make"], "No such command 'make'"),
 ]
 

@@ -55,9 +55,12 @@ MAY_IMPORT = {
     "coordinator": NOUNS | EDGE | {"scheduler", "pool", "upkeep"},
     "planning": NOUNS | EDGE | {"models"},
     "driver": NOUNS | EDGE | {"planning", "coordinator"},
+    "edits": NOUNS | EDGE | {"models", "planning"},
+    "terminal": {"progress"},
+    "edit_verbs": {"terminal", "driver", "edits"},
     "audit": NOUNS | STATE | INPUT | OUTPUT | {"worker"},
     "single": NOUNS | EDGE | {"models", "worker", "planning"},
-    "cli": NOUNS | EDGE | {"models", "progress", "single", "planning", "driver", "audit"},
+    "cli": NOUNS | EDGE | {"models", "progress", "single", "planning", "driver", "audit", "terminal", "edit_verbs"},
     "__init__": NOUNS | {"engine", "single", "driver"},
 }
 STORAGE = {"store", "checkpoint", "images", "dataset"}
@@ -76,7 +79,7 @@ ONLY_IN = {
     "torch": COMPUTE | {"worker"},
     "diffusers": {"models"},
     "transformers": {"models"},
-    "typer": {"cli"},
+    "typer": {"cli", "terminal", "edit_verbs"},
     "pydantic": {"config"},
 }
 NEVER = {"pickle", "cloudpickle", "dill", "joblib"}

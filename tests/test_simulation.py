@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from simulation import Broken, Life, World, played
 
-from ti2v_dist import frames
+from ti2v_dist import edits, frames
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.record import Record
 from ti2v_dist.store import KeyExists, Store
@@ -96,6 +96,23 @@ def a_failure_beats_a_success(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CheckpointStore, "failed_ids", lambda self: self._ids("failed"))
 
 
+def gc_of_an_unfinished_video(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(edits, "_droppable", lambda store: store.last_frames())
+    patch.setattr(edits, "is_whole", lambda *_: True)
+
+
+def frames_go_before_the_tombstone_is_settled(patch: pytest.MonkeyPatch) -> None:
+    drop_frames = CheckpointStore.drop_frames
+
+    def drop(self: CheckpointStore, video_id: str, generation: int) -> bool:
+        folder = f".ti2v/videos/{video_id}"
+        for name in self.store.list(folder):
+            self.store.delete(f"{folder}/{name}")
+        return drop_frames(self, video_id, generation)
+
+    patch.setattr(CheckpointStore, "drop_frames", drop)
+
+
 def trust(patch: pytest.MonkeyPatch, forge: Callable[[Record, Any], Record]) -> None:
     """A field of a stored record is taken for what it should be."""
     follower = frames.follower
@@ -118,6 +135,8 @@ MUTANTS = (
     no_recipe_check_of_a_start,
     done_before_the_last_frame,
     a_failure_beats_a_success,
+    gc_of_an_unfinished_video,
+    frames_go_before_the_tombstone_is_settled,
 )
 
 

@@ -38,13 +38,15 @@ def verify(output: str, deep: bool = False) -> dict[str, Any]:
     folder = f"{store.url}/{dataset.VIDEOS}" if is_data_set else os.path.dirname(run["output"])
     last_frames, done = store.last_frames(), store.done_ids()
     with ThreadPoolExecutor(READERS) as pool:
-        found = [*pool.map(lambda video_id: _check_records(store, video_id), sorted(last_frames))]
+        ids = sorted({*last_frames, *done})
+        dropped = {video_id for video_id, gone in zip(ids, pool.map(store.is_dropped, ids), strict=True) if gone}
+        found = [*pool.map(lambda video_id: _check_records(store, video_id), sorted({*ids} - dropped))]
         found += pool.map(lambda video_id: _check_file(store, folder, video_id), done)
     problems = [problem for some in found for problem in some]
     problems += _check_table(store, done) if is_data_set else []
-    checked = {"output": store.url, "videos": len(last_frames), "finished": len(done)}
+    checked = {"output": store.url, "videos": len(ids), "finished": len(done), "without_frames": len(dropped)}
     if deep:
-        broken = {problem["id"] for problem in problems}
+        broken = {problem["id"] for problem in problems} | dropped
         frames = {video_id: last for video_id, last in last_frames.items() if last and video_id not in broken}
         different = list(_compute_again(store, frames))
         checked["frames_computed_again"] = len(different)
@@ -56,8 +58,10 @@ def _check_records(store: CheckpointStore, video_id: str) -> list[Problem]:
     """Every record's checksum, recipe, shape and parent, from frame 0 on."""
     try:
         frames = sum(1 for _ in store.latents(video_id))
-    except (CorruptRecord, KeyError) as error:
+    except CorruptRecord as error:
         return [_problem(video_id, str(error))]
+    except KeyError:
+        return [_problem(video_id, "it has no frame 0")]
     done = store.read_done(video_id)
     if done and done["num_frames"] != frames + 1:
         return [_problem(video_id, f"finished with {done['num_frames']} frames, and {frames + 1} are settled")]

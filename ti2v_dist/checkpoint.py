@@ -22,6 +22,9 @@ from .video import canonical_sha256, check_id
 __all__ = ["CheckpointStore", "FingerprintMismatch", "FramesDropped", "RequestMismatch", "Settled"]
 
 RUN = "run.json"
+PROBE = f"{ROOT}/probe"
+LEFT_S = 3600.0
+"""Older temporaries were left by dead processes: the living keep one for a moment."""
 FINGERPRINT = f"{ROOT}/fingerprints/0"
 
 
@@ -37,7 +40,11 @@ class CheckpointStore(FrameStore):
 
     def probe(self) -> None:
         """Raise `StoreRefused` unless the store can keep the promises; run it before the first commit."""
-        self.store.probe(f"{ROOT}/probe")
+        self.store.probe(PROBE)
+
+    def leftovers(self) -> tuple[str, ...]:
+        """Keys of what dead processes left behind: temporary files and parts of a probe."""
+        return self.store.leftovers(PROBE, LEFT_S)
 
     # the run
 

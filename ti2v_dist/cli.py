@@ -1,20 +1,26 @@
 """The command line. Every verb is a call or two; the heavy libraries are imported when a verb needs them."""
 
 import json
-import signal
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ti2v_dist import edit_verbs
+from ti2v_dist.terminal import (
+    BAD_INPUT,
+    SOME_FAILED,
+    AddressOption,
+    DetachOption,
+    JsonOption,
+    follow_and_exit,
+    plain_manners,
+    show,
+)
+
 if TYPE_CHECKING:
     from ti2v_dist.config import RunConfig
-
-BAD_INPUT, SOME_FAILED = 2, 3
 
 app = typer.Typer(
     help="Long videos from an image and a prompt with frozen diffusion models, on any number of machines.",
@@ -30,48 +36,14 @@ ModelOption = Annotated[str | None, typer.Option("--model", help="shapes, a diff
 SlotsOption = Annotated[int | None, typer.Option("--slots", help="Videos in one batch.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Default: derived from the id.")]
 FramesOption = Annotated[int | None, typer.Option("--num-frames", help="Frames of a video.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 OutputOption = Annotated[str, typer.Option("--output", help="Folder or URL of the data set.")]
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Default: as many as the cluster has room for.")]
-
-DetachOption = Annotated[bool, typer.Option("--detach", help="Leave the run going on the joined cluster.")]
-AddressOption = Annotated[str | None, typer.Option(help="Ray cluster to join; default RAY_ADDRESS, else a local one.")]
 
 
 def main() -> None:
     """Run the command line; exit 2 for bad input, 3 when some rows failed, 130 or 143 when stopped (`stop`: 130)."""
     with plain_manners():
         app()
-
-
-@contextmanager
-def plain_manners() -> Iterator[None]:
-    """Tell the user of errors, warnings and signals in a line on stderr, and end with the exit code that fits.
-
-    Only bugs of ours come through with a traceback.
-    """
-    warnings.showwarning = _show_warning
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        _quit(str(error), BAD_INPUT)
-    except (RuntimeError, ArithmeticError, OSError) as error:
-        _quit(f"{type(error).__name__}: {error}", 1)
-
-
-def _on_signal(number: int, _: object) -> None:
-    _quit("interrupted; what was finished is kept, the same command goes on from there", 128 + number)
-
-
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    print("ti2v: warning:", " ".join(str(message).split()), file=sys.stderr, flush=True)
-
-
-def _quit(message: str, code: int) -> NoReturn:
-    print(f"ti2v: {message}", file=sys.stderr)
-    raise SystemExit(code)
 
 
 @app.command()
@@ -102,7 +74,7 @@ def generate(
             config=resolved,
             listener=lambda frame, num_frames: log.update(frame + 1, num_frames, "denoising"),
         )
-    _show(row, as_json, [output])
+    show(row, as_json, [output])
 
 
 @app.command()
@@ -158,7 +130,7 @@ def validate(
     for warning in checked.warnings:
         warnings.warn(warning, stacklevel=2)
     lines = [f"line {row['line']}: {row['message']}" for row in rows]
-    _show(summary, as_json, [*lines, f"{len(checked.requests)} rows are usable, {len(rows)} are not"])
+    show(summary, as_json, [*lines, f"{len(checked.requests)} rows are usable, {len(rows)} are not"])
     raise SystemExit(BAD_INPUT if rows else 0)
 
 
@@ -168,7 +140,7 @@ def status(output: Annotated[str, typer.Argument(help="The output of a run.")], 
     from ti2v_dist import views
 
     found = views.status(output)
-    _show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
+    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
 
 
 @app.command()
@@ -177,7 +149,7 @@ def stop(output: Annotated[str, typer.Argument(help="The output of a run.")], as
     from ti2v_dist import views
 
     epoch = views.stop(output)
-    _show({"output": output, "epoch": epoch}, as_json, [f"{output} will stop after the frames in hand"])
+    show({"output": output, "epoch": epoch}, as_json, [f"{output} will stop after the frames in hand"])
 
 
 @app.command()
@@ -192,24 +164,15 @@ def verify(
     found = verify(output, deep)
     lines = [f"{problem['id']}: {problem['problem']}" for problem in found["problems"]]
     counts = [f"{key}: {value}" for key, value in found.items() if key != "problems"]
-    _show(found, as_json, [*lines, *counts, f"problems: {len(lines)}"])
+    show(found, as_json, [*lines, *counts, f"problems: {len(lines)}"])
     raise SystemExit(SOME_FAILED if lines else 0)
 
 
 def run_and_exit(manifest: str, output: str, config: "RunConfig", as_json: bool, **joining: Any) -> NoReturn:
     """Run a manifest with progress on stderr, print the summary and end with the run's exit code."""
     from ti2v_dist.driver import run
-    from ti2v_dist.progress import ProgressLog
 
-    # Ray prints its notices of dead workers to stdout, which holds only the result.
-    with ProgressLog() as log, redirect_stdout(sys.stderr):
-        summary = run(manifest, output, config, listener=log.follow, **joining)
-    lines = [f"{key}: {value}" for key, value in summary.items() if not isinstance(value, dict | list)]
-    _show(summary, as_json, lines)
-    if summary["status"] == "interrupted":
-        code = 128 + summary.get("signal", signal.SIGINT)
-        _quit("stopped; every finished frame is kept, the same command goes on from there", code)
-    raise SystemExit(SOME_FAILED if summary["status"] == "failed_rows" else 0)
+    follow_and_exit(lambda listener: run(manifest, output, config, listener=listener, **joining), as_json)
 
 
 def _examples() -> Path:
@@ -226,5 +189,5 @@ def _config(path: Path | None, settings: list[str] | None, chosen: dict[str, Any
     return load_config(path, [*flags, *(settings or [])])
 
 
-def _show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
-    print(json.dumps(result, indent=2, default=str) if as_json else "\n".join(lines))
+for _verb in edit_verbs.VERBS:
+    app.command()(_verb)

@@ -10,6 +10,7 @@ on a loser's frame cannot join the winner's history.
 Suffixes: C channels, F frames, H height, W width.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .record import CorruptRecord, RecipeMismatch, Record, Tip, differences, follower, parse_json, tip_of
+from .record import BrokenChain, CorruptRecord, RecipeMismatch, Record, Tip, differences, follower, parse_json, tip_of
 from .store import Store
 from .video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState, canonical_json, check_id
 
@@ -86,11 +87,11 @@ class FrameStore:
         # Later than the request, so that what is listed here can be read there.
         self.store.settle(f"{ROOT}/edits/{request.id}/{request.generation}", b"{}")
 
-    def read_request(self, video_id: str) -> VideoRequest | None:
-        """The request of the newest generation; its `image` is the place where its first owner found it."""
-        generation = self.generation(video_id)
+    def read_request(self, video_id: str, generation: int | None = None) -> VideoRequest | None:
+        """The request of a generation, the newest one by default; its `image` is where its first owner found it."""
+        generation = self.generation(video_id) if generation is None else generation
         stored = self._read_json(key := _request_key(video_id, generation))
-        return None if stored is None else replace(self._request_of(key, stored), generation=generation)
+        return None if stored is None else self._request_of(key, stored)
 
     def generation(self, video_id: str) -> int:
         """How often the video was extended. No listing takes part: the newest one is always found."""
@@ -191,6 +192,51 @@ class FrameStore:
             newest[video_id] = max(newest.get(video_id, 0), int(frame))
         return newest
 
+    # its frames, when they go
+
+    def drop_frames(self, video_id: str, generation: int) -> bool:
+        """Delete the frames of a video whose `generation` is finished; False, and nothing is done, if it was extended.
+
+        The tombstone comes first, in the place of the next generation: whoever is second there has lost.
+        """
+        if self._settle_json(_request_key(video_id, generation + 1), DROPPED) != DROPPED:
+            return False
+        folder = f"{ROOT}/videos/{check_id(video_id)}"
+        for name in reversed(self.store.list(folder)):
+            self.store.delete(f"{folder}/{name}")
+        return True
+
+    def damage(self, video_id: str) -> CorruptRecord | None:
+        """What is wrong with the chain, at the lowest frame that cannot be trusted; None for a whole one."""
+        try:
+            data = self._get(key := _frame_key(video_id, 0))
+            later = self._later_frames(video_id)
+            if data is None:
+                return CorruptRecord(key, "the record is missing, though others are there") if later else None
+            first = self._first(video_id, data)
+            below = key
+            for record, _ in self._follow(tip_of(video_id, first, data), first.latent_shape, 1, later):
+                below = _frame_key(video_id, record.frame)
+        except BrokenChain as error:
+            return CorruptRecord(below, f"it, or the record that follows, was exchanged: {error}")
+        except CorruptRecord as error:
+            return error
+        return None
+
+    def quarantine(self, video_id: str, damage: CorruptRecord) -> list[str]:
+        """Move a damaged record and those above it out of the chain, the last one first; returns their old keys.
+
+        Only for a run at which nobody works. They are computed again: on the run's fingerprint, the same bytes.
+        """
+        folder = f"{ROOT}/videos/{check_id(video_id)}"
+        keys = [key for name in self.store.list(folder) if (key := f"{folder}/{name}") >= damage.key]
+        for key in reversed(keys):
+            if data := self._get(key):
+                name = f"{key.rpartition('/')[2]}-{hashlib.sha256(data).hexdigest()[:16]}"
+                self.store.settle(f"{ROOT}/quarantine/{video_id}/{name}", data)
+            self.store.delete(key)
+        return keys
+
     # below
 
     def _copy_shared(self, state: VideoState, tip: Tip) -> tuple[VideoState, Tip]:
@@ -211,10 +257,9 @@ class FrameStore:
 
     def _first_identity(self, request: VideoRequest) -> dict[str, Any]:
         """What frame 0 says of its request: as it was before the video was extended, when it is made again later."""
-        if not request.generation:
-            return request.identity()
-        key = _request_key(request.id, 0)
-        return self._request_of(key, parse_json(key, self.store.get(key))).identity()
+        first = self.read_request(request.id, 0) if request.generation else request
+        assert first is not None, request.id
+        return first.identity()
 
     def _follow(self, tip: Tip, shape: tuple, frame: int, listed: list[int]) -> Iterator[tuple[Record, Tip]]:
         """Walk the records from `frame` to the first empty slot; `tip` is frame 0's. The list is only a hint."""

@@ -93,6 +93,11 @@ class Ledger:
         key = _plan_key(sha256)
         return Plan.from_bytes(key, self.store.get(key))
 
+    def lines(self) -> dict[str, int]:
+        """Manifest lines of all ids that any plan of the run speaks of."""
+        plans = (self.read_plan(name) for name in self.store.list(f"{ROOT}/plans"))
+        return {video_id: line for plan in plans for video_id, line in plan.lines.items()}
+
     # progress
 
     def hinted(self, plan: Plan) -> set[str] | None:

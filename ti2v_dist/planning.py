@@ -108,15 +108,20 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
     manifest = check_manifest(manifest_url, config)
     for warning in manifest.warnings:
         warnings.warn(warning, stacklevel=2)
-    if manifest.problems:
-        lines = [f"  line {problem.line}: {problem.message}" for problem in manifest.problems]
-        raise ManifestError(f"{manifest_url} is unusable:\n" + "\n".join(lines))
+    raise_unusable(manifest_url, manifest)
     store = CheckpointStore(output_url)
     requests = _with_edits(store, {request.id: request for request in manifest.requests})
     lines = {**dict.fromkeys(requests, 0), **manifest.lines}
     plan = Plan(tuple(requests.values()), lines, tuple(failure.to_row() for failure in manifest.failures))
     facts = {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
     return record(store, config, plan, facts)
+
+
+def raise_unusable(url: str, manifest: Manifest) -> None:
+    """Raise `ManifestError`, naming every line, for a manifest with problems."""
+    if manifest.problems:
+        lines = [f"  line {problem.line}: {problem.message}" for problem in manifest.problems]
+        raise ManifestError(f"{url} is unusable:\n" + "\n".join(lines))
 
 
 def _with_edits(store: CheckpointStore, requests: dict[str, VideoRequest]) -> dict[str, VideoRequest]:
@@ -142,7 +147,7 @@ def record(store: CheckpointStore, config: RunConfig, plan: Plan, facts: dict[st
     is_known = bool(work.final) and not work.is_done
     if not is_known:
         lost = set(store.done_ids()) - stored_ids(store.url)  # a file that was lost is made again
-        plan = replace(plan, remake=tuple(sorted(lost & plan.lines.keys())))
+        plan = replace(plan, remake=tuple(sorted({*plan.remake, *(lost & plan.lines.keys())})))
         work = Work(store, config, plan, ledger.scan(plan))
     if not work.is_done:
         store.probe()

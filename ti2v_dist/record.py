@@ -49,6 +49,10 @@ class RecipeMismatch(CorruptRecord):
     """A record that another request or another fingerprint made; adopting it would grow a chain of two videos."""
 
 
+class BrokenChain(CorruptRecord):
+    """A record whose parent is not the record before it. Which of the two is the wrong one cannot be told from them."""
+
+
 @dataclass(frozen=True)
 class Tip:
     """The last settled frame of a video and its object's sha256. Only the store makes one, after settling."""
@@ -158,7 +162,7 @@ def follower(key: str, data: bytes, parent: Tip, latent_shape: tuple[int, ...]) 
     if record.recipe != parent.recipe:
         raise RecipeMismatch(key, f"made from another recipe: stored {record.recipe}, now {parent.recipe}")
     if parent.sha256 and record.parent != parent.sha256:
-        raise CorruptRecord(key, f"its parent is {record.parent}, the frame before it is {parent.sha256}")
+        raise BrokenChain(key, f"its parent is {record.parent}, the frame before it is {parent.sha256}")
     for name, array in record.arrays.items():
         if array.shape[1:] != latent_shape:
             raise CorruptRecord(key, f"{name} has shape {array.shape}; the video's latents have {latent_shape}")

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ PROBE_ROUNDS, PROBE_THREADS = 3, 16
 
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _TEMPORARY = ".tmp-"
+_ABANDONED = re.compile(r"\.tmp-[0-9a-f]{32}|\.[0-9a-f]{32}\.tmp")
 _RETRY_STATUS = {408, 409, 425, 429}
 _RETRY_ERRNO = {errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, getattr(errno, "EREMOTEIO", errno.EBUSY)}
 _FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT}
@@ -72,6 +74,7 @@ class Store:
         if len(data) > MAX_OBJECT_BYTES:
             raise ValueError(f"{key} has {len(data)} bytes; one object holds at most {MAX_OBJECT_BYTES}")
         path = self._path(key)
+        assert not _leaf(key).startswith(_TEMPORARY), key
         try:
             self._ask(key, lambda: self._create_once(path, data))
         except FileExistsError as exc:
@@ -110,6 +113,24 @@ class Store:
             self._ask(key, lambda: self.fs.rm_file(path))
         except _ABSENT:
             return
+
+    def leftovers(self, probe_folder: str, older_than_s: float) -> tuple[str, ...]:
+        """Keys below the root that dead writers left: temporary files of a local disk, and those of a `probe`.
+
+        The age tells the dead from the living, by this machine's clock.
+        """
+        youngest = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        probe = self._path(probe_folder)
+
+        def find() -> tuple[str, ...]:
+            paths = self.fs.find(self.root if self.scheme == "file" else probe)
+            abandoned = (path for path in paths if _ABANDONED.fullmatch(_leaf(path)) or path.startswith(f"{probe}/"))
+            return tuple(path[len(self.root) + 1 :] for path in abandoned if self.fs.modified(path) < youngest)
+
+        try:
+            return self._ask(probe_folder, find)
+        except _ABSENT:  # one of them was alive, and is gone
+            return ()
 
     def probe(self, folder: str) -> None:
         """Show that the store honours create-only, below `folder`; raises `StoreRefused` where it does not.
@@ -158,7 +179,6 @@ class Store:
         parts = key.split("/")
         assert _KEY.fullmatch(key), key
         assert not {".", ".."} & set(parts), key
-        assert not parts[-1].startswith(_TEMPORARY), key
         return f"{self.root}/{key}"
 
     def _create_once(self, path: str, data: bytes) -> None:

@@ -169,9 +169,8 @@ class VideoRequest:
             raise ValueError(f"num_frames is {self.num_frames}; {choices}")
 
     def to_json(self) -> dict[str, Any]:
-        """A plain JSON object, without the generation, which is part of its key; `from_json` reads it back."""
-        hidden = {"generation"} if self.origin else {"generation", "origin"}
-        return {key: value for key, value in asdict(self).items() if key not in hidden}
+        """A plain JSON object, without `origin` and `generation` where there is none; `from_json` reads it back."""
+        return {key: value for key, value in asdict(self).items() if value or key not in ("origin", "generation")}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "VideoRequest":
@@ -182,7 +181,8 @@ class VideoRequest:
 
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed: all but where the image and the first frames lie today."""
-        return {key: value for key, value in self.to_json().items() if key not in ("image", "origin")}
+        hidden = ("image", "origin", "generation")
+        return {key: value for key, value in asdict(self).items() if key not in hidden}
 
     def recipe(self, fingerprint_sha256: str, image_HWC: np.ndarray) -> str:
         """sha256 of all that decides the value of a frame: sampling, the preprocessed image, the run's fingerprint.

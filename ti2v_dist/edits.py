@@ -1,0 +1,262 @@
+"""What is done to a run's videos after it was described: extend, fork, repair, and throwing away what is not needed.
+
+None of it makes a frame. What is left to be made is returned as `Work`, for `driver.make`.
+"""
+
+import hashlib
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from ti2v_dist import dataset
+from ti2v_dist.checkpoint import CheckpointStore, FramesDropped
+from ti2v_dist.config import RunConfig
+from ti2v_dist.images import absolute_url, read_bytes
+from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.models import read_info
+from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.planning import Work, check_manifest, raise_unusable, record
+from ti2v_dist.prompts import changed
+from ti2v_dist.video import Origin, VideoRequest, check_id
+
+MP4S = f"{dataset.VIDEOS}/videos"
+
+
+def opened(output: str) -> CheckpointStore:
+    """The store of a data set's run; `ValueError` where there is none."""
+    store = CheckpointStore(absolute_url(output))
+    if "manifest" not in (store.read_run() or {}):
+        raise ValueError(f"{output!r} holds no run of a manifest; give the --output of `ti2v run`")
+    return store
+
+
+def to_make(
+    store: CheckpointStore, *requests: VideoRequest, again: bool = False, refused: tuple[dict[str, Any], ...] = ()
+) -> Work:
+    """Work on these videos of a run, under its own settings; failures that are on record do not count any more.
+
+    `again` makes finished ones anew, from the frames that they have.
+    """
+    ledger, ids = Ledger(store), [request.id for request in requests]
+    lines = ledger.lines()
+    plan = Plan(
+        requests=requests,
+        lines=lines | {video_id: 0 for video_id in ids if video_id not in lines},
+        refused=refused,
+        attempts={video_id: ledger.attempts(video_id) for video_id in ids},
+        remake=tuple(ids) if again else (),
+    )
+    return record(store, _config(store), plan, {})
+
+
+def retry(store: CheckpointStore) -> Work:
+    """Work on the failed rows of a run, and on nothing else. A row that never became a video is read anew.
+
+    Raises `ManifestError` when such a row's manifest has become unusable.
+    """
+    failed = store.failed_ids()
+    found = {video_id: store.read_request(video_id) for video_id in failed}
+    requests = [request for request in found.values() if request]
+    refused: tuple[dict[str, Any], ...] = ()
+    if len(requests) < len(failed):
+        url = (store.read_run() or {})["manifest"]
+        manifest = check_manifest(url, _config(store))
+        raise_unusable(url, manifest)
+        requests += [request for request in manifest.requests if request.id in found and not found[request.id]]
+        refused = tuple(failure.to_row() for failure in manifest.failures if failure.id in found)
+    return to_make(store, *requests, refused=refused)
+
+
+def extend(store: CheckpointStore, video_id: str, num_frames: str) -> VideoRequest:
+    """Ask for a longer video: "+64" frames more than its newest finished generation has, or "128" in all.
+
+    The same call again, before the longer video is finished, is the same extension. Raises `FramesDropped`, and
+    `ValueError` for a video that is not finished or cannot grow.
+    """
+    newest = known(store, video_id)
+    if store.read_done(video_id) is None:
+        return _same_extension(store, newest, num_frames)
+    wanted = _count(num_frames, newest.num_frames)
+    if wanted == newest.num_frames and newest.generation:
+        return newest
+    if wanted <= newest.num_frames:
+        raise ValueError(f"num_frames is {num_frames}; video {video_id!r} has {newest.num_frames} frames already")
+    if newest.params.sampler == "replace":
+        raise ValueError(f"video {video_id!r} is one window of sampler 'replace'; it cannot go on from there")
+    longer = replace(newest, num_frames=wanted, generation=newest.generation + 1)
+    store.add_request(longer)
+    return longer
+
+
+def fork(
+    store: CheckpointStore,
+    video_id: str,
+    from_frame: int,
+    prompt: str,
+    new_id: str | None = None,
+    num_frames: int | None = None,
+) -> VideoRequest:
+    """Ask for a new video that is `video_id` up to and with `from_frame`, and goes on under another prompt.
+
+    It is the video that a prompt schedule would have made from the start, bit for bit: its first frames are copied
+    because that is cheaper. By default it is as long as the other. Raises `FramesDropped`, `RequestMismatch` where
+    `new_id` is another video, and `ValueError`.
+    """
+    source, new_id = known(store, video_id), check_id(new_id or f"{video_id}-from-{from_frame}")
+    if store.is_dropped(video_id):
+        raise FramesDropped(video_id)
+    if Ledger(store).lines().get(new_id):
+        raise ValueError(f"id {new_id!r} stands in the run's manifest; give the fork another by --new-id")
+    if from_frame < 0 or next(store.latents(video_id, from_frame), None) is None:
+        raise ValueError(f"from_frame is {from_frame}; video {video_id!r} has no such frame yet")
+    before = store.read_request(new_id, 0)
+    num_frames = num_frames or (before or source).num_frames
+    if num_frames < from_frame + 2:
+        raise ValueError(f"num_frames is {num_frames}; a fork from frame {from_frame} has at least {from_frame + 2}")
+    asked = replace(
+        source,
+        id=new_id,
+        prompt=changed(source.prompt, from_frame + 1, prompt),
+        num_frames=num_frames,
+        origin=Origin(video_id, from_frame),
+        generation=0,
+    )
+    store.add_request(asked)
+    chosen = _config(store).model
+    for warning in lost_words(read_info(chosen.id, chosen.revision), [prompt]):
+        warnings.warn(warning, stacklevel=2)
+    return asked
+
+
+def repair(store: CheckpointStore, video_id: str) -> dict[str, Any]:
+    """Move a damaged record, and all above it, out of the video's chain; returns what was wrong and what was moved.
+
+    The run is taken over first, so that a coordinator at work on it steps down. What it still writes until it sees
+    that is, on the run's fingerprint, what will be computed again; at worst the next `repair` finds it above a gap.
+    """
+    known(store, video_id)
+    if store.is_dropped(video_id):
+        raise FramesDropped(video_id)
+    store.next_epoch()
+    found: list[str] = []
+    moved: list[str] = []
+    while damage := store.damage(video_id):
+        found.append(str(damage))
+        moved += store.quarantine(video_id, damage)
+    return {"id": video_id, "damage": found, "moved": moved}
+
+
+def mend(store: CheckpointStore, video_id: str) -> Work:
+    """Work on what is missing of a video whose chain has no fault any more: frames, its mp4, or nothing."""
+    request = known(store, video_id)
+    is_finished = store.read_done(video_id) is not None
+    if is_finished and store.last_frames().get(video_id) == request.num_frames - 1 and is_whole(store, video_id):
+        return to_make(store)
+    return to_make(store, request, again=is_finished)
+
+
+def is_whole(store: CheckpointStore, video_id: str) -> bool:
+    """True when the mp4 of a finished video is there as it was finished."""
+    row = store.read_done(video_id)
+    if row is None:
+        return False
+    try:
+        data = read_bytes(f"{store.url}/{dataset.VIDEOS}/{row['file_name']}")
+    except FileNotFoundError:
+        return False
+    return hashlib.sha256(data).hexdigest() == row["file_sha256"]
+
+
+def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) -> dict[str, Any]:
+    """List what no finished video needs, and `delete` it when told: mp4s that no `done` names, and leftovers.
+
+    With `drop_frames` also the frames of finished videos whose mp4 is whole; those can never be extended or forked
+    again. Nothing of an unfinished video is touched, and each thing is looked at once more before it goes.
+    """
+    orphans = list(_orphans(store))
+    leftovers = list(store.leftovers())
+    droppable = list(_droppable(store)) if drop_frames else []
+    if delete:
+        for name in orphans:
+            if _is_orphan(store, name):
+                store.store.delete(f"{MP4S}/{name}")
+        for key in leftovers:
+            store.store.delete(key)
+        droppable = [video_id for video_id in droppable if _drop(store, video_id)]
+    return {
+        "output": store.url,
+        "deleted": delete,
+        "orphans": [f"{MP4S}/{name}" for name in orphans],
+        "leftovers": leftovers,
+        "frames_of": droppable,
+    }
+
+
+def _config(store: CheckpointStore) -> RunConfig:
+    return RunConfig.model_validate((store.read_run() or {})["config"])
+
+
+def known(store: CheckpointStore, video_id: str) -> VideoRequest:
+    """The newest request of a video; `ValueError` where the run has none of this id."""
+    request = store.read_request(video_id)
+    if request is None:
+        raise ValueError(f"{store.url} has no video {video_id!r} yet; `ti2v status` shows what it has")
+    return request
+
+
+def _same_extension(store: CheckpointStore, newest: VideoRequest, num_frames: str) -> VideoRequest:
+    """The extension that is not finished yet, if it is the one that is asked for."""
+    before = store.read_request(newest.id, newest.generation - 1) if newest.generation else None
+    if before is None:
+        raise ValueError(f"video {newest.id!r} is not finished; extend it when it is")
+    wanted = _count(num_frames, before.num_frames)
+    if wanted != newest.num_frames:
+        asked = f"video {newest.id!r} is being extended to {newest.num_frames} frames"
+        raise ValueError(f"{asked}; finish that before you ask for {wanted}")
+    store.add_request(newest)
+    return newest
+
+
+def _count(num_frames: str, finished: int) -> int:
+    if not re.fullmatch(r"\+?[0-9]{1,9}", num_frames):
+        raise ValueError(f"num_frames is {num_frames!r}; write +64 for 64 frames more, or 128 for 128 in all")
+    return int(num_frames) + (finished if num_frames.startswith("+") else 0)
+
+
+def _orphans(store: CheckpointStore) -> Iterator[str]:
+    """Names of mp4s beside which lies the one that a finished video has now."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name in store.store.list(MP4S):
+        names[_id_of(name)].append(name)
+    for video_id in store.done_ids():
+        some = names[video_id]
+        # A video's only file may be all that is left of it.
+        if len(some) > 1 and set(some) - (orphans := {name for name in some if _is_orphan(store, name)}):
+            yield from sorted(orphans)
+
+
+def _is_orphan(store: CheckpointStore, name: str) -> bool:
+    row = store.read_done(_id_of(name))
+    return row is not None and row["file_name"] != f"videos/{name}"
+
+
+def _id_of(name: str) -> str:
+    return name.rpartition("/")[2].rpartition("-")[0]
+
+
+def _droppable(store: CheckpointStore) -> Iterator[str]:
+    """Finished videos that have frames, but for those that an unfinished fork begins with."""
+    done = store.done_ids()
+    forks = (video_id for video_id, generations in store.edits().items() if generations[0] == 0)
+    requests = [store.read_request(video_id) for video_id in forks if video_id not in done]
+    needed = {request.origin.id for request in requests if request and request.origin}
+    return (video_id for video_id in sorted(store.last_frames()) if video_id in done and video_id not in needed)
+
+
+def _drop(store: CheckpointStore, video_id: str) -> bool:
+    """The generation is read before the result: one that comes later finds the tombstone, or keeps the frames."""
+    generation = store.generation(video_id)
+    return is_whole(store, video_id) and store.drop_frames(video_id, generation)
