@@ -36,14 +36,15 @@ def verify(output: str, deep: bool = False) -> dict[str, Any]:
         raise ValueError(f"{output!r} holds no run; give the --output of `ti2v run`, or what ends in .ti2v")
     is_data_set = "manifest" in run
     folder = f"{store.url}/{dataset.VIDEOS}" if is_data_set else os.path.dirname(run["output"])
-    last_frames, done = store.last_frames(), store.done_ids()
+    last_frames, done = store.last_frames(), store.finished()
     with ThreadPoolExecutor(READERS) as pool:
         ids = sorted({*last_frames, *done})
         dropped = {video_id for video_id, gone in zip(ids, pool.map(store.is_dropped, ids), strict=True) if gone}
+        rows = dict(zip(done, pool.map(lambda key: store.read_done(*key) or {}, done.items()), strict=True))
         found = [*pool.map(lambda video_id: _check_records(store, video_id), sorted({*ids} - dropped))]
-        found += pool.map(lambda video_id: _check_file(store, folder, video_id), done)
+        found += pool.map(lambda item: _check_file(folder, *item), rows.items())
     problems = [problem for some in found for problem in some]
-    problems += _check_table(store, done) if is_data_set else []
+    problems += _check_table(store, rows) if is_data_set else []
     checked = {"output": store.url, "videos": len(ids), "finished": len(done), "without_frames": len(dropped)}
     if deep:
         broken = {problem["id"] for problem in problems} | dropped
@@ -68,9 +69,8 @@ def _check_records(store: CheckpointStore, video_id: str) -> list[Problem]:
     return []
 
 
-def _check_file(store: CheckpointStore, folder: str, video_id: str) -> list[Problem]:
+def _check_file(folder: str, video_id: str, row: dict[str, Any]) -> list[Problem]:
     """A finished video's mp4: there, unchanged, and as long as it says."""
-    row = store.read_done(video_id) or {}
     url = f"{folder}/{row['file_name']}"
     try:
         if hashlib.sha256(read_bytes(url)).hexdigest() != row["file_sha256"]:
@@ -83,10 +83,10 @@ def _check_file(store: CheckpointStore, folder: str, video_id: str) -> list[Prob
     return []
 
 
-def _check_table(store: CheckpointStore, done: list[str]) -> list[Problem]:
+def _check_table(store: CheckpointStore, rows: dict[str, dict[str, Any]]) -> list[Problem]:
     """The rows of `metadata.parquet` against the finished videos."""
     listed = dataset.read_hashes(store.url)
-    settled = {video_id: (store.read_done(video_id) or {}).get("file_sha256") for video_id in done}
+    settled = {video_id: row["file_sha256"] for video_id, row in rows.items()}
     table = f"{dataset.VIDEOS}/metadata.parquet"
     missing = [_problem(video_id, f"{table} does not list it") for video_id in settled.keys() - listed.keys()]
     return missing + [

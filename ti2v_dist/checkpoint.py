@@ -103,13 +103,21 @@ class CheckpointStore(FrameStore):
         """Record a finished video; the first result counts and is returned. Call it after the last frame is settled."""
         return self._settle_json(_done_key(video_id, generation), result)
 
-    def read_done(self, video_id: str) -> dict[str, Any] | None:
-        """The settled result, None for an unfinished video; one that was extended is unfinished until its new end."""
-        return self._read_json(_done_key(video_id, self.generation(video_id)))
+    def read_done(self, video_id: str, generation: int | None = None) -> dict[str, Any] | None:
+        """The settled result of a generation, by default of the newest; None while that is unfinished."""
+        return self._read_json(_done_key(video_id, self.generation(video_id) if generation is None else generation))
 
     def done_ids(self) -> list[str]:
-        """Ids of the finished videos, sorted."""
+        """Ids of the finished videos, sorted. One that was extended is unfinished until its new end."""
         return self._ids("done")
+
+    def finished(self) -> dict[str, int]:
+        """The newest finished generation of each id that has one, from one listing."""
+        newest: dict[str, int] = {}
+        for name in self.store.list(f"{ROOT}/done"):
+            video_id, _, generation = name.partition("/")
+            newest[video_id] = max(newest.get(video_id, 0), int(generation))
+        return newest
 
     def fail(self, video_id: str, failure: dict[str, Any], generation: int = 0) -> int:
         """Record a failed attempt and return its number, from 0."""

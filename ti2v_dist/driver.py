@@ -66,7 +66,7 @@ def make(
 ) -> dict[str, Any]:
     """Make what is left of a prepared plan, as `run` does."""
     if work.is_done:
-        return views.write(work.store, work.plan.lines, (), {}, report=True)
+        return views.write(work.store, work.plan.lines.keys(), (), {}, report=True)
     # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
     with _ray(address) as ray, _signals() as received:
         coordinator = _coordinator(ray, work, address is not None, takeover)

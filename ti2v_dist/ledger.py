@@ -143,14 +143,16 @@ class Ledger:
     # final rows
 
     def done_rows(self, ids: Iterable[str]) -> list[Row]:
-        """The settled row of each finished video among `ids`. Many new ones are added to the ledger on the way."""
-        newest = {video_id: generations[-1] for video_id, generations in self.run.edits().items()}
-        done = [(video_id, newest.get(video_id, 0)) for video_id in self.run.done_ids() if video_id in ids]
+        """The settled row of each finished video among `ids`; while one is made longer, that of the shorter one.
+
+        Many new rows are added to the ledger on the way.
+        """
+        done = sorted(key for key in self.run.finished().items() if key[0] in ids)
         names = self.store.list(f"{ROOT}/ledger")
         known = {key: row for name in names for key, row in self._part(name)}
         missing = [key for key in done if key not in known]
         with ThreadPoolExecutor(READERS) as pool:
-            rows = pool.map(self.run.read_done, (video_id for video_id, _ in missing))
+            rows = pool.map(lambda key: self.run.read_done(*key), missing)
             read = {key: row for key, row in zip(missing, rows, strict=True) if row}
         if len(read) >= COMPACT_ROWS:
             number = int(names[-1].partition(".")[0]) + 1 if names else 0

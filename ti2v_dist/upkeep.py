@@ -105,4 +105,6 @@ class Upkeep:
         """Write what people read of the run; returns the summary."""
         pending = {request.id for plan in self.plans.values() for request in plan.requests} - self.final
         counted = {"percentiles_s": self.metrics.percentiles(), "counters": self.metrics.snapshot()}
-        return await self.storage(views.write, self.store, self.lines, pending, {**this_life(), **counted}, report)
+        return await self.storage(
+            views.write, self.store, self.lines.keys(), pending, {**this_life(), **counted}, report
+        )

@@ -1,6 +1,6 @@
 """What people read of a run, rebuilt from its store alone: tables, card, summary, report, status."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,7 @@ READERS = 16
 
 
 def write(
-    store: CheckpointStore, ids: Collection[str], pending: Collection[str], this_life: dict[str, Any], report: bool
+    store: CheckpointStore, ids: Set[str], pending: Collection[str], this_life: dict[str, Any], report: bool
 ) -> dict[str, Any]:
     """Write the views of a run anew, with a `report` or, in a run's middle, without it, and return the summary.
 
@@ -25,9 +25,9 @@ def write(
     with ThreadPoolExecutor(READERS) as pool:
         failures = [attempts[-1] for attempts in pool.map(store.read_failures, failed) if attempts]
     rows = Ledger(store).done_rows(ids)
-    unfinished = len(ids) - len(rows) - len(failures)
+    unfinished = ids - set(store.done_ids()) - {row["id"] for row in failures}
     summary = {
-        "status": "interrupted" if unfinished > 0 else "failed_rows" if failures else "finished",
+        "status": "interrupted" if unfinished else "failed_rows" if failures else "finished",
         "run_id": (store.read_run() or {}).get("run_id"),
         "output": store.url,
         "report": f"{store.url}/report/index.html",

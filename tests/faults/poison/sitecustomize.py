@@ -23,6 +23,8 @@ class _AfterTheEngine:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
+        assert spec
+        assert spec.loader
         run = spec.loader.exec_module
 
         def run_and_poison(module):
