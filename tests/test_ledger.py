@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from chains import make_request
@@ -99,6 +100,17 @@ def test_many_finished_rows_are_read_from_the_ledger(store, monkeypatch):
     assert sorted_rows(store, ids) == rows
     assert sorted_rows(store, {"v1", "v9"}) == rows[1:2]
     assert reads == [".ti2v/ledger/0000000000.parquet"] * 2
+
+
+def test_a_video_that_is_being_extended_keeps_its_shorter_row(store):
+    request = make_request(id="v0")
+    store.claim_request(request)
+    store.finish("v0", {"id": "v0", "n": 16})
+    store.add_request(replace(request, num_frames=32, generation=1))
+    assert store.done_ids() == []
+    assert sorted_rows(store, {"v0"}) == [{"id": "v0", "n": 16}]
+    store.finish("v0", {"id": "v0", "n": 32}, 1)
+    assert sorted_rows(store, {"v0"}) == [{"id": "v0", "n": 32}]
 
 
 def sorted_rows(store: CheckpointStore, ids: set[str]) -> list[dict]:
