@@ -11,7 +11,7 @@ help:
 	@echo "make test    every test"
 	@echo "make check   ruff, ruff format and pyright"
 	@echo "make bench   half an hour of the README's quality table, into runs/"
-	@echo "make simulate N=100000 SEED=0   that many schedules of the checkpoint protocol, from a seed on"
+	@echo "make simulate N=100000 SEED=0   that many schedules of the checkpoint protocol, from a seed on; FILE=x.json adds up"
 	@echo "make chaos N=300 SEED=0 MINUTES=30 STORE=local   random faults on real runs, or STORE=s3; the same command adds up"
 	@echo "make clean   remove .venv and the caches; runs/ stays"
 
@@ -32,7 +32,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/quality_shapes.py --minutes 30 --dtype bfloat16 --slots 4 --threads 2
 
 simulate: $(READY)
-	$(BIN)/python tests/simulation.py $(or $(N),100000) $(or $(SEED),0)
+	$(BIN)/python tests/simulation.py $(or $(N),100000) $(or $(SEED),0) $(FILE)
 
 chaos: STORE ?= local
 chaos: $(READY)

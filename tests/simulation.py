@@ -10,84 +10,50 @@ Each life salts what it computes. Two lives that computed the same frame would o
 import hashlib
 import random
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pytest
+import simulated
 from greenlet import getcurrent, greenlet
+from schedules import Campaign
+from simulated import (
+    LAST,
+    ROOT,
+    Crash,
+    SimulatedFS,
+    compute,
+    following,
+    frame_path,
+    played,
+    request_of,
+    same,
+    sha256_of,
+    value,
+)
 
+import ti2v_dist
 from ti2v_dist import edits
-from ti2v_dist import store as store_module
 from ti2v_dist.checkpoint import CheckpointStore, FramesDropped, Settled
+from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.record import CorruptRecord, Record, Tip
-from ti2v_dist.store import Store, StoreUnavailable
-from ti2v_dist.video import Chunk, Encoded, SamplingParams, VideoRequest, VideoState
+from ti2v_dist.store import StoreUnavailable
+from ti2v_dist.video import Chunk, Encoded
 
 IDS = ("a", "b")
-LAST = 4
 FINGERPRINT = "f" * 64
-ROOT = "bucket/run"
+RUN = CheckpointStore("memory://run")
+PLAN = Plan(tuple(map(request_of, IDS)), {video_id: line for line, video_id in enumerate(IDS, 1)})
 FAULTS = ("lost_request", "lost_reply", "late", "busy", "crash_before", "crash_after", "crash_late")
 T = TypeVar("T")
 
 
-class Crash(BaseException):
-    """The process dies here; no handler of its own runs."""
-
-
 class Broken(AssertionError):
     """A promise that was not kept."""
-
-
-class SimulatedFS:
-    """The four calls that `Store` makes of a filesystem; each first asks the world what is to happen."""
-
-    def __init__(self, world: "World"):
-        self.world = world
-
-    def pipe_file(self, path: str, data: bytes, mode: str) -> None:
-        fault = self.world.pause()
-        if fault in ("late", "crash_late"):
-            self.world.in_flight.append((path, data))
-        elif fault not in ("lost_request", "crash_before", "busy"):
-            if path in self.world.objects and mode == "create":
-                raise FileExistsError(path)
-            self.world.objects[path] = data
-        self._suffer(fault)
-
-    def cat_file(self, path: str) -> bytes:
-        self._suffer(self.world.pause())
-        if path not in self.world.objects:
-            raise FileNotFoundError(path)
-        return self.world.objects[path]
-
-    def find(self, path: str) -> list[str]:
-        self._suffer(self.world.pause())
-        found = [name for name in self.world.objects if name.startswith(f"{path}/")]
-        # A listing may lag behind what was written last.
-        lag = 0 if self.world.is_quiet else self.world.random.choice((0, 0, 1, 2))
-        return found[: max(0, len(found) - lag)]
-
-    def rm_file(self, path: str) -> None:
-        fault = self.world.pause()
-        if fault in ("late", "crash_late"):
-            self.world.in_flight.append((path, None))
-        elif fault not in ("lost_request", "crash_before", "busy"):
-            self.world.remove(path)
-        self._suffer(fault)
-
-    def exists(self, path: str) -> bool:
-        self._suffer(self.world.pause())
-        return path in self.world.objects
-
-    def _suffer(self, fault: str | None) -> None:
-        if fault and fault.startswith("crash"):
-            raise Crash
-        if fault:
-            raise TimeoutError(fault)
 
 
 class Life:
@@ -97,33 +63,47 @@ class Life:
     """Commits a frame before the one below it is settled."""
     premature = 0
     """Frames that it leaves out before it calls a video done."""
+    hopeful = False
+    """Leaves a hint that a video is final before its end is settled."""
 
     def __init__(self, world: "World", number: int):
         self.world, self.salt = world, str(number).encode()
         self.image = 1 if world.changed_image and number == 1 else 0
         self.reckless = world.random.random() < 0.1
-        store = Store("memory://run")
-        store.fs, store.root, store.scheme = SimulatedFS(world), ROOT, "s3"
-        self.store = CheckpointStore("memory://run")
-        self.store.store = store
+        self.store = copy(RUN)
+        self.store.store = played_store = copy(RUN.store)
+        played_store.fs, played_store.root, played_store.scheme = SimulatedFS(world), ROOT, "s3"
+        self.ledger, self.final = Ledger(self.store), set()
         self.crashed = False
         self.thread = greenlet(self._live, world.main)
 
     def _live(self, _: str | None = None) -> None:
         try:
             self._ask(self.store.next_epoch)
-            ids = list(IDS)
+            if self.world.hints:
+                self._look_what_is_final()
+            ids = [video_id for video_id in IDS if video_id not in self.final]
             self.world.random.shuffle(ids)
             for video_id in ids:
                 try:
                     self._make(video_id)
                 except CorruptRecord as error:
-                    self._ask(self.store.fail, video_id, {"error": type(error).__name__})
+                    self._ask(self.store.fail, video_id, {"error": type(error).__name__, "attempts": 0})
                 except (FramesDropped, KeyError):
                     if not self.world.is_dropped(video_id):
                         raise
         except Crash:
             self.crashed = True
+
+    def _look_what_is_final(self) -> None:
+        hinted = self._ask(self.ledger.hinted, PLAN)
+        self.world.counts["videos left out on a hint"] += len(hinted or ())
+        self.final = self._ask(self.ledger.scan, PLAN) if hinted is None else hinted
+
+    def _hint(self, video_id: str) -> None:
+        self.final.add(video_id)
+        if self.world.hints:
+            self._ask(self.ledger.note, PLAN, self.final)
 
     def _ask(self, call: Callable[..., T], *arguments: Any) -> T:
         while True:
@@ -146,7 +126,7 @@ class Life:
         pending: list[Chunk] = []
         while tip.frame < LAST - self.premature:
             if self.reckless and self.world.random.random() < 0.1:
-                self._ask(self.store.fail, video_id, {"error": "gives up"})
+                self._ask(self.store.fail, video_id, {"error": "gives up", "attempts": 0})
                 return
             while len(pending) < 2 and state.frame < LAST:
                 pending.append(compute(state, self.salt, self.world.random.choice((1, 1, 2))))
@@ -165,8 +145,11 @@ class Life:
                     raise Broken(f"{video_id}: a settled video is gone")
                 state, tip = again
         row = {"frames": LAST + 1, "sha256": sha256_of(self._ask(lambda: list(self.store.latents(video_id))))}
+        if self.hopeful:
+            self._hint(video_id)
         done = self._ask(self.store.finish, video_id, row)
         self.world.done_acks.append((video_id, done))
+        self._hint(video_id)
 
     def _encode(self) -> Encoded:
         image = np.full((8, 8, 3), self.image, np.uint8)
@@ -200,6 +183,7 @@ class World:
         self.acks: dict[tuple[str, int], str] = {}
         self.done_acks: list[tuple[str, dict]] = []
         self.rogue: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
         self.is_quiet = False
         self.main = getcurrent()
         # Swarm testing (Groce et al. 2012): each schedule has some of the faults, so that none drowns the others.
@@ -207,6 +191,7 @@ class World:
         self.rate = self.random.choice((0.02, 0.1, 0.3))
         self.changed_image = self.random.random() < 0.1
         self.plants = self.random.random() < 0.1
+        self.hints = self.random.random() < 0.3
         self.lives = [life(self, number) for number in range(self.random.choice((1, 2, 2, 3)))]
         if self.random.random() < 0.3:
             self.lives.append(Collector(self, 9))
@@ -242,6 +227,7 @@ class World:
 
     def pause(self) -> str | None:
         """Leave the life that is running; the world says later what becomes of its operation."""
+        self.counts["storage operations"] += 1
         return self.main.switch()
 
     def acknowledge(self, video_id: str, tip: Tip) -> None:
@@ -254,7 +240,9 @@ class World:
     def _fault(self) -> str | None:
         if not self.faults or self.random.random() > self.rate:
             return None
-        return self.random.choice(self.faults)
+        fault = self.random.choice(self.faults)
+        self.counts[fault] += 1
+        return fault
 
     def _land(self, chance: float) -> None:
         """Writes of clients that gave up on them, or died, arrive."""
@@ -361,61 +349,24 @@ class World:
         return found[0]
 
 
-def compute(state: VideoState, salt: bytes, frames: int) -> Chunk:
-    """The next frames of a video, from its last one and from who computes."""
-    frames = min(frames, LAST - state.frame)
-    new = following(state.queue.latents_KCHW[-1], salt, frames)
-    return Chunk(state.request.id, state.frame + 1, np.stack(new))
+ROOMS = ("store", "record", "frames", "checkpoint", "ledger", "edits", "video")
+"""The code that is played."""
 
 
-def following(latent_CHW: np.ndarray, salt: bytes, frames: int) -> list[np.ndarray]:
-    new = [latent_CHW]
-    for _ in range(frames):
-        new.append(value(new[-1].tobytes() + salt))
-    return new[1:]
+def campaign(path: Path | None) -> Campaign:
+    """Many schedules, added up in a JSON file by the code that played them."""
+    package = Path(ti2v_dist.__file__).parent
+    sources = [Path(__file__), Path(simulated.__file__), *(package / f"{room}.py" for room in ROOMS)]
+    return Campaign(path, sources, play)
 
 
-def value(seed: bytes) -> np.ndarray:
-    return np.frombuffer(hashlib.sha256(seed).digest()[:8], "<u4").astype(np.float32).reshape(2, 1, 1)
-
-
-def same(some: list[np.ndarray], others: list[np.ndarray]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
-
-
-def sha256_of(latents: list[np.ndarray]) -> str:
-    return hashlib.sha256(b"".join(latent.tobytes() for latent in latents)).hexdigest()
-
-
-def frame_path(video_id: str, frame: int) -> str:
-    return f"{ROOT}/.ti2v/videos/{video_id}/{frame:010d}"
-
-
-def request_of(video_id: str) -> VideoRequest:
-    params = SamplingParams(context_frames=2)
-    return VideoRequest(video_id, "/x.png", "a cat", 7, 8, 8, params, num_frames=LAST + 1)
-
-
-@contextmanager
-def played() -> Iterator[pytest.MonkeyPatch]:
-    """The store's retries take no time; patches for a mutant are undone at the end."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "RETRY_BASE_S", 0.0)
-        patch.setattr(edits, "is_whole", lambda store, video_id: store.read_done(video_id) is not None)
-        yield patch
-
-
-def main(schedules: int, first: int) -> None:
-    """A campaign: play schedules `first` and on, telling every 10,000 of them."""
-    with played():
-        for seed in range(first, first + schedules):
-            try:
-                World(seed).play()
-            except BaseException as error:
-                raise SystemExit(f"schedule {seed}: {error!r}") from error
-            if (seed + 1 - first) % 10_000 == 0:
-                print(f"{seed + 1 - first} schedules from {first} on, no broken promise", flush=True)
+def play(seed: int) -> Counter[str]:
+    """One schedule; what happened in it."""
+    world = World(seed)
+    world.play()
+    return world.counts + Counter({"frames acknowledged": len(world.acks)})
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    with played():
+        campaign(Path(sys.argv[3]) if sys.argv[3:] else None).run(int(sys.argv[2]), int(sys.argv[1]))

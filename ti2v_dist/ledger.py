@@ -119,10 +119,16 @@ class Ledger:
         indexes = (index for index, request in enumerate(plan.requests) if request.id in final)
         data = canonical_json({"final": _ranges(indexes)})
         number = int(names[-1]) + 1 if names else 0
-        while self.store.settle(f"{folder}/{number:010d}", data) != data:
+        while not self._is_left(f"{folder}/{number:010d}", data):
             number += 1
         for name in names[: 1 - KEPT_HINTS]:
             self.store.delete(f"{folder}/{name}")
+
+    def _is_left(self, key: str, data: bytes) -> bool:
+        try:
+            return self.store.settle(key, data) == data
+        except KeyError:  # another owner's, who deleted it before it could be read
+            return False
 
     def scan(self, plan: Plan) -> set[str]:
         """Ids of the plan that are final, from the records themselves: what a run without a hint begins with.

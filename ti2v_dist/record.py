@@ -190,16 +190,21 @@ def plain(value: Any) -> Any:
     return json.loads(canonical_json(value))
 
 
-def differences(stored: Any, new: Any, name: str = "") -> list[str]:
+def differences(stored: Any, new: Any) -> list[str]:
     """One line per differing value of two JSON objects, nested keys dotted: "  name: stored 1, now 2"."""
-    stored, new = plain(stored), plain(new)
+    return _differences(plain(stored), plain(new), "")
+
+
+def _differences(stored: Any, new: Any, name: str) -> list[str]:
+    if stored == new:
+        return []
     if not (isinstance(stored, dict) and isinstance(new, dict)):
-        return [] if stored == new else [f"  {name}: stored {stored!r}, now {new!r}"]
+        return [f"  {name}: stored {stored!r}, now {new!r}"]
     lines: list[str] = []
     for key in sorted({*stored, *new}):
         dotted = f"{name}.{key}" if name else key
         if key in stored and key in new:
-            lines += differences(stored[key], new[key], dotted)
+            lines += _differences(stored[key], new[key], dotted)
         elif key in stored:
             lines.append(f"  {dotted}: stored {stored[key]!r}, now absent")
         else:
