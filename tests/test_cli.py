@@ -23,7 +23,7 @@ from ti2v_dist.config import load_config
 from ti2v_dist.progress import ProgressLog
 from ti2v_dist.single import generate
 
-VERBS = sorted(command.callback.__name__ for command in app.registered_commands if command.callback)
+VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_help_imports_nothing_heavy():
 
 def test_the_verbs_are_these():
     of_a_run = ["extend", "fork", "gc", "repair", "retry"]
-    assert sorted(["demo", "generate", "run", "status", "stop", "validate", "verify", *of_a_run]) == VERBS
+    assert sorted(["demo", "generate", "run", "spot-watch", "status", "stop", "validate", "verify", *of_a_run]) == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -196,6 +196,8 @@ MISTAKES = [
     (["run", "M", "--outputs", "out"], "No such option: --outputs"),
     (["status", "."], "'.' holds no run"),
     (["status", "nowhere"], "'nowhere' holds no run"),
+    (["spot-watch", "azure", "--address", "127.0.0.1:1"], "cloud is 'azure'; choose one of aws, gce"),
+    (["spot-watch", "aws"], "give --address or RAY_ADDRESS"),
     (["stop", "nowhere"], "'nowhere' holds no run"),
     (["generate", "--image", "first.png", "--prompt", "x", "--output", "a b.mp4"], "id is 'a b'"),
     (["generate", "--image", "first.png", "--prompt", "x", "--output", "a.mp4", "--num-frames", "1"], "num_frames"),

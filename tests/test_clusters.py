@@ -11,6 +11,8 @@ from jsonschema import ValidationError
 from ray._private.label_utils import parse_node_labels_string, validate_node_label_syntax
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from ti2v_dist.spot import CLOUDS
+
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "clusters").glob("*.yaml"))
 MARKET = "ray.io/market-type"
@@ -89,6 +91,14 @@ def test_spot_workers_are_labelled_and_the_head_stays() -> None:
     for node in workers:
         assert node["resources"]["GPU"] >= 1
         assert 0 <= node["min_workers"] <= node["max_workers"] <= config["max_workers"]
+
+
+def test_spot_workers_watch_for_the_end_of_their_machine() -> None:
+    starts = load("aws-spot.yaml")["worker_start_ray_commands"]
+    (watch,) = [line for line in starts if "spot-watch" in line]
+    assert f"ti2v spot-watch {load('aws-spot.yaml')['provider']['type']} --address=$RAY_HEAD_IP:6379" in watch
+    assert starts.index(watch) > max(number for number, line in enumerate(starts) if "ray start" in line)
+    assert load("aws-spot.yaml")["provider"]["type"] in CLOUDS
 
 
 def test_local_machines_are_on_demand() -> None:

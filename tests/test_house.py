@@ -60,13 +60,16 @@ MAY_IMPORT = {
     "edit_verbs": {"terminal", "driver", "edits"},
     "audit": NOUNS | STATE | INPUT | OUTPUT | {"worker"},
     "single": NOUNS | EDGE | {"models", "worker", "planning"},
-    "cli": NOUNS | EDGE | {"models", "progress", "single", "planning", "driver", "audit", "terminal", "edit_verbs"},
+    "spot": set(),
+    "cli": NOUNS
+    | EDGE
+    | {"models", "progress", "single", "planning", "driver", "audit", "terminal", "edit_verbs", "spot"},
     "__init__": NOUNS | {"engine", "single", "driver"},
 }
 STORAGE = {"store", "checkpoint", "images", "dataset"}
 # A library's row: the rooms that may import it, at the top of the file or lazily.
 ONLY_IN = {
-    "ray": {"pool", "coordinator", "driver"},
+    "ray": {"pool", "coordinator", "driver", "spot"},
     "fsspec": STORAGE,
     "s3fs": STORAGE,
     "gcsfs": STORAGE,

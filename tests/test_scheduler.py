@@ -4,6 +4,7 @@ import pytest
 
 from ti2v_dist.events import (
     Advance,
+    CallCancelled,
     CallFailed,
     ChunkDone,
     Commit,
@@ -17,11 +18,14 @@ from ti2v_dist.events import (
     GiveUp,
     Load,
     Loaded,
+    Recall,
+    Release,
     StartWorker,
     StopRequested,
     Superseded,
     VideoError,
     VideoSubmitted,
+    WorkerDraining,
     WorkerLost,
     WorkerReady,
 )
@@ -243,6 +247,62 @@ def test_a_video_that_breaks_its_device_is_quarantined():
     _, failed = scheduler.handle(WorkerLost(MAX_CRASHES - 1, "cuda_error"))
     assert isinstance(failed, Fail)
     assert (failed.error_type, "cuda_error" in failed.message) == ("WorkerCrashed", True)
+
+
+def test_a_draining_worker_finishes_the_frame_in_hand_and_leaves():
+    scheduler = started("a", "b", slots=1, frames=9)
+    assert scheduler.workers[0].calls == [("a",), ("b",)]
+    assert scheduler.handle(WorkerDraining(0)) == [Recall(0), StartWorker()]
+    assert scheduler.handle(WorkerDraining(0)) == []
+    assert scheduler.handle(ChunkDone(0, ("a",), {"a": 1})) == [Commit("a", 1)]
+    assert scheduler.handle(CallCancelled(0, ("b",))) == [Release(0)]
+    assert scheduler.handle(Committed("a", 1)) == []
+    assert scheduler.handle(WorkerReady(1)) == [Advance(1, ("b",)), Advance(1, ("a",))]
+    assert [scheduler.videos[i].attempts + scheduler.videos[i].crashes for i in "ab"] == [0, 0]
+
+
+def test_what_a_draining_worker_gives_back_goes_to_another_at_once():
+    scheduler = started("a", "b", slots=1, frames=9)
+    scheduler.handle(WorkerReady(1))
+    assert scheduler.handle(WorkerDraining(0)) == [Recall(0), StartWorker()]
+    assert scheduler.handle(CallCancelled(0, ("b",))) == [Advance(1, ("b",))]
+    assert scheduler.handle(ChunkDone(0, ("a",), {"a": 1})) == [Commit("a", 1), Release(0), Advance(1, ("a",))]
+
+
+def test_a_call_given_back_unbegun_leaves_its_video_where_it_was():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(WorkerReady(0))
+    submit(scheduler, "new", "complete")
+    scheduler.handle(Loaded("complete", 2))
+    scheduler.handle(Loaded("new", None))
+    assert scheduler.workers[0].calls == [("complete",), ("new",)]
+    scheduler.handle(WorkerDraining(0))
+    assert scheduler.handle(CallCancelled(0, ("complete",))) == []
+    assert scheduler.handle(CallCancelled(0, ("new",))) == [Release(0)]
+    assert scheduler.handle(WorkerReady(1)) == [Finish(1, "complete"), Encode(1, "new")]
+
+
+def test_an_idle_worker_leaves_its_draining_node_at_once():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(WorkerReady(0))
+    assert scheduler.handle(WorkerDraining(0)) == [StartWorker(), Release(0)]
+    assert scheduler.handle(WorkerDraining(0)) == []
+
+
+def test_a_draining_worker_that_is_lost_after_all_was_replaced_already():
+    scheduler = started("a", slots=1)
+    scheduler.handle(WorkerDraining(0))
+    assert scheduler.handle(WorkerLost(0, "preempted")) == []
+    assert scheduler.handle(WorkerReady(1)) == [Advance(1, ("a",))]
+
+
+def test_a_stopping_run_replaces_no_draining_worker():
+    scheduler = started("a", slots=1, frames=9)
+    scheduler.handle(StopRequested())
+    assert scheduler.handle(WorkerDraining(0)) == [Recall(0)]
+    assert scheduler.handle(ChunkDone(0, ("a",), {"a": 1})) == [Commit("a", 1), Release(0)]
+    scheduler.handle(Committed("a", 1))
+    assert scheduler.is_idle
 
 
 def test_a_call_that_fails_is_tried_again_and_its_video_fails_at_the_limit():

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ti2v_dist.events import (
     Advance,
+    CallCancelled,
     CallFailed,
     ChunkDone,
     Command,
@@ -24,11 +25,14 @@ from ti2v_dist.events import (
     GiveUp,
     Load,
     Loaded,
+    Recall,
+    Release,
     StartWorker,
     StopRequested,
     Superseded,
     VideoError,
     VideoSubmitted,
+    WorkerDraining,
     WorkerLost,
     WorkerReady,
 )
@@ -66,20 +70,30 @@ class Video:
 class World(RuleBasedStateMachine):
     """Carries out every command as a real coordinator would, in an order that hypothesis chooses."""
 
-    @initialize(slots=st.integers(1, 3), workers=st.integers(1, 2))
-    def begin(self, slots: int, workers: int) -> None:
+    @initialize(
+        slots=st.integers(1, 3),
+        workers=st.integers(1, 2),
+        reasons=st.sampled_from([list(LOSSES), *([reason] for reason in LOSSES)]),
+        killer=st.sampled_from(["", "v0"]),
+        settled=st.sampled_from([None, 0]),
+    )
+    def begin(self, slots: int, workers: int, reasons: list[str], killer: str, settled: int | None) -> None:
+        self.reasons, self.killer = reasons, killer  # a killer's calls never return: each ends its worker
         self.scheduler, self.slots = Scheduler(slots), slots
         self.videos: dict[str, Video] = {}
         self.loads: list[str] = []
         self.calls: dict[int, list[Call]] = {}
         self.to_start, self.started, self.stopped, self.gave_up = workers, 0, False, False
+        self.workers, self.leaving, self.recalled = workers, set[int](), set[int]()
         self.barren = Counter[str]()
         for _ in range(workers):
             self.a_worker_comes()
-            self.submit("x", 5, 0)
+            self.submit("x", 5, settled)
 
     def tell(self, event: Event) -> None:
+        leaving = set(self.leaving)
         for command in self.scheduler.handle(event):
+            assert not (isinstance(command, Call) and command.worker in leaving), "a call for a worker that leaves"
             self.carry_out(command)
 
     def carry_out(self, command: Command) -> None:
@@ -116,6 +130,12 @@ class World(RuleBasedStateMachine):
                 assert self.videos[id].final == "finished"
             case StartWorker():
                 self.to_start += 1
+            case Recall(worker):
+                assert self.calls[worker]
+                self.recalled.add(worker)
+            case Release(worker):
+                assert worker in self.leaving
+                assert self.calls.pop(worker) == [], "released with a call in hand"
             case GiveUp():
                 assert any(count == LOSSES[reason].limit for reason, count in self.barren.items())
                 self.gave_up = True
@@ -138,11 +158,13 @@ class World(RuleBasedStateMachine):
         self.tell(WorkerReady(self.started - 1))
 
     @precondition(lambda self: self.calls)
-    @rule(data=st.data(), reason=st.sampled_from(list(LOSSES)), it_does=st.integers(0, RARE))
-    def a_worker_is_lost(self, data: st.DataObject, reason: str, it_does: int) -> None:
+    @rule(data=st.data(), it_does=st.integers(0, RARE))
+    def a_worker_is_lost(self, data: st.DataObject, it_does: int) -> None:
         if it_does < RARE:
             return
-        worker = data.draw(st.sampled_from(sorted(self.calls)))
+        self.lose(data.draw(st.sampled_from(sorted(self.calls))), data.draw(st.sampled_from(self.reasons)))
+
+    def lose(self, worker: int, reason: str) -> None:
         in_hand = [id for call in self.calls.pop(worker) for id in ids_of(call)]
         for id in in_hand:
             self.videos[id].crashes += LOSSES[reason].counts
@@ -151,6 +173,21 @@ class World(RuleBasedStateMachine):
         self.tell(WorkerLost(worker, reason))
         limit = LOSSES[reason].limit
         assert self.gave_up or self.stopped or limit is None or self.barren[reason] < limit
+
+    @precondition(lambda self: self.calls.keys() - self.leaving)
+    @rule(data=st.data(), it_does=st.integers(0, RARE))
+    def a_node_drains(self, data: st.DataObject, it_does: int) -> None:
+        if it_does < RARE:
+            return
+        worker = data.draw(st.sampled_from(sorted(self.calls.keys() - self.leaving)))
+        self.leaving.add(worker)
+        self.tell(WorkerDraining(worker))
+
+    @precondition(lambda self: any(self.calls.get(worker) for worker in self.recalled))
+    @rule(data=st.data())
+    def a_call_comes_back_unbegun(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(worker for worker in self.recalled if self.calls.get(worker))))
+        self.tell(CallCancelled(worker, ids_of(self.calls[worker].pop())))
 
     @precondition(lambda self: self.loads)
     @rule(data=st.data())
@@ -164,6 +201,9 @@ class World(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(["done"] * 6 + ["raised", "bad video"]))
     def a_call_returns(self, data: st.DataObject, how: str) -> None:
         worker = data.draw(st.sampled_from(sorted(w for w, calls in self.calls.items() if calls)))
+        if self.killer in ids_of(self.calls[worker][0]):
+            self.lose(worker, "died")
+            return
         call = self.calls[worker].pop(0)
         ids = ids_of(call)
         if how != "bad video" or isinstance(call, Advance):
@@ -226,6 +266,8 @@ class World(RuleBasedStateMachine):
         inside = Counter(id for calls in self.calls.values() for call in calls for id in ids_of(call))
         assert not inside or max(inside.values()) == 1, "a video is in two calls"
         assert all(len(calls) <= CALLS_PER_WORKER for calls in self.calls.values())
+        if not (self.stopped or self.gave_up):
+            assert len(self.calls.keys() - self.leaving) + self.to_start == self.workers, "each is replaced once"
 
     @invariant()
     def a_suspect_is_alone_on_its_worker(self) -> None:
@@ -236,20 +278,22 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def it_never_waits_for_nothing(self) -> None:
-        """While a worker is there and a video is left, something is under way."""
+        """While a worker stays and a video is left, something is under way."""
         left = any(not video.final for video in self.videos.values())
-        if left and self.calls and not (self.stopped or self.gave_up):
+        if left and self.calls.keys() - self.leaving and not (self.stopped or self.gave_up):
             commits = any(video.commits for video in self.videos.values())
             assert self.loads or commits or any(self.calls.values())
 
     def teardown(self) -> None:
-        """With nothing more going wrong, every video ends."""
+        """With nothing more going wrong, every video ends, and who was to leave has left."""
         if not hasattr(self, "scheduler") or self.stopped or self.gave_up:
             return
-        while self.to_start:
-            self.a_worker_comes()
         for _ in range(1000):
-            if self.loads:
+            if self.gave_up:
+                return
+            if self.to_start:
+                self.a_worker_comes()
+            elif self.loads:
                 id = self.loads.pop(0)
                 self.videos[id].computed = self.videos[id].settled or 0
                 self.tell(Loaded(id, self.videos[id].settled))
@@ -262,10 +306,15 @@ class World(RuleBasedStateMachine):
             else:
                 break
         assert self.scheduler.is_idle
+        assert not self.calls.keys() & self.leaving
         assert all(video.final for video in self.videos.values())
 
     def finish_call(self, worker: int) -> None:
+        if self.killer in ids_of(self.calls[worker][0]):
+            self.lose(worker, "died")
+            return
         call = self.calls[worker].pop(0)
+        self.barren.clear()
         match call:
             case Encode(_, id):
                 self.videos[id].settled = 0
@@ -276,6 +325,7 @@ class World(RuleBasedStateMachine):
             case Advance(_, ids):
                 for id in ids:
                     self.videos[id].computed += 1
+                    self.videos[id].crashes = 0
                 self.tell(ChunkDone(worker, ids, {id: self.videos[id].computed for id in ids}))
 
 

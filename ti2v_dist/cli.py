@@ -1,6 +1,7 @@
 """The command line. Every verb is a call or two; the heavy libraries are imported when a verb needs them."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -150,6 +151,24 @@ def stop(output: Annotated[str, typer.Argument(help="The output of a run.")], as
 
     epoch = views.stop(output)
     show({"output": output, "epoch": epoch}, as_json, [f"{output} will stop after the frames in hand"])
+
+
+@app.command("spot-watch")
+def spot_watch(
+    cloud: Annotated[str, typer.Argument(help="Whose machine this is: aws or gce.")],
+    address: Annotated[str | None, typer.Option(help="Ray cluster of this machine; default RAY_ADDRESS.")] = None,
+    node_id: Annotated[str | None, typer.Option(help="Ray node to drain; default: the one of this machine.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Wait on a spot machine for the notice of its end, then drain its Ray node."""
+    from ti2v_dist.spot import watch
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise ValueError("spot-watch needs the cluster's address: give --address or RAY_ADDRESS")
+    notice = watch(cloud, address, node_id)
+    told = {"message": notice.message, "remaining_s": round(notice.remaining_s, 1)}
+    show(told, as_json, [f"draining: {notice.message}, {notice.remaining_s:.0f} s left"])
 
 
 @app.command()

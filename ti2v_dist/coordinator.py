@@ -72,6 +72,8 @@ class Coordinator:
             events.Fail: self._fail,
             events.Forget: self._forget,
             events.StartWorker: self._start_worker,
+            events.Recall: lambda command: self.pool.recall(command.worker),
+            events.Release: lambda command: self.pool.release(command.worker),
             events.GiveUp: self._give_up,
         }
         self._life = asyncio.get_running_loop().create_task(self._live(plan_sha256))
@@ -99,8 +101,8 @@ class Coordinator:
             await self.upkeep.take_over()
             await self._admit(plan_sha256)
             self.pool.largest = max(self.requests.values(), key=lambda asked: asked.height * asked.width, default=None)
-            beside = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.progress))
-            background = [asyncio.create_task(work) for work in beside]
+            watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.progress))
+            background = [asyncio.create_task(work) for work in (*watches, self.pool.watch_drains())]
             for _ in range(min(self.target_workers, -(-len(self.requests) // self.config.engine.slots))):
                 self._spawn(self.pool.start())
             await self._handle_events()

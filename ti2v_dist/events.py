@@ -43,6 +43,13 @@ class WorkerLost:
 
 
 @dataclass(frozen=True)
+class WorkerDraining:
+    """A worker's node is about to be taken away."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Frame 0 is settled."""
 
@@ -67,6 +74,14 @@ class CallFailed:
     ids: tuple[str, ...]
     error_type: str
     message: str
+
+
+@dataclass(frozen=True)
+class CallCancelled:
+    """A call came back without having been begun: nothing was computed, and nobody is to blame."""
+
+    worker: int
+    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -107,8 +122,8 @@ class StopRequested:
 
 
 Event = (
-    VideoSubmitted | Loaded | AlreadyDone | WorkerReady | WorkerLost | Encoded | ChunkDone | CallFailed | VideoError
-    | Committed | Superseded | Finished | StopRequested
+    VideoSubmitted | Loaded | AlreadyDone | WorkerReady | WorkerLost | WorkerDraining | Encoded | ChunkDone | CallFailed
+    | CallCancelled | VideoError | Committed | Superseded | Finished | StopRequested
 )  # fmt: skip
 
 
@@ -170,7 +185,21 @@ class Forget:
 
 @dataclass(frozen=True)
 class StartWorker:
-    """Start a worker in place of one that was lost."""
+    """Start a worker in place of one that is gone or going."""
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Let a worker finish the call in hand and begin no other: the ones behind it come back as `CallCancelled`."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """End a worker that has no call left: its node is wanted back."""
+
+    worker: int
 
 
 @dataclass(frozen=True)
@@ -180,4 +209,4 @@ class GiveUp:
     reason: str
 
 
-Command = Load | Encode | Advance | Commit | Finish | Fail | Forget | StartWorker | GiveUp
+Command = Load | Encode | Advance | Commit | Finish | Fail | Forget | StartWorker | Recall | Release | GiveUp

@@ -45,6 +45,10 @@ LOSSES = {
 """The policy of each reason. An error that leaves its worker alive is no loss, but an attempt of its videos."""
 
 
+class Leaving(RuntimeError):
+    """The worker was told to begin no further call; what raises this has done nothing."""
+
+
 class DeviceOutOfMemory(RuntimeError):
     """The memory of the device did not suffice for a batch of the fixed shape."""
 

@@ -11,7 +11,7 @@ from ti2v_dist.losses import LOSSES
 
 PHASES = ("queue_wait", "encode", "denoise", "decode", "commit")
 OUTCOMES = ("finished", "failed", "resumed")
-LOSS_REASONS = tuple(LOSSES)
+LOSS_REASONS = (*LOSSES, "drained")
 BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120)
 
 

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from itertools import repeat
 from typing import Any
 
 import ray
 from ray._private.state import actors as actors_in_gcs
+from ray._private.state import state as gcs
 from ray.exceptions import (
     ActorUnavailableError,
     NodeDiedError,
@@ -19,7 +21,7 @@ from ray.exceptions import (
 from ti2v_dist import events
 from ti2v_dist.checkpoint import FingerprintMismatch
 from ti2v_dist.config import RunConfig
-from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory
+from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.video import NonFiniteLatents, VideoRequest
 from ti2v_dist.worker import Worker
@@ -28,6 +30,9 @@ WORKER_DEATHS = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryEr
 """Ray's exceptions for a dead worker process or node; they share no base class."""
 DEATH_IS_TOLD_S, DEATH_POLL_S = 3.0, 0.25
 """A node that lives tells of the death of its processes at once; after this silence it is taken for dead itself."""
+DRAIN_POLL_S = 1.0
+CONTROL = "control"
+"""The concurrency group in which a worker answers during a call."""
 STORAGE_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses before storage is asked again; after the last one, every half a minute."""
 VIDEO_ERRORS = (ValueError, NonFiniteLatents)
@@ -51,6 +56,8 @@ class WorkerPool:
         self.largest: VideoRequest | None = None
         """The request of the largest batch: a new worker tries at once whether it fits."""
         self.actors: dict[int, Any] = {}
+        self.open: set[int] = set()
+        self.leaving: set[int] = set()
         self.started = 0
 
     async def start(self) -> None:
@@ -61,8 +68,8 @@ class WorkerPool:
         """
         number, self.started = self.started, self.started + 1
         # The coordinator replaces a dead worker itself; a call that Ray repeats would be computed twice.
-        options = {"max_restarts": 0, "max_task_retries": 0, **self._resources()}
-        actor = self.actors[number] = ray.remote(Worker).options(**options).remote(self.config, self.output_url)
+        options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {CONTROL: 1}, **self._resources()}
+        actor = self.actors[number] = ray.remote(**options)(Worker).remote(self.config, self.output_url)
         try:
             await self.accept(await actor.open.remote(self.largest))
         except WORKER_DEATHS as error:
@@ -73,11 +80,13 @@ class WorkerPool:
                 return
             raise RuntimeError(f"a worker cannot load the model: {error.cause}") from error
         except FingerprintMismatch as mismatch:
-            ray.kill(self.actors.pop(number))
+            ray.kill(self.actors.pop(number, actor))
             if not self.actors:
                 raise RuntimeError(f"0 of {self.started} workers match: {mismatch}") from mismatch
         else:
-            self.emit(events.WorkerReady(number))
+            if number in self.actors:
+                self.open.add(number)
+                self.emit(events.WorkerReady(number))
 
     async def call(self, number: int, ids: tuple[str, ...], method: str, *arguments: Any) -> Any:
         """What a worker's method returns for these videos; None when it failed, which has been told as an event."""
@@ -96,7 +105,9 @@ class WorkerPool:
                     self.metrics.count_storage_retry(type(cause).__name__)
                     await asyncio.sleep(pause_s)
                     continue
-                if isinstance(cause, DeviceOutOfMemory | DeviceFailure):
+                if isinstance(cause, Leaving):
+                    self.emit(events.CallCancelled(number, ids))
+                elif isinstance(cause, DeviceOutOfMemory | DeviceFailure):
                     self._bury(number, "cuda_oom" if isinstance(cause, DeviceOutOfMemory) else "cuda_error")
                 elif isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
                     self.emit(video_error(ids[0], cause))
@@ -104,6 +115,38 @@ class WorkerPool:
                     self.emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
                 return None
         return None
+
+    async def watch_drains(self) -> None:
+        """Tell of every worker whose node is about to be taken away, about a second after Ray knows; without end.
+
+        Ray's drain is only a notice: it places nothing new on the node, and ends nothing there.
+        """
+        while True:
+            nodes = await asyncio.to_thread(gcs.get_draining_nodes)
+            for number, actor in list(self.actors.items()) if nodes else ():
+                entry = await asyncio.to_thread(actors_in_gcs, actor._actor_id.hex())
+                if number in self.leaving or not entry or entry["Address"]["NodeID"] not in nodes:
+                    continue
+                self.leaving.add(number)
+                if number in self.open:
+                    self.emit(events.WorkerDraining(number))
+                else:
+                    self._bury(number, "preempted")
+            await asyncio.sleep(DRAIN_POLL_S)
+
+    async def recall(self, number: int) -> None:
+        """Let a worker finish the call in hand and begin no other."""
+        # Not `ray.cancel`: Ray carries a cancelled method out all the same, and then throws its result away.
+        if number in self.actors:
+            with suppress(*WORKER_DEATHS):
+                await self.actors[number].leave.options(concurrency_group=CONTROL).remote()
+
+    async def release(self, number: int) -> None:
+        """End a worker that has no call left, so that its node is free."""
+        actor = self.actors.pop(number, None)
+        if actor is not None:
+            self.metrics.count_worker_loss("drained")
+            ray.kill(actor)
 
     def close(self) -> None:
         """End every worker at once."""
@@ -123,6 +166,8 @@ class WorkerPool:
         actor = self.actors.pop(number, None)
         if actor is None:
             return
+        if number in self.leaving and reason in ("died", "node_died"):
+            reason = "preempted"  # the notice may have been shorter than it said
         self.metrics.count_worker_loss(reason)
         ray.kill(actor)  # an unreachable actor may still live; it must not hold a GPU
         self.emit(events.WorkerLost(number, reason))

@@ -9,32 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ti2v_dist.events import (
-    Advance,
-    AlreadyDone,
-    CallFailed,
-    ChunkDone,
-    Command,
-    Commit,
-    Committed,
-    Encode,
-    Encoded,
-    Event,
-    Fail,
-    Finish,
-    Finished,
-    Forget,
-    GiveUp,
-    Load,
-    Loaded,
-    StartWorker,
-    StopRequested,
-    Superseded,
-    VideoError,
-    VideoSubmitted,
-    WorkerLost,
-    WorkerReady,
-)
+from ti2v_dist import events
 from ti2v_dist.losses import LOSSES
 
 MAX_ATTEMPTS = 3
@@ -69,6 +44,7 @@ class _Video:
 @dataclass
 class _Worker:
     calls: list[tuple[str, ...]] = field(default_factory=list)
+    leaving: bool = False  # its node is to be taken away: it finishes what it has in hand
 
     def return_call(self, ids: tuple[str, ...]) -> bool:
         """Take a call off the list; False if it was not there any more."""
@@ -89,25 +65,27 @@ class Scheduler:
         self.stopping = False
         self.barren = Counter[str]()  # losses in a row without one finished call, by reason
         self._handlers: dict[type, Callable] = {
-            VideoSubmitted: self._on_submitted,
-            Loaded: self._on_loaded,
-            AlreadyDone: self._on_already_done,
-            WorkerReady: self._on_worker_ready,
-            WorkerLost: self._on_worker_lost,
-            Encoded: self._on_encoded,
-            ChunkDone: self._on_chunk_done,
-            CallFailed: self._on_call_failed,
-            VideoError: self._on_video_error,
-            Committed: self._on_committed,
-            Superseded: self._on_superseded,
-            Finished: self._on_finished,
-            StopRequested: self._on_stop,
+            events.VideoSubmitted: self._on_submitted,
+            events.Loaded: self._on_loaded,
+            events.AlreadyDone: self._on_already_done,
+            events.WorkerReady: self._on_worker_ready,
+            events.WorkerLost: self._on_worker_lost,
+            events.WorkerDraining: self._on_worker_draining,
+            events.Encoded: self._on_encoded,
+            events.ChunkDone: self._on_chunk_done,
+            events.CallFailed: self._on_call_failed,
+            events.CallCancelled: self._on_call_cancelled,
+            events.VideoError: self._on_video_error,
+            events.Committed: self._on_committed,
+            events.Superseded: self._on_superseded,
+            events.Finished: self._on_finished,
+            events.StopRequested: self._on_stop,
         }
 
-    def handle(self, event: Event) -> list[Command]:
+    def handle(self, event: events.Event) -> list[events.Command]:
         """Take in one event and return what is to be done now."""
         commands = self._handlers[type(event)](event)
-        return commands + self._admit() + self._dispatch()
+        return commands + self._release() + self._admit() + self._dispatch()
 
     @property
     def is_idle(self) -> bool:
@@ -129,26 +107,26 @@ class Scheduler:
 
     # Events
 
-    def _on_submitted(self, event: VideoSubmitted) -> list[Command]:
+    def _on_submitted(self, event: events.VideoSubmitted) -> list[events.Command]:
         self.waiting.append(_Video(event.id, event.group, event.num_frames))
         return []
 
-    def _on_loaded(self, event: Loaded) -> list[Command]:
+    def _on_loaded(self, event: events.Loaded) -> list[events.Command]:
         video = self.videos[event.id]
         video.void = False
         video.frame = video.committed = event.frame or 0
         video.status = "new" if event.frame is None else self._next_status(video)
         return []
 
-    def _on_already_done(self, event: AlreadyDone) -> list[Command]:
+    def _on_already_done(self, event: events.AlreadyDone) -> list[events.Command]:
         del self.videos[event.id]
-        return [Forget(event.id)]
+        return [events.Forget(event.id)]
 
-    def _on_worker_ready(self, event: WorkerReady) -> list[Command]:
+    def _on_worker_ready(self, event: events.WorkerReady) -> list[events.Command]:
         self.workers[event.worker] = _Worker()
         return []
 
-    def _on_worker_lost(self, event: WorkerLost) -> list[Command]:
+    def _on_worker_lost(self, event: events.WorkerLost) -> list[events.Command]:
         worker = self.workers.pop(event.worker, None)
         if self.stopping:
             return []
@@ -156,26 +134,36 @@ class Scheduler:
         self.barren[event.reason] += 1
         if self.barren[event.reason] == policy.limit:
             self.stopping = True
-            return [GiveUp(f"{policy.limit} workers in a row {policy.what} without finishing a call: {policy.advice}")]
-        commands: list[Command] = [StartWorker()]
+            ends = f"{policy.limit} workers in a row {policy.what} without finishing a call"
+            return [events.GiveUp(f"{ends}: {policy.advice}")]
+        commands: list[events.Command] = [] if worker and worker.leaving else [events.StartWorker()]
         for ids in worker.calls if worker else []:
             for video in map(self.videos.get, ids):
                 if video is None:
                     continue
                 video.crashes += policy.counts
                 message = f"{video.crashes} workers were lost with this video in hand, the last one {event.reason}"
-                commands += self._try_again(video, video.crashes >= MAX_CRASHES, "WorkerCrashed", message)
+                exhausted = video.crashes >= MAX_CRASHES
+                commands += self._fail(video, "WorkerCrashed", message) if exhausted else self._try_again(video)
         return commands
 
-    def _on_encoded(self, event: Encoded) -> list[Command]:
+    def _on_worker_draining(self, event: events.WorkerDraining) -> list[events.Command]:
+        worker = self.workers.get(event.worker)
+        if worker is None or worker.leaving:
+            return []
+        worker.leaving = True
+        commands: list[events.Command] = [events.Recall(event.worker)] if worker.calls else []
+        return commands if self.stopping else [*commands, events.StartWorker()]
+
+    def _on_encoded(self, event: events.Encoded) -> list[events.Command]:
         if self._returned(event.worker, (event.id,)):
             self.videos[event.id].status = "ready"
         return []
 
-    def _on_chunk_done(self, event: ChunkDone) -> list[Command]:
+    def _on_chunk_done(self, event: events.ChunkDone) -> list[events.Command]:
         if not self._returned(event.worker, event.ids):
             return []
-        commands: list[Command] = []
+        commands: list[events.Command] = []
         for video_id, frame in event.frames.items():
             video = self.videos.get(video_id)
             if video is None:  # it failed while it was being computed: an earlier frame could not be settled
@@ -184,22 +172,30 @@ class Scheduler:
                 commands.append(self._load(video))
                 continue
             video.frame, video.attempts, video.crashes = frame, 0, 0
-            commands.append(Commit(video.id, frame))
+            commands.append(events.Commit(video.id, frame))
             self._requeue(video)
         return commands
 
-    def _on_call_failed(self, event: CallFailed) -> list[Command]:
+    def _on_call_failed(self, event: events.CallFailed) -> list[events.Command]:
         if not self._returned(event.worker, event.ids):
             return []
-        commands: list[Command] = []
+        commands: list[events.Command] = []
         for video in map(self.videos.get, event.ids):
             if video is None:
                 continue
             video.attempts += 1
-            commands += self._try_again(video, video.attempts >= MAX_ATTEMPTS, event.error_type, event.message)
+            exhausted = video.attempts >= MAX_ATTEMPTS
+            commands += self._fail(video, event.error_type, event.message) if exhausted else self._try_again(video)
         return commands
 
-    def _on_video_error(self, event: VideoError) -> list[Command]:
+    def _on_call_cancelled(self, event: events.CallCancelled) -> list[events.Command]:
+        worker = self.workers.get(event.worker)
+        if worker is None or not worker.return_call(event.ids):
+            return []
+        found = [video for video in map(self.videos.get, event.ids) if video]
+        return [command for video in found for command in self._try_again(video)]
+
+    def _on_video_error(self, event: events.VideoError) -> list[events.Command]:
         video = self.videos.get(event.id)
         if video is None:
             return []
@@ -207,7 +203,7 @@ class Scheduler:
             worker.return_call((event.id,))
         return self._fail(video, event.error_type, event.message)
 
-    def _on_committed(self, event: Committed) -> list[Command]:
+    def _on_committed(self, event: events.Committed) -> list[events.Command]:
         video = self.videos.get(event.id)
         if video is None:
             return []
@@ -216,7 +212,7 @@ class Scheduler:
             video.status = self._next_status(video)
         return []
 
-    def _on_superseded(self, event: Superseded) -> list[Command]:
+    def _on_superseded(self, event: events.Superseded) -> list[events.Command]:
         video = self.videos.get(event.id)
         if video is None:
             return []
@@ -225,13 +221,13 @@ class Scheduler:
             return []
         return [self._load(video)]
 
-    def _on_finished(self, event: Finished) -> list[Command]:
+    def _on_finished(self, event: events.Finished) -> list[events.Command]:
         if not self._returned(event.worker, (event.id,)):
             return []
         del self.videos[event.id]
-        return [Forget(event.id)]
+        return [events.Forget(event.id)]
 
-    def _on_stop(self, event: StopRequested) -> list[Command]:
+    def _on_stop(self, event: events.StopRequested) -> list[events.Command]:
         self.stopping = True
         return []
 
@@ -255,26 +251,32 @@ class Scheduler:
         video.status = self._next_status(video)
         self.videos[video.id] = self.videos.pop(video.id)
 
-    def _load(self, video: _Video) -> Load:
+    def _load(self, video: _Video) -> events.Load:
         video.status = "loading"
-        return Load(video.id)
+        return events.Load(video.id)
 
-    def _try_again(self, video: _Video, exhausted: bool, error_type: str, message: str) -> list[Command]:
-        if exhausted:
-            return self._fail(video, error_type, message)
+    def _try_again(self, video: _Video) -> list[events.Command]:
         if video.void:
             return [self._load(video)]
         video.status = "new" if video.status == "encoding" else self._next_status(video)
         return []
 
-    def _fail(self, video: _Video, error_type: str, message: str) -> list[Command]:
+    def _fail(self, video: _Video, error_type: str, message: str) -> list[events.Command]:
         del self.videos[video.id]
-        return [Fail(video.id, error_type, message, max(video.attempts, video.crashes, 1))]
+        return [events.Fail(video.id, error_type, message, max(video.attempts, video.crashes, 1))]
 
-    def _admit(self) -> list[Command]:
+    def _release(self) -> list[events.Command]:
+        """A worker that leaves is let go as soon as it has returned its last call."""
+        gone = [number for number, worker in self.workers.items() if worker.leaving and not worker.calls]
+        for number in gone:
+            del self.workers[number]
+        return [events.Release(number) for number in gone]
+
+    def _admit(self) -> list[events.Command]:
         """Hold at most two batches a worker in memory: one computing, one behind it."""
-        commands: list[Command] = []
-        room = CALLS_PER_WORKER * self.slots * len(self.workers) - len(self.videos)
+        commands: list[events.Command] = []
+        staying = sum(not worker.leaving for worker in self.workers.values())
+        room = CALLS_PER_WORKER * self.slots * staying - len(self.videos)
         while self.waiting and room > 0 and not self.stopping:
             video = self.waiting.popleft()
             self.videos[video.id] = video
@@ -282,30 +284,30 @@ class Scheduler:
             room -= 1
         return commands
 
-    def _dispatch(self) -> list[Command]:
+    def _dispatch(self) -> list[events.Command]:
         """Give every worker with room its next call, the emptiest worker first."""
-        commands: list[Command] = []
+        commands: list[events.Command] = []
         given = True
         while given and not self.stopping:
             given = False
             for number, worker in sorted(self.workers.items(), key=lambda item: len(item[1].calls)):
                 call = self._next_call(number, worker)
                 if call:
-                    worker.calls.append((call.id,) if isinstance(call, Encode | Finish) else call.ids)
+                    worker.calls.append((call.id,) if isinstance(call, events.Encode | events.Finish) else call.ids)
                     commands.append(call)
                     given = True
                     break
         return commands
 
-    def _next_call(self, number: int, worker: _Worker) -> Encode | Finish | Advance | None:
-        if len(worker.calls) >= CALLS_PER_WORKER or self._tries_a_suspect(worker):
+    def _next_call(self, number: int, worker: _Worker) -> events.Encode | events.Finish | events.Advance | None:
+        if worker.leaving or len(worker.calls) >= CALLS_PER_WORKER or self._tries_a_suspect(worker):
             return None
-        for status, single in (("complete", Finish), ("new", Encode)):
+        for status, single in (("complete", events.Finish), ("new", events.Encode)):
             video = next((v for v in self.videos.values() if v.status == status), None)
             if video and video.is_suspect and worker.calls:
                 return None
             if video:
-                video.status = "finishing" if single is Finish else "encoding"
+                video.status = "finishing" if single is events.Finish else "encoding"
                 return single(number, video.id)
         batch = self._next_batch()
         if not batch or (batch[0].is_suspect and worker.calls):
@@ -317,7 +319,7 @@ class Scheduler:
             return None
         for video in batch:
             video.status = "advancing"
-        return Advance(number, tuple(video.id for video in batch))
+        return events.Advance(number, tuple(video.id for video in batch))
 
     def _tries_a_suspect(self, worker: _Worker) -> bool:
         """A suspect is alone on its worker: a call queued beside its own would share the blame."""

@@ -18,7 +18,7 @@ from ti2v_dist import __version__, dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.images import load_image
-from ti2v_dist.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory
+from ti2v_dist.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
 
 FRAME_LOG = "TI2V_FRAME_LOG"
@@ -41,6 +41,7 @@ class Worker:
 
     def __init__(self, config: RunConfig, output_url: str):
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
+        self.leaving = False
 
     def open(self, largest: VideoRequest | None = None) -> dict[str, Any]:
         """Load the model; returns what decides the bits of a frame and of a file, for the run's fingerprint.
@@ -64,9 +65,13 @@ class Worker:
         self.numerics = {**self.engine.report(), **dataset.codec_versions()}
         return self.numerics
 
+    def leave(self) -> None:
+        """Begin no further call: each raises `Leaving`. Answers at once on a thread beside that of a call in hand."""
+        self.leaving = True
+
     def encode(self, request: VideoRequest) -> tuple[Encoded, float]:
         """Read and preprocess the image, encode it and the prompts. Raises `ImageError`, `CorruptRecord`."""
-        began = time.perf_counter()
+        began = self._begin()
         image_HWC = self._origins_image(request)
         if image_HWC is None:
             image_HWC = load_image(request.image, request.height, request.width, self.config.allow_http)
@@ -75,7 +80,7 @@ class Worker:
 
     def advance(self, states: list[VideoState]) -> tuple[list[Chunk | NonFiniteLatents], float]:
         """The next chunk of each video, in one batch."""
-        began = time.perf_counter()
+        began = self._begin()
         with self._device_errors():
             results = self.engine.advance(states)
         seconds = time.perf_counter() - began
@@ -89,7 +94,7 @@ class Worker:
 
         `facts` are what only the coordinator knows: run_id, device_seconds, started_at.
         """
-        began = time.perf_counter()
+        began = self._begin()
         with self.write_video(request) as written:
             file_name = dataset.store_video(self.output_url, request.id, written)
             row = self.row(request, written, file_name, facts)
@@ -121,6 +126,11 @@ class Worker:
             return self.store.first_image(request.origin.id) if request.origin else None
         except KeyError:
             return None
+
+    def _begin(self) -> float:
+        if self.leaving:
+            raise Leaving("this worker begins no further call")
+        return time.perf_counter()
 
     def _frames(self, request: VideoRequest) -> Iterator[np.ndarray]:
         """uint8 frames_HWC: the preprocessed image itself (Algorithm 1, line 5), then the decoded latents."""

@@ -1,17 +1,19 @@
 """Videos that break what computes them. A folder to put on PYTHONPATH: Python imports it at the start of a process.
 
-TI2V_POISON is a JSON object of ids: `exit` ends the process, `oom` and `cuda` raise what torch raises; `-once` does so
-a single time in all processes, which is what the folder TI2V_POISON_MARKS is for.
+TI2V_POISON is a JSON object of ids: `exit` ends the process, `oom` and `cuda` raise what torch raises, `slow` takes a
+while; `-once` does so a single time in all processes, which is what the folder TI2V_POISON_MARKS is for.
 """
 
 import importlib.util
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 ROOM = "ti2v_dist.engine"
-FIRST_FRAME = {"cuda-once": 1}
+SLOW_S = 0.1
+FIRST_FRAME = {"cuda-once": 1, "exit": 4}
 """The last frame that a video has when it strikes; 2 for the others."""
 
 
@@ -59,6 +61,9 @@ def _strikes(video_id, kind):
 
 
 def _break(kind):
+    if kind == "slow":
+        time.sleep(SLOW_S)
+        return
     import torch
 
     if kind == "exit":
