@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chaos_judge import Output, count_recomputed, judge
 from chaos_log import CampaignLog, Fault, RoundLog, tables
-from chaos_round import Output, count_recomputed, judge
 
 TESTS = Path(__file__).parent
 KINDS = ("worker_kill", "coordinator_kill", "driver_kill")
