@@ -1,4 +1,4 @@
-"""Is an output what it would be if nobody had disturbed its run? What was computed twice, and because of which fault?"""
+"""Is an output what it would be if nobody had disturbed its run, and which fault had what computed twice?"""
 
 import hashlib
 import io
