@@ -53,8 +53,7 @@ class MetadataService:
     def _answer(self, asked: BaseHTTPRequestHandler) -> None:
         url = urlsplit(asked.path)
         self.requests.append(f"{asked.command} {url.path}")
-        if self.unwell:
-            self.unwell -= 1
+        if self._is_unwell():
             return _send(asked, 503)
         if asked.command == "PUT" and url.path == "/latest/api/token":
             return self._new_token(asked)
@@ -83,7 +82,13 @@ class MetadataService:
         with self._changed:
             if query.get("wait_for_change") == "true" and query.get("last_etag") == self._etag:
                 self._changed.wait(float(query["timeout_sec"]))
+                if self._is_unwell():
+                    return _send(asked, 503)
             return _send(asked, 200, "FALSE" if self.ends is None else "TRUE", self._etag)
+
+    def _is_unwell(self) -> bool:
+        self.unwell -= (unwell := self.unwell > 0)
+        return unwell
 
     @property
     def _etag(self) -> str:
