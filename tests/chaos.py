@@ -24,10 +24,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import ray_runs
 from ceph import KEYS, Ceph, missing
-from chaos_judge import Output, count_recomputed, judge
 from chaos_log import CampaignLog, RoundLog, tables
 from chaos_ray import QUICK_RAY, SITE, Cluster, actors, free_ports
-from chaos_round import Driver, Round, Stuck, scratch_folder
+from chaos_round import Driver, Output, Round, Stuck, count_recomputed, judge, scratch_folder
 from ray_runs import SLOTS, TI2V
 
 from ti2v_dist.store import Store

@@ -1,18 +1,24 @@
 """One output and the faults that its run meets, until the same command has brought it to its end."""
 
+import hashlib
+import io
 import random
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from chaos_judge import Line, new_records
-from chaos_log import Fault, RoundLog
+import pyarrow.parquet
+from chaos_log import Fault, RoundLog, Verdict
 from chaos_ray import SITE, Cluster, actors, kill_all, processes, send
+
+from ti2v_dist.store import Store
 
 GAP = 4
 """Frames between a recovery and the next fault, at most."""
@@ -58,13 +64,13 @@ class FrameLog:
     """The workers' synced log from here on: id, frame and pid of each computed frame, in the order of their ends."""
 
     path: Path
-    lines: list[Line] = field(default_factory=list)
+    lines: list[tuple[str, int, int]] = field(default_factory=list)
     offset: int = 0
 
     def __post_init__(self) -> None:
         self.offset = self.path.stat().st_size if self.path.exists() else 0
 
-    def read(self) -> list[Line]:
+    def read(self) -> list[tuple[str, int, int]]:
         """What is new."""
         if not self.path.exists():
             return []
@@ -75,6 +81,57 @@ class FrameLog:
         new = [(name, int(frame), int(pid)) for name, frame, pid in map(str.split, whole.decode().splitlines())]
         self.lines += new
         return new
+
+
+@dataclass
+class Output:
+    """What a run has left: bytes by key, of frame records and of the data set."""
+
+    records: dict[str, bytes]
+    files: dict[str, bytes]
+    done: list[str]
+
+    @classmethod
+    def read(cls, url: str) -> "Output":
+        """Everything that is there now; temporary files are left out."""
+        store = Store(url)
+        names = {
+            name: f"{store.root}/{name}"
+            for part in (".ti2v/videos", ".ti2v/done", "dataset")
+            for name in _list(store, part)
+        }
+        data = {name: store.fs.cat_file(path) for name, path in names.items()}
+        below = lambda part: {name.removeprefix(part): data[name] for name in data if name.startswith(part)}  # noqa: E731
+        return cls(below(".ti2v/videos/"), below("dataset/"), list(below(".ti2v/done/")))
+
+    def mp4s(self) -> dict[str, bytes]:
+        return {name: data for name, data in self.files.items() if name.endswith(".mp4")}
+
+    def rows(self) -> list[dict[str, Any]]:
+        table = self.files.get("metadata.parquet")
+        return pyarrow.parquet.read_table(io.BytesIO(table)).to_pylist() if table else []
+
+
+def _list(store: Store, part: str) -> list[str]:
+    return [f"{part}/{name}" for name in store.list(part)]
+
+
+def judge(found: Output, reference: Output, acknowledged: dict[str, bytes]) -> Verdict:
+    """Compare an output with an undisturbed one, and with what was seen in it on the way."""
+    rows, expected = found.rows(), reference.rows()
+    ids = [row["id"] for row in rows]
+    pairs = [(found.records, reference.records), (found.mp4s(), reference.mp4s())]
+    lost = [name for mine, whole in pairs for name in whole.keys() - mine.keys()]
+    lost += [row["id"] for row in expected if row["id"] not in ids]
+    lost += [f"acknowledged {name}" for name in acknowledged.keys() - found.records.keys()]
+    duplicated = [name for mine, whole in pairs for name in mine.keys() - whole.keys()]
+    duplicated += [name for name, count in Counter(ids).items() if count > 1]
+    duplicated += sorted(set(found.done) ^ set(reference.done))
+    differing = [name for mine, whole in pairs for name in mine.keys() & whole.keys() if mine[name] != whole[name]]
+    differing += [name for name, data in acknowledged.items() if found.records.get(name, data) != data]
+    files = {row["file_name"]: row["file_sha256"] for row in rows}
+    differing += [name for name, data in found.mp4s().items() if files.get(name) != hashlib.sha256(data).hexdigest()]
+    return Verdict(len(found.records), len(rows), sorted(lost), sorted(duplicated), sorted(differing), 0)
 
 
 class Round:
@@ -200,7 +257,8 @@ class Round:
     # Faults
 
     def _strike(self) -> None:
-        self.acknowledged |= new_records(self.url, self.acknowledged)
+        found = Output.read(self.url).records
+        self.acknowledged |= {name: data for name, data in found.items() if name not in self.acknowledged}
         possible = [kind for kind in self.weights if self._is_possible(kind)]
         if not possible:
             return
@@ -284,6 +342,33 @@ class Round:
         self.asleep = list(self.driver.processes())
         send(self.asleep, signal.SIGSTOP)
         return self._takeover()
+
+
+def count_recomputed(lines: list[tuple[str, int, int]], faults: list[Fault], victims: list[set[int]]) -> int:
+    """Give each frame that was computed twice to the fault that explains it; returns how many none explains."""
+    computed: dict[tuple[str, int], tuple[int, int]] = {}
+    unexplained = 0
+    for here, (name, frame, pid) in enumerate(lines):
+        if (name, frame) in computed:
+            there, before = computed[name, frame]
+            fault = _explanation(there, here, before, pid, faults, victims)
+            if fault:
+                fault.recomputed += 1
+            else:
+                unexplained += 1
+        computed[name, frame] = here, pid
+    return unexplained
+
+
+def _explanation(
+    there: int, here: int, before: int, pid: int, faults: list[Fault], victims: list[set[int]]
+) -> Fault | None:
+    """The fault that struck the process of the first of the two frames, or of the second, else any between them."""
+    past = [(fault, struck) for fault, struck in zip(faults, victims, strict=True) if fault.frame <= here]
+    of_first = [fault for fault, struck in past if before in struck]
+    of_second = [fault for fault, struck in past if pid in struck]
+    between = [fault for fault, _ in past if fault.frame > there]
+    return next(iter([*of_first, *of_second, *between]), None)
 
 
 def scratch_folder() -> Path:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chaos_judge import Output, count_recomputed, judge
 from chaos_log import CampaignLog, Fault, RoundLog, tables
+from chaos_round import Output, count_recomputed, judge
 
 TESTS = Path(__file__).parent
 KINDS = ("worker_kill", "coordinator_kill", "driver_kill")
@@ -24,9 +24,9 @@ FAULTS, VIDEOS = 4, 10
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> CampaignLog:
     """What `make chaos` does, cut short."""
     path = tmp_path_factory.mktemp("chaos") / "chaos.json"
-    bounds = ["--faults", FAULTS, "--videos", VIDEOS, "--clusters", 1, "--nodes", 1, "--seed", 1, "--minutes", 8]
+    bounds = ["--faults", FAULTS, "--videos", VIDEOS, "--clusters", 1, "--nodes", 1, "--seed", 1, "--minutes", 4]
     command = [sys.executable, TESTS / "chaos.py", *bounds, "--file", path, "--kinds", *KINDS]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=590)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     log = CampaignLog.load(path)
     assert tables([log]) in done.stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray_runs
-from chaos_judge import Output, new_records
+from chaos_round import Output
 from conftest import url_in
 from gate import Gate
 from ray_runs import FRAMES_TO_MAKE, Ended, Frames, Inputs, Run
@@ -55,11 +55,11 @@ def take_over(url: str, older: Run, newer: Run, gate: Gate) -> TakenOver:
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     slept_at, in_mid_write = len(older.frames()), {key_of(path) for path in gate.held}
-    settled = new_records(url, ())
+    settled = Output.read(url).records
     second = newer.start("--output", url)
     newer.await_frames(second, 12)
-    ray_runs.wait_until(lambda: new_records(url, ()).keys() >= in_mid_write, "the newer owner's values")
-    at_waking, already = new_records(url, ()), len(gate.answers)
+    ray_runs.wait_until(lambda: Output.read(url).records.keys() >= in_mid_write, "the newer owner's values")
+    at_waking, already = Output.read(url).records, len(gate.answers)
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
     gate.open()
