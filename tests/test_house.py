@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "progress": NOUNS,
     "manifest": NOUNS | {"images", "rows"},
     "tables": NOUNS,
-    "dataset": NOUNS | INPUT | {"tables"},
+    "dataset": NOUNS | INPUT | {"store", "tables"},
     "report": NOUNS | INPUT | {"tables", "dataset"},
     "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report"},
     "worker": NOUNS | COMPUTE | STATE | INPUT | {"tables", "dataset"},

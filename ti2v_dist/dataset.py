@@ -23,6 +23,7 @@ import numpy as np
 from ti2v_dist.images import open_filesystem, read_bytes
 from ti2v_dist.manifest import RowFailure
 from ti2v_dist.rows import COLUMN_TYPES, read_table
+from ti2v_dist.store import check_scheme, persist, transport_errors
 from ti2v_dist.tables import METADATA_TYPES, dataset_card, failures_table, metadata_table
 from ti2v_dist.video import VideoRequest, canonical_json
 
@@ -241,7 +242,8 @@ def put_bytes(output_url: str, key: str, data: bytes) -> None:
 def _put_file(source: Path, output_url: str, key: str) -> None:
     fs, root = open_filesystem(output_url)
     if not _is_local(fs):
-        fs.put_file(str(source), f"{root}/{key}")
+        # A view is many files: each is asked for again by itself, or an unwell store would never see the last of them.
+        persist(key, lambda: fs.put_file(str(source), f"{root}/{key}"), transport_errors(check_scheme(output_url)))
         return
     # The temporary lies beside `dataset/`, in which nothing else may lie, not even after a crash.
     target, temporary = Path(root, key), Path(root, f".{uuid4().hex}.tmp")

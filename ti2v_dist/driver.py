@@ -185,7 +185,7 @@ def _coordinator(ray: Any, work: Work, detached: bool, takeover: bool) -> _Coord
 
 
 def _at_work(ray: Any, name: str, work: Work, takeover: bool) -> _Coordinator | None:
-    """The actor of this name, if it has an end to wait for or to tell; one that was stopped makes room for the next."""
+    """The actor of this name, if it has an end to wait for or to tell; one that left earlier makes room."""
     try:
         found = _Coordinator(ray, name, ray.get_actor(name, NAMESPACE))
     except ValueError:
@@ -195,7 +195,7 @@ def _at_work(ray: Any, name: str, work: Work, takeover: bool) -> _Coordinator | 
         if identity != expected:
             raise ValueError(f"the actor {name!r} of this cluster belongs to {identity}, not to {expected}")
         knows_plan, status = found.ask("outcome", work.plan.sha256)
-        if status is None or (knows_plan and status != "interrupted"):
+        if status is None or (knows_plan and status in ("finished", "failed_rows")):
             return found
     found.kill()
     return None

@@ -62,7 +62,7 @@ class Store:
         self.root = str(self.fs._strip_protocol(url)).rstrip("/")
         if not self.root and self.scheme not in ("file", "memory"):
             raise ValueError(f"output {url!r} names no bucket; write {self.scheme}://BUCKET/FOLDER")
-        self._transport_errors = _transport_errors(self.scheme)
+        self._transport_errors = transport_errors(self.scheme)
         self._synced: set[str] = set()
 
     def create(self, key: str, data: bytes) -> None:
@@ -191,32 +191,40 @@ class Store:
             self.fs.pipe_file(path, data, mode="create")
 
     def _ask(self, key: str, operation: Callable[[], _T]) -> _T:
-        """Run an idempotent operation until its outcome is known; raises `FileExistsError` or `FileNotFoundError`."""
-        last: BaseException | None = None
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(random.uniform(0.5, 1) * RETRY_BASE_S * 2**attempt)
-            try:
-                return operation()
-            except (OSError, *self._transport_errors) as exc:
-                self._raise_if_known(key, exc)
-                last = exc
-        raise StoreUnavailable(f"{key}: no answer from the store in {ATTEMPTS} tries: {last}") from last
+        return persist(key, operation, self._transport_errors)
 
-    def _raise_if_known(self, key: str, exc: BaseException) -> None:
-        """Raise what `exc` says for certain; return where the outcome is unknown and must be asked again."""
-        status = _http_status(exc)
-        if status == 412:
-            raise FileExistsError(errno.EEXIST, "precondition failed", key) from exc
-        if status is not None:
-            if status in _RETRY_STATUS or status >= 500:
-                return
-            raise exc
-        if isinstance(exc, OSError) and exc.errno in _FULL_ERRNO:
-            raise StoreUnavailable(f"{key}: {exc}") from exc
-        unsure = isinstance(exc, (TimeoutError, ConnectionError, *self._transport_errors))
-        if not (unsure or (isinstance(exc, OSError) and exc.errno in _RETRY_ERRNO)):
-            raise exc
+
+def persist(key: str, operation: Callable[[], _T], transport_errors: tuple[type[BaseException], ...]) -> _T:
+    """Run an idempotent storage operation until its outcome is known.
+
+    Raises `FileExistsError`, `FileNotFoundError`, `StoreUnavailable`, or the client's own `OSError`.
+    """
+    last: BaseException | None = None
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(random.uniform(0.5, 1) * RETRY_BASE_S * 2**attempt)
+        try:
+            return operation()
+        except (OSError, *transport_errors) as exc:
+            _raise_if_known(key, exc, transport_errors)
+            last = exc
+    raise StoreUnavailable(f"{key}: no answer from the store in {ATTEMPTS} tries: {last}") from last
+
+
+def _raise_if_known(key: str, exc: BaseException, transport_errors: tuple[type[BaseException], ...]) -> None:
+    """Raise what `exc` says for certain; return where the outcome is unknown and must be asked again."""
+    status = _http_status(exc)
+    if status == 412:
+        raise FileExistsError(errno.EEXIST, "precondition failed", key) from exc
+    if status is not None:
+        if status in _RETRY_STATUS or status >= 500:
+            return
+        raise exc
+    if isinstance(exc, OSError) and exc.errno in _FULL_ERRNO:
+        raise StoreUnavailable(f"{key}: {exc}") from exc
+    unsure = isinstance(exc, (TimeoutError, ConnectionError, *transport_errors))
+    if not (unsure or (isinstance(exc, OSError) and exc.errno in _RETRY_ERRNO)):
+        raise exc
 
 
 def check_scheme(url: str) -> str:
@@ -244,7 +252,7 @@ def _filesystem(scheme: str) -> Any:
         raise ValueError(f"{scheme}:// needs its client: pip install 'ti2v-dist[{_EXTRAS[scheme]}]' ({exc})") from exc
 
 
-def _transport_errors(scheme: str) -> tuple[type[BaseException], ...]:
+def transport_errors(scheme: str) -> tuple[type[BaseException], ...]:
     """Errors of the wire that are not `OSError`s and that leave the outcome unknown."""
     if scheme not in ("s3", "gs"):
         return ()
