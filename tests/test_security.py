@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import urllib.request
@@ -168,6 +169,21 @@ def test_everything_listens_on_loopback(heard: Heard):
 
 def test_a_run_of_its_own_ray_leaves_no_token_behind(heard: Heard):
     assert [path for path in heard.home if path.name == "auth_token"] == []
+
+
+def test_a_program_that_has_imported_ray_starts_one_that_asks_for_the_token(tmp_path: Path):
+    program = """
+import os, ray
+from ti2v_dist.driver import _ray
+with _ray(None) as ray:
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    print(ray.get(ray.remote(os.getenv).remote("RAY_AUTH_MODE")))
+"""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        command, env = [sys.executable, "-c", program], kept | {"RAY_TMPDIR": folder}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "token", done.stderr
 
 
 def test_the_documented_token_is_its_owners_alone(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Makes a plan's videos on Ray: starts or joins a cluster, starts the coordinator or attaches to it, follows it."""
 
+import json
 import logging
 import os
 import secrets
@@ -107,7 +108,12 @@ def _ray(address: str | None) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
+    from ray import _raylet
 
+    if address is None and os.environ["RAY_AUTH_MODE"] == "token":
+        # A program that imported Ray before has it without a token: Ray reads its environment once.
+        raylet: Any = _raylet
+        raylet.Config.initialize(json.dumps({"AUTH_MODE": "token"}))
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
         ray.init(

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ from ti2v_dist.video import VideoRequest, canonical_json
 COMPACT_ROWS = 500
 """Finished videos that are not in the ledger yet at which they are added to it."""
 KEPT_HINTS = 2
+MAX_PLAN_BYTES = 2**31
+"""Of a plan unzipped: what is longer is cut off, and then is no JSON."""
 READERS = 16
 
 Row = dict[str, Any]
@@ -69,7 +72,8 @@ class Plan:
         """Inverse of `data`; raises `CorruptRecord` unless it has the name in its key."""
         if hashlib.sha256(data).hexdigest() != key.rpartition("/")[2]:
             raise CorruptRecord(key, "its sha256 is not its name")
-        plain = json.loads(gzip.decompress(data))
+        unzip = zlib.decompressobj(wbits=31)
+        plain = json.loads(unzip.decompress(data, MAX_PLAN_BYTES))
         requests = tuple(
             replace(VideoRequest.from_json(request), generation=generation)
             for generation, request in plain.pop("requests")
