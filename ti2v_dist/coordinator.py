@@ -62,7 +62,7 @@ class Coordinator:
         self._queue: asyncio.Queue[events.Event | None] = asyncio.Queue()
         self._plans = {plan_sha256}
         self._unread = 1
-        self._tasks: set[asyncio.Task] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
         self._do: dict[type, Callable[[Any], Awaitable[None]]] = {
             events.Load: self._load,
             events.Encode: self._encode,
@@ -96,13 +96,13 @@ class Coordinator:
         exit_actor()
 
     async def _work(self, plan_sha256: str) -> None:
-        background: list[asyncio.Task] = []
+        background: list[asyncio.Future[None]] = []
         try:
             await self.upkeep.take_over()
             await self._admit(plan_sha256)
             self.pool.largest = max(self.requests.values(), key=lambda asked: asked.height * asked.width, default=None)
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.progress))
-            background = [asyncio.create_task(work) for work in (*watches, self.pool.watch_drains())]
+            background = [self._spawn(work) for work in (*watches, self.pool.watch_drains())]
             for _ in range(min(self.target_workers, -(-len(self.requests) // self.config.engine.slots))):
                 self._spawn(self.pool.start())
             await self._handle_events()
@@ -179,12 +179,13 @@ class Coordinator:
                 self._spawn(self._do[type(command)](command))
             self._gauge()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, work: Awaitable[None]) -> asyncio.Future[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
+        return task
 
-    def _on_task_done(self, task: asyncio.Task) -> None:
+    def _on_task_done(self, task: asyncio.Future[None]) -> None:
         """A bug in carrying out a command ends the run: going on would leave its video waiting for ever."""
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()

@@ -15,6 +15,7 @@ from ray.exceptions import (
     OutOfMemoryError,
     RayActorError,
     RayTaskError,
+    RpcError,
     WorkerCrashedError,
 )
 
@@ -122,7 +123,10 @@ class WorkerPool:
         Ray's drain is only a notice: it places nothing new on the node, and ends nothing there.
         """
         while True:
-            nodes = await asyncio.to_thread(gcs.get_draining_nodes)
+            try:
+                nodes = await asyncio.to_thread(gcs.get_draining_nodes)
+            except RpcError:  # a head that is silent for a while drains nobody
+                nodes = {}
             for number, actor in list(self.actors.items()) if nodes else ():
                 entry = await asyncio.to_thread(actors_in_gcs, actor._actor_id.hex())
                 if number in self.leaving or not entry or entry["Address"]["NodeID"] not in nodes:
