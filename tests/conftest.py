@@ -1,6 +1,7 @@
 """What holds for every test: nothing is fetched, nothing is reported home; and what tests share."""
 
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,15 @@ def moto() -> Iterator[str]:
 
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
+    # It looks and then writes: of two requests at once both might create one key.
+    assert server._server
+    look_and_write, one_at_a_time = server._server.app, threading.Lock()
+
+    def atomic(*request):
+        with one_at_a_time:
+            return look_and_write(*request)
+
+    server._server.app = atomic
     endpoint = "http://{}:{}".format(*server.get_host_and_port())
     bucket_in(endpoint)
     yield endpoint

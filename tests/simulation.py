@@ -89,9 +89,9 @@ class Life:
                     self._make(video_id)
                 except CorruptRecord as error:
                     self._ask(self.store.fail, video_id, {"error": type(error).__name__, "attempts": 0})
-                except (FramesDropped, KeyError):
+                except (FramesDropped, KeyError) as error:
                     if not self.world.is_dropped(video_id):
-                        raise
+                        raise Broken(f"{video_id}: what was settled is gone") from error
         except Crash:
             self.crashed = True
 
