@@ -15,6 +15,8 @@ import pytest
 from chaos_log import CampaignLog, Fault, RoundLog, tables
 from chaos_round import Output, count_recomputed, judge
 
+ROOT = Path(__file__).resolve().parents[1]
+
 TESTS = Path(__file__).parent
 KINDS = ("worker_kill", "coordinator_kill", "driver_kill")
 FAULTS, VIDEOS = 4, 10
@@ -147,3 +149,9 @@ def test_storage_faults_are_injected_and_survived(scheme: str, tmp_path: Path, r
     kinds = Counter(line.split()[0] for line in (tmp_path / "log").read_text().splitlines())
     assert kinds.keys() == {"timeout", "lost_reply", "unavailable", "truncated", "no_read"}
     assert min(kinds.values()) >= 3
+
+
+def test_the_page_shows_the_campaigns_that_are_on_file():
+    found = [CampaignLog.load(ROOT / "benchmarks" / "results" / f"chaos_{store}.json") for store in ("local", "s3")]
+    assert tables(found) in (ROOT / "docs" / "campaigns.md").read_text(encoding="utf-8")
+    assert all(log.is_clean for log in found)
