@@ -15,9 +15,8 @@ import pytest
 from chaos_log import CampaignLog, Fault, RoundLog, tables
 from chaos_round import Output, count_recomputed, judge
 
-ROOT = Path(__file__).resolve().parents[1]
-
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 KINDS = ("worker_kill", "coordinator_kill", "driver_kill")
 FAULTS, VIDEOS = 4, 10
 
