@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from ray_runs import processes
+
 RAY = Path(sys.executable).with_name("ray")
 SITE, NODE = "CHAOS_SITE", "CHAOS_NODE"
 """Environment variables by which processes are found: they outlive parents, sessions and changed titles."""
@@ -148,17 +150,6 @@ class Cluster:
         while not condition():
             assert time.monotonic() < deadline, f"no {what}: {(self.folder / 'log').read_text()}"
             time.sleep(0.2)
-
-
-def processes(name: str, value: str) -> dict[int, str]:
-    """Living processes with this environment variable: pid and command line."""
-    mark = f"{name}={value}\0".encode()
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if mark in (folder / "environ").read_bytes():
-                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-    return found
 
 
 def actors(found: dict[int, str], actor: str) -> list[int]:

@@ -16,7 +16,8 @@ from typing import Any
 
 import pyarrow.parquet
 from chaos_log import Fault, RoundLog, Verdict
-from chaos_ray import SITE, Cluster, actors, kill_all, processes, send
+from chaos_ray import SITE, Cluster, actors, kill_all, send
+from ray_runs import processes
 
 from ti2v_dist.store import Store
 

@@ -162,13 +162,7 @@ class Run:
 
     def processes(self) -> dict[int, str]:
         """Living processes of this run and of the Ray that it started: pid and command line."""
-        mark = f"{FRAME_LOG}={self.log}\0".encode()
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if mark in (folder / "environ").read_bytes():
-                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        return found
+        return processes(FRAME_LOG, str(self.log))
 
     def kill(self) -> None:
         """kill -9 of everything at once: driver, coordinator, workers and their Ray."""
@@ -213,6 +207,17 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float = PATIENCE_
             return value
         time.sleep(0.005)
     raise TimeoutError(f"no {what} within {seconds} s")
+
+
+def processes(name: str, value: str) -> dict[int, str]:
+    """Living processes with this environment variable: pid and command line."""
+    mark = f"{name}={value}\0".encode()
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (folder / "environ").read_bytes():
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+    return found
 
 
 def free_port() -> int:

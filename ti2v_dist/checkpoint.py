@@ -113,11 +113,7 @@ class CheckpointStore(FrameStore):
 
     def finished(self) -> dict[str, int]:
         """The newest finished generation of each id that has one, from one listing."""
-        newest: dict[str, int] = {}
-        for name in self.store.list(f"{ROOT}/done"):
-            video_id, _, generation = name.partition("/")
-            newest[video_id] = max(newest.get(video_id, 0), int(generation))
-        return newest
+        return self._highest("done")
 
     def fail(self, video_id: str, failure: dict[str, Any], generation: int = 0) -> int:
         """Record a failed attempt and return its number, from 0."""

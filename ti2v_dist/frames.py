@@ -186,11 +186,15 @@ class FrameStore:
 
     def last_frames(self) -> dict[str, int]:
         """First frame of every video's newest record, from one listing: for people, not for resuming."""
-        newest: dict[str, int] = {}
-        for name in self.store.list(f"{ROOT}/videos"):
-            video_id, _, frame = name.partition("/")
-            newest[video_id] = max(newest.get(video_id, 0), int(frame))
-        return newest
+        return self._highest("videos")
+
+    def _highest(self, folder: str) -> dict[str, int]:
+        """The highest number of each id below a folder of ids with numbers, from one listing."""
+        highest: dict[str, int] = {}
+        for name in self.store.list(f"{ROOT}/{folder}"):
+            video_id, _, number = name.partition("/")
+            highest[video_id] = max(highest.get(video_id, 0), int(number))
+        return highest
 
     # its frames, when they go
 
