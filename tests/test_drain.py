@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections import Counter
@@ -18,7 +19,11 @@ from ray.cluster_utils import Cluster
 from ray_runs import FRAMES_TO_MAKE, TI2V, Ended, Frames, Inputs, Run, wait_until
 from test_losses import POISON
 
+from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.config import load_config
+from ti2v_dist.losses import Leaving
 from ti2v_dist.metrics import LOSS_REASONS
+from ti2v_dist.worker import FRAMES_AT_ONCE, Worker
 
 NOTICE_S = 120.0
 
@@ -113,3 +118,29 @@ def test_a_worker_that_left_in_time_is_no_loss(drained: Drained):
     counters = drained.ended.result["this_life"]["counters"]
     found = {reason: counters[f'ti2v_worker_losses_total{{reason="{reason}"}}'] for reason in LOSS_REASONS}
     assert found == dict.fromkeys(LOSS_REASONS, 0) | {"drained": 1}
+
+
+def test_the_file_in_hand_is_given_up(reference: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    output = shutil.copytree(reference.output, tmp_path / "out")
+    (whole,) = output.glob("dataset/videos/*/bob-*.mp4")
+    whole.unlink()
+    config = load_config(None, [f"model.id={reference.inputs.model}", f"engine.slots={ray_runs.SLOTS}"])
+    request = CheckpointStore(str(output)).read_request("bob")
+    assert request
+    assert request.num_frames > FRAMES_AT_ONCE + 1, "more than one batch to decode"
+    leaving, staying = Worker(config, str(output)), Worker(config, str(output))
+    leaving.open()
+    decode = leaving.engine.decode
+
+    def decode_as_the_notice_comes(latents_FCHW):
+        leaving.leave()
+        return decode(latents_FCHW)
+
+    monkeypatch.setattr(leaving.engine, "decode", decode_as_the_notice_comes)
+    facts = {"run_id": "x", "device_seconds": 1.0, "started_at": 0.0}
+    with pytest.raises(Leaving):
+        leaving.finish(request, facts)
+    assert not list(output.glob("dataset/videos/*/bob-*.mp4"))
+    staying.open()
+    staying.finish(request, facts)
+    assert whole.read_bytes() == reference.mp4s()[whole.name]

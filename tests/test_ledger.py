@@ -69,6 +69,16 @@ def test_a_hint_of_many_videos_is_small(store):
     assert store.store.get(f".ti2v/progress/{plan.sha256}/{name}") == b'{"final":[[0,1500],[1510,2000]]}'
 
 
+def test_the_cost_of_a_run_is_that_of_all_its_epochs(store):
+    ledger = Ledger(store)
+    assert ledger.usage() == {}
+    for epoch, seconds in ((1, (1.5, 2.5, 4.25)), (2, (0.5,)), (10, (1.0, 2.0))):
+        for number, device_seconds in enumerate(seconds):
+            ledger.note_usage(epoch, number, {"device_seconds": device_seconds, "worker_losses": 1})
+    assert ledger.usage() == {"device_seconds": 6.75, "worker_losses": 3}
+    assert len(store.store.list(".ti2v/usage")) == 5, "one note before the newest stays, for those who have listed it"
+
+
 def test_without_a_hint_the_records_tell_what_is_final(store):
     ledger, plan = Ledger(store), plan_of(4)
     assert ledger.scan(plan) == set()

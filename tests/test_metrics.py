@@ -179,7 +179,7 @@ def test_the_dashboard_shows_every_metric(metrics: Metrics) -> None:
     metrics.count_failure("ValueError")
     metrics.count_storage_retry("TimeoutError")
     families = {family.name: {sample.name for sample in family.samples} for family in metrics.registry.collect()}
-    assert len(families) == 10
+    assert len(families) == 12
     assert not [name for name, samples in families.items() if not samples & shown]
 
 

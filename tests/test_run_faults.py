@@ -125,6 +125,9 @@ def test_a_killed_worker_costs_the_frames_in_flight(worker_killed: WorkerKilled)
     assert {first[frame] for frame in twice} <= {worker_killed.pid}
     counters = worker_killed.ended.result["this_life"]["counters"]
     assert counters['ti2v_worker_losses_total{reason="died"}'] == 1
+    usage = worker_killed.ended.result["usage"]
+    assert usage["worker_losses"] == 1
+    assert twice.total() <= usage["frames_discarded"] <= CALLS * SLOTS
 
 
 def test_a_finished_run_is_left_as_it_is(worker_killed: WorkerKilled):
@@ -194,6 +197,15 @@ def test_no_settled_frame_is_computed_again(lives: tuple[Run, list[Life]]):
         assert all(count <= allowed for count in Counter(name for name, _ in lost).values()), lost
     assert set(log[last.already_computed :]).isdisjoint(last.stored)
     assert 0 < len(interrupted.stored) < len(stopped.stored) < FRAMES_TO_MAKE
+
+
+def test_what_a_run_has_cost_is_that_of_all_its_lives(lives: tuple[Run, list[Life]]):
+    _, [_, interrupted, stopped, last] = lives
+    results = [life.ended.result for life in (interrupted, stopped, last) if life.ended]
+    own = [result["this_life"]["counters"]["ti2v_device_seconds_total"] for result in results]
+    totals = [result["usage"]["device_seconds"] for result in results]
+    assert totals[0] >= round(own[0], 3) > 0
+    assert totals[1:] == pytest.approx([totals[0] + own[1], totals[0] + own[1] + own[2]], abs=0.01)
 
 
 @pytest.mark.parametrize("life", [1, 2])

@@ -16,6 +16,7 @@ from ti2v_dist import dataset, events
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.metrics import Metrics
+from ti2v_dist.outages import Outages
 from ti2v_dist.pool import VIDEO_ERRORS, WorkerPool, video_error
 from ti2v_dist.record import Tip
 from ti2v_dist.scheduler import Scheduler
@@ -47,8 +48,10 @@ class Coordinator:
         self.store = CheckpointStore(output_url)
         self.scheduler = Scheduler(config.engine.slots)
         self.metrics = Metrics()
-        self.pool = WorkerPool(config, output_url, gpus_per_worker, self.metrics, self._emit, self._accept)
-        self.upkeep = Upkeep(self.store, self.metrics, self.stop, self._end)
+        self.outages = Outages(self.metrics)
+        own = (self.metrics, self.outages)
+        self.pool = WorkerPool(config, output_url, gpus_per_worker, *own, self._emit, self._accept)
+        self.upkeep = Upkeep(self.store, *own, self.stop, self._end)
         self.requests: dict[str, VideoRequest] = {}
         self.videos: dict[str, _Video] = {}
         self.fingerprint: str | None = None
@@ -157,6 +160,7 @@ class Coordinator:
             "stopping": self.scheduler.stopping,
             "seconds": round(seconds, 3),
             "metrics_url": self.metrics_url,
+            "note": self.outages.note,
             "error": self.error,
         }
 
@@ -209,7 +213,8 @@ class Coordinator:
 
     async def _load(self, command: events.Load) -> None:
         request = self.requests[command.id]
-        self.videos.pop(command.id, None)
+        if command.id in self.videos:
+            self._discard(self.videos.pop(command.id).pending)
         try:
             done = await self.upkeep.storage(self.store.read_done, command.id)
             if done and not self.upkeep.must_remake(command.id):
@@ -236,6 +241,7 @@ class Coordinator:
         if done is None:
             return
         encoded, seconds = done
+        self.metrics.device_seconds.inc(seconds)
         self.metrics.observe("encode", seconds)
         try:
             begun = await self.upkeep.storage(self.store.begin, request, encoded, self.fingerprint)
@@ -252,8 +258,11 @@ class Coordinator:
             self.metrics.observe("queue_wait", now - video.ready_since)
         done = await self.pool.call(command.worker, command.ids, "advance", [video.state for video in videos])
         if done is None:
+            if command.worker not in self.pool.actors:
+                self.metrics.discarded.inc(len(videos))
             return
         results, seconds = done
+        self.metrics.device_seconds.inc(seconds)
         frames: dict[str, int] = {}
         for video, result in zip(videos, results, strict=True):
             if isinstance(result, NonFiniteLatents):
@@ -285,6 +294,7 @@ class Coordinator:
                 return
             self.metrics.observe("commit", time.monotonic() - began, len(chunk.latents_FCHW))
             if not settled.ours:
+                self._discard([chunk, *video.pending])
                 video.pending.clear()
                 await self.upkeep.step_down_if_superseded()
                 self._emit(events.Superseded(command.id))
@@ -305,6 +315,7 @@ class Coordinator:
         if done is None:
             return
         row, seconds = done
+        self.metrics.device_seconds.inc(seconds)
         self.metrics.observe("decode", seconds / (request.num_frames - 1), request.num_frames - 1)
         await self.upkeep.storage(self.store.finish, command.id, row, request.generation)
         self.finished += 1
@@ -325,6 +336,9 @@ class Coordinator:
         self._drop(command.id)
         if self.failed > self.config.max_failures * len(self.upkeep.lines):
             self._end(f"{self.failed} of {len(self.upkeep.lines)} videos failed, more than max_failures allows")
+
+    def _discard(self, chunks: list[Chunk]) -> None:
+        self.metrics.discarded.inc(sum(len(chunk.latents_FCHW) for chunk in chunks))
 
     async def _forget(self, command: events.Forget) -> None:
         self._drop(command.id)

@@ -223,7 +223,7 @@ def _follow(
     stopping = False
     while True:
         progress, summary = coordinator.ask("report", plan_sha256)
-        if progress["workers_ready"] == 0 and progress["seconds"] > WAITING_FOR_WORKERS_S:
+        if not progress["note"] and progress["workers_ready"] == 0 and progress["seconds"] > WAITING_FOR_WORKERS_S:
             have = {name: count for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
             progress["note"] = (
                 f"waiting for a worker: the cluster has {have.get('GPU', 0):g} GPUs, {have['CPU']:g} CPUs"

@@ -78,7 +78,7 @@ class CallFailed:
 
 @dataclass(frozen=True)
 class CallCancelled:
-    """A call came back without having been begun: nothing was computed, and nobody is to blame."""
+    """A call came back without effect, not begun or given up: nothing is lost, and nobody is to blame."""
 
     worker: int
     ids: tuple[str, ...]
@@ -190,7 +190,7 @@ class StartWorker:
 
 @dataclass(frozen=True)
 class Recall:
-    """Let a worker finish the call in hand and begin no other: the ones behind it come back as `CallCancelled`."""
+    """Let a worker finish the frame in hand and nothing else: its other calls come back as `CallCancelled`."""
 
     worker: int
 

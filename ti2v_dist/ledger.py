@@ -2,6 +2,7 @@
 
     .ti2v/plans/<sha256>            what one command asked for: requests, manifest lines, refused rows
     .ti2v/progress/<sha256>/<seq>   which of a plan's requests are final; the highest counts, older ones are deleted
+    .ti2v/usage/<epoch>/<seq>       what one life of the coordinator has cost so far; the highest counts
     .ti2v/ledger/<seq>.parquet      rows of finished videos, so that tables need not read an object a video
 
 A plan is named by its content. A hint follows the records it speaks of, so it may say too little and never too much.
@@ -12,6 +13,7 @@ import hashlib
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,7 @@ from ti2v_dist.video import VideoRequest, canonical_json
 COMPACT_ROWS = 500
 """Finished videos that are not in the ledger yet at which they are added to it."""
 KEPT_HINTS = 2
+"""Of hints and of notes of usage: one more than the newest, for those who have listed it already."""
 MAX_PLAN_BYTES = 2**31
 """Of a plan unzipped: what is longer is cut off, and then is no JSON."""
 READERS = 16
@@ -150,6 +153,29 @@ class Ledger:
         """Failures on record of a video that was really tried."""
         return sum(row["attempts"] > 0 for row in self.run.read_failures(video_id))
 
+    # usage
+
+    def note_usage(self, epoch: int, number: int, usage: dict[str, float]) -> None:
+        """Keep what an epoch has cost so far, its note `number` from 0; the ones before the last are deleted."""
+        self.store.settle(_usage_key(epoch, number), canonical_json(usage))
+        if number >= KEPT_HINTS:
+            self.store.delete(_usage_key(epoch, number - KEPT_HINTS))
+
+    def usage(self) -> dict[str, float]:
+        """What the run has cost in all its epochs. A killed one is counted up to its last note."""
+        newest = {name.partition("/")[0]: name for name in self.store.list(f"{ROOT}/usage")}
+        total = Counter[str]()
+        with ThreadPoolExecutor(READERS) as pool:
+            for note in pool.map(self._usage_note, newest.values()):
+                total.update(note)
+        return {what: round(amount, 3) for what, amount in total.items()}
+
+    def _usage_note(self, name: str) -> dict[str, float]:
+        try:
+            return parse_json(name, self.store.get(f"{ROOT}/usage/{name}"))
+        except KeyError:  # a living owner has left two more since it was listed
+            return {}
+
     # final rows
 
     def done_rows(self, ids: Iterable[str]) -> list[Row]:
@@ -202,6 +228,10 @@ def _ranges(indexes: Iterable[int]) -> list[list[int]]:
 
 def _plan_key(sha256: str) -> str:
     return f"{ROOT}/plans/{sha256}"
+
+
+def _usage_key(epoch: int, number: int) -> str:
+    return f"{ROOT}/usage/{epoch:010d}/{number:010d}"
 
 
 def _hints(sha256: str) -> str:

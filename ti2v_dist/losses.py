@@ -46,7 +46,7 @@ LOSSES = {
 
 
 class Leaving(RuntimeError):
-    """The worker was told to begin no further call; what raises this has done nothing."""
+    """The worker was told to leave; the call that raises this has left nothing behind."""
 
 
 class DeviceOutOfMemory(RuntimeError):

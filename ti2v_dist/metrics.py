@@ -25,6 +25,14 @@ class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         self.frames = Counter("ti2v_frames_total", "Frames committed by this coordinator.", registry=registry)
+        self.discarded = Counter(
+            "ti2v_frames_discarded_total",
+            "Frames in the hands of lost workers, or settled by another owner first: computed for nothing, at most.",
+            registry=registry,
+        )
+        self.device_seconds = Counter(
+            "ti2v_device_seconds_total", "Seconds that workers took for the calls that came back.", registry=registry
+        )
         self.videos = Counter(
             "ti2v_videos_total",
             "Videos finished, failed for good, or taken up again from their checkpoint.",
@@ -85,6 +93,20 @@ class Metrics:
         """Count one lost worker; `reason` is one of `LOSS_REASONS`."""
         assert reason in LOSS_REASONS, reason
         self.worker_losses.labels(reason).inc()
+
+    def usage(self) -> dict[str, float]:
+        """What this life has cost so far."""
+        values = self.snapshot()
+
+        def count(name: str) -> int:
+            return round(sum(value for series, value in values.items() if series.partition("{")[0] == name))
+
+        return {
+            "device_seconds": round(values["ti2v_device_seconds_total"], 3),
+            "frames_discarded": count("ti2v_frames_discarded_total"),
+            "worker_losses": count("ti2v_worker_losses_total"),
+            "storage_retries": count("ti2v_storage_retries_total"),
+        }
 
     def snapshot(self) -> dict[str, float]:
         """Every value but the histograms' buckets by its exposed name: `{'ti2v_videos_total{outcome="failed"}': 2.0}`.

@@ -1,9 +1,8 @@
 """WorkerPool: one coordinator's worker actors. It starts, calls and buries them, and tells what happened as events."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from itertools import repeat
 from typing import Any
 
 import ray
@@ -24,6 +23,7 @@ from ti2v_dist.checkpoint import FingerprintMismatch
 from ti2v_dist.config import RunConfig
 from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.metrics import Metrics
+from ti2v_dist.outages import Outages
 from ti2v_dist.video import NonFiniteLatents, VideoRequest
 from ti2v_dist.worker import Worker
 
@@ -34,8 +34,6 @@ DEATH_IS_TOLD_S, DEATH_POLL_S = 3.0, 0.25
 DRAIN_POLL_S = 1.0
 CONTROL = "control"
 """The concurrency group in which a worker answers during a call."""
-STORAGE_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""Pauses before storage is asked again; after the last one, every half a minute."""
 VIDEO_ERRORS = (ValueError, NonFiniteLatents)
 """What is wrong with a video itself; trying again would not help."""
 
@@ -49,11 +47,12 @@ class WorkerPool:
         output_url: str,
         gpus_per_worker: float,
         metrics: Metrics,
+        outages: Outages,
         emit: Callable[[events.Event], None],
         accept: Callable[[dict[str, Any]], Awaitable[None]],
     ):
         self.config, self.output_url, self.gpus = config, output_url, gpus_per_worker
-        self.metrics, self.emit, self.accept = metrics, emit, accept
+        self.metrics, self.outages, self.emit, self.accept = metrics, outages, emit, accept
         self.largest: VideoRequest | None = None
         """The request of the largest batch: a new worker tries at once whether it fits."""
         self.actors: dict[int, Any] = {}
@@ -91,30 +90,29 @@ class WorkerPool:
 
     async def call(self, number: int, ids: tuple[str, ...], method: str, *arguments: Any) -> Any:
         """What a worker's method returns for these videos; None when it failed, which has been told as an event."""
-        for pause_s in retry_pauses_s():
-            actor = self.actors.get(number)
-            if actor is None:
-                return None  # lost meanwhile: the scheduler has heard, and has given its videos to others
-            try:
-                return await getattr(actor, method).remote(*arguments)
-            except WORKER_DEATHS as error:
-                self._bury(number, await death(actor, error))
-                return None
-            except RayTaskError as error:
-                cause = error.cause
-                if isinstance(cause, OSError):  # an outage or a full disk pauses the run; it fails no video
-                    self.metrics.count_storage_retry(type(cause).__name__)
-                    await asyncio.sleep(pause_s)
-                    continue
-                if isinstance(cause, Leaving):
-                    self.emit(events.CallCancelled(number, ids))
-                elif isinstance(cause, DeviceOutOfMemory | DeviceFailure):
-                    self._bury(number, "cuda_oom" if isinstance(cause, DeviceOutOfMemory) else "cuda_error")
-                elif isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
-                    self.emit(video_error(ids[0], cause))
-                else:
-                    self.emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
-                return None
+        return await self.outages.outlast(lambda: self._try(number, ids, method, arguments))
+
+    async def _try(self, number: int, ids: tuple[str, ...], method: str, arguments: tuple[Any, ...]) -> Any:
+        """One try of `call`; raises what storage did to the worker."""
+        actor = self.actors.get(number)
+        if actor is None:
+            return None  # lost meanwhile: the scheduler has heard, and has given its videos to others
+        try:
+            return await getattr(actor, method).remote(*arguments)
+        except WORKER_DEATHS as error:
+            self._bury(number, await death(actor, error))
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, OSError):
+                raise cause from error
+            if isinstance(cause, Leaving):
+                self.emit(events.CallCancelled(number, ids))
+            elif isinstance(cause, DeviceOutOfMemory | DeviceFailure):
+                self._bury(number, "cuda_oom" if isinstance(cause, DeviceOutOfMemory) else "cuda_error")
+            elif isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
+                self.emit(video_error(ids[0], cause))
+            else:
+                self.emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
         return None
 
     async def watch_drains(self) -> None:
@@ -139,7 +137,7 @@ class WorkerPool:
             await asyncio.sleep(DRAIN_POLL_S)
 
     async def recall(self, number: int) -> None:
-        """Let a worker finish the call in hand and begin no other."""
+        """Let a worker finish the frame in hand and nothing else."""
         # Not `ray.cancel`: Ray carries a cancelled method out all the same, and then throws its result away.
         if number in self.actors:
             with suppress(*WORKER_DEATHS):
@@ -199,12 +197,6 @@ def reason_of(cause: Any) -> str:
     if context.node_death_info.reason == context.node_death_info.AUTOSCALER_DRAIN_PREEMPTED:
         return "preempted"
     return "node_died" if context.reason == context.NODE_DIED else "died"
-
-
-def retry_pauses_s() -> Iterator[float]:
-    """Pauses in seconds without end."""
-    yield from STORAGE_RETRY_S
-    yield from repeat(30.0)
 
 
 def video_error(video_id: str, error: BaseException) -> events.VideoError:

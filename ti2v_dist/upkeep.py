@@ -11,7 +11,7 @@ from ti2v_dist import views
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.metrics import Metrics
-from ti2v_dist.pool import retry_pauses_s
+from ti2v_dist.outages import Outages
 from ti2v_dist.video import VideoRequest
 
 VIEWS_EVERY_S = 120.0
@@ -22,13 +22,21 @@ STORE_POLL_S = 2.0
 class Upkeep:
     """One life's ownership of a run. `stop` asks that life to stop, `end` does so for a reason to be told."""
 
-    def __init__(self, store: CheckpointStore, metrics: Metrics, stop: Callable[[], None], end: Callable[[str], None]):
-        self.store, self.ledger, self.metrics = store, Ledger(store), metrics
+    def __init__(
+        self,
+        store: CheckpointStore,
+        metrics: Metrics,
+        outages: Outages,
+        stop: Callable[[], None],
+        end: Callable[[str], None],
+    ):
+        self.store, self.ledger, self.metrics, self.outages = store, Ledger(store), metrics, outages
         self.stop, self.end = stop, end
         self.epoch = 0
         self.plans: dict[str, Plan] = {}
         self.final: set[str] = set()
         self._hinted: dict[str, int] = {}
+        self._usages: list[dict[str, float]] = []
 
     @property
     def lines(self) -> dict[str, int]:
@@ -37,13 +45,7 @@ class Upkeep:
 
     async def storage(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Run a storage call on another thread. An outage or a full disk pauses the run; it fails no video."""
-        for pause_s in retry_pauses_s():
-            try:
-                return await asyncio.to_thread(call, *arguments)
-            except OSError as error:
-                self.metrics.count_storage_retry(type(error).__name__)
-                await asyncio.sleep(pause_s)
-        raise AssertionError("the pauses have no end")
+        return await self.outages.outlast(lambda: asyncio.to_thread(call, *arguments))
 
     async def take_over(self) -> None:
         """Become the run's newest owner."""
@@ -85,6 +87,14 @@ class Upkeep:
         while True:
             await asyncio.sleep(HINT_EVERY_S)
             await self.hint()
+            await self.note_usage()
+
+    async def note_usage(self) -> None:
+        """Leave what this life has cost, so that a run's cost is that of all its lives."""
+        usage = self.metrics.usage()
+        if self._usages[-1:] != [usage]:
+            await self.storage(self.ledger.note_usage, self.epoch, len(self._usages), usage)
+            self._usages.append(usage)
 
     async def hint(self) -> None:
         """Leave a hint for each plan of which more is final than before."""
@@ -103,6 +113,7 @@ class Upkeep:
 
     async def write_views(self, this_life: Callable[[], dict[str, Any]], report: bool) -> dict[str, Any]:
         """Write what people read of the run; returns the summary."""
+        await self.note_usage()
         pending = {request.id for plan in self.plans.values() for request in plan.requests} - self.final
         counted = {"percentiles_s": self.metrics.percentiles(), "counters": self.metrics.snapshot()}
         return await self.storage(

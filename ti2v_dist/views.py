@@ -19,7 +19,7 @@ def write(
     """Write the views of a run anew, with a `report` or, in a run's middle, without it, and return the summary.
 
     `ids` are the manifest's, `pending` those of them that are being worked on, an earlier failure or not. `this_life`
-    is what one life of the coordinator has counted; it goes into the summary as it is.
+    is what one life of the coordinator has counted; it goes into the summary as it is. `usage` is of all lives.
     """
     failed = [video_id for video_id in store.failed_ids() if video_id in ids and video_id not in pending]
     with ThreadPoolExecutor(READERS) as pool:
@@ -36,7 +36,7 @@ def write(
         "finished": len(rows),
         "failed": len(failures),
         "frames": sum(row["num_frames"] for row in rows),
-        "device_seconds": round(sum(row["device_seconds"] or 0 for row in rows), 3),
+        "usage": Ledger(store).usage(),
         "this_life": this_life,
     }
     dataset.write_views(store.url, rows, failures, summary)

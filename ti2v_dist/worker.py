@@ -66,7 +66,7 @@ class Worker:
         return self.numerics
 
     def leave(self) -> None:
-        """Begin no further call: each raises `Leaving`. Answers at once on a thread beside that of a call in hand."""
+        """Begin no further call, and give up the file in hand: each raises `Leaving`. Answers beside a call in hand."""
         self.leaving = True
 
     def encode(self, request: VideoRequest) -> tuple[Encoded, float]:
@@ -128,15 +128,20 @@ class Worker:
             return None
 
     def _begin(self) -> float:
-        if self.leaving:
-            raise Leaving("this worker begins no further call")
+        self._heed_notice()
         return time.perf_counter()
+
+    def _heed_notice(self) -> None:
+        if self.leaving:
+            raise Leaving("this worker is to leave")
 
     def _frames(self, request: VideoRequest) -> Iterator[np.ndarray]:
         """uint8 frames_HWC: the preprocessed image itself (Algorithm 1, line 5), then the decoded latents."""
         yield self.store.first_image(request.id)
         latents = islice(self.store.latents(request.id), request.num_frames - 1)
         while batch := list(islice(latents, FRAMES_AT_ONCE)):
+            # A long video takes longer than a notice: its frames are settled, and others decode them as well.
+            self._heed_notice()
             with self._device_errors():
                 frames_FHWC = self.engine.decode(np.stack(batch))
             yield from frames_FHWC

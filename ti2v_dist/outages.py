@@ -1,0 +1,46 @@
+"""Outages of storage: one that does not answer, or is full, pauses the run. It fails no video, and it is told."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from itertools import chain, repeat
+from typing import TypeVar
+
+from ti2v_dist.metrics import Metrics
+
+PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0)
+"""Pauses before storage is asked again; after the last one, every half a minute."""
+TOLD_AFTER_S = 5.0
+T = TypeVar("T")
+
+
+class Outages:
+    """The calls of one process that wait for storage."""
+
+    def __init__(self, metrics: Metrics):
+        self.metrics = metrics
+        self._waiting: dict[object, tuple[float, str]] = {}
+
+    async def outlast(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What `call` returns, which is made again for as long as it raises `OSError`."""
+        this, began = object(), time.monotonic()
+        try:
+            for pause_s in chain(PAUSES_S, repeat(30.0)):
+                try:
+                    return await call()
+                except OSError as error:
+                    self.metrics.count_storage_retry(type(error).__name__)
+                    self._waiting[this] = began, str(error)
+                await asyncio.sleep(pause_s)
+        finally:
+            self._waiting.pop(this, None)
+        raise AssertionError("the pauses have no end")
+
+    @property
+    def note(self) -> str | None:
+        """What to tell of the call that has waited longest, once it has for some seconds."""
+        if not self._waiting:
+            return None
+        began, problem = min(self._waiting.values())
+        seconds = time.monotonic() - began
+        return f"waiting for storage for {seconds:.0f} s: {problem}" if seconds > TOLD_AFTER_S else None
