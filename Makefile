@@ -21,7 +21,7 @@ demo: $(READY)
 	@$(BIN)/python benchmarks/oracle.py runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

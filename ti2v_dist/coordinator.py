@@ -74,7 +74,7 @@ class Coordinator:
             events.Finish: self._finish,
             events.Fail: self._fail,
             events.Forget: self._forget,
-            events.StartWorker: self._start_worker,
+            events.StartWorker: lambda _: self.pool.start(),
             events.Recall: lambda command: self.pool.recall(command.worker),
             events.Release: lambda command: self.pool.release(command.worker),
             events.GiveUp: self._give_up,
@@ -156,7 +156,7 @@ class Coordinator:
             "in_flight": len(self.scheduler.videos),
             "waiting": len(self.scheduler.waiting),
             "workers_ready": len(self.scheduler.workers),
-            "frames_left": self._frames_left(),
+            "frames_left": self.scheduler.frames_left,
             "stopping": self.scheduler.stopping,
             "seconds": round(seconds, 3),
             "metrics_url": self.metrics_url,
@@ -167,10 +167,6 @@ class Coordinator:
     def stop(self) -> None:
         """Start nothing new; the run ends when what is in hand is committed."""
         self._emit(events.StopRequested())
-
-    def _frames_left(self) -> int:
-        waiting = sum(video.last for video in self.scheduler.waiting)
-        return waiting + sum(video.last - video.frame for video in self.scheduler.videos.values())
 
     # The loop
 
@@ -241,7 +237,6 @@ class Coordinator:
         if done is None:
             return
         encoded, seconds = done
-        self.metrics.device_seconds.inc(seconds)
         self.metrics.observe("encode", seconds)
         try:
             begun = await self.upkeep.storage(self.store.begin, request, encoded, self.fingerprint)
@@ -262,7 +257,6 @@ class Coordinator:
                 self.metrics.discarded.inc(len(videos))
             return
         results, seconds = done
-        self.metrics.device_seconds.inc(seconds)
         frames: dict[str, int] = {}
         for video, result in zip(videos, results, strict=True):
             if isinstance(result, NonFiniteLatents):
@@ -315,7 +309,6 @@ class Coordinator:
         if done is None:
             return
         row, seconds = done
-        self.metrics.device_seconds.inc(seconds)
         self.metrics.observe("decode", seconds / (request.num_frames - 1), request.num_frames - 1)
         await self.upkeep.storage(self.store.finish, command.id, row, request.generation)
         self.finished += 1
@@ -333,25 +326,19 @@ class Coordinator:
         self.upkeep.final.add(command.id)
         self.metrics.count_video("failed")
         self.metrics.count_failure(command.error_type)
-        self._drop(command.id)
+        await self._forget(command)
         if self.failed > self.config.max_failures * len(self.upkeep.lines):
             self._end(f"{self.failed} of {len(self.upkeep.lines)} videos failed, more than max_failures allows")
 
     def _discard(self, chunks: list[Chunk]) -> None:
         self.metrics.discarded.inc(sum(len(chunk.latents_FCHW) for chunk in chunks))
 
-    async def _forget(self, command: events.Forget) -> None:
-        self._drop(command.id)
-
-    def _drop(self, video_id: str) -> None:
-        self.videos.pop(video_id, None)
-        self.requests.pop(video_id, None)
+    async def _forget(self, command: events.Forget | events.Fail) -> None:
+        self.videos.pop(command.id, None)
+        self.requests.pop(command.id, None)
 
     async def _give_up(self, command: events.GiveUp) -> None:
         self._end(command.reason)
-
-    async def _start_worker(self, _: events.StartWorker) -> None:
-        await self.pool.start()
 
     async def _accept(self, numerics: dict[str, Any]) -> None:
         self.fingerprint = await self.upkeep.storage(self.store.claim_fingerprint, numerics)

@@ -89,7 +89,7 @@ class WorkerPool:
                 self.emit(events.WorkerReady(number))
 
     async def call(self, number: int, ids: tuple[str, ...], method: str, *arguments: Any) -> Any:
-        """What a worker's method returns for these videos; None when it failed, which has been told as an event."""
+        """A worker's value for these videos and its seconds; None when it failed, which has been told as an event."""
         return await self.outages.outlast(lambda: self._try(number, ids, method, arguments))
 
     async def _try(self, number: int, ids: tuple[str, ...], method: str, arguments: tuple[Any, ...]) -> Any:
@@ -98,7 +98,9 @@ class WorkerPool:
         if actor is None:
             return None  # lost meanwhile: the scheduler has heard, and has given its videos to others
         try:
-            return await getattr(actor, method).remote(*arguments)
+            value, seconds = await getattr(actor, method).remote(*arguments)
+            self.metrics.device_seconds.inc(seconds)
+            return value, seconds
         except WORKER_DEATHS as error:
             self._bury(number, await death(actor, error))
         except RayTaskError as error:

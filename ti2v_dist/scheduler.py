@@ -101,6 +101,11 @@ class Scheduler:
         return sum(video.status == status for video in self.videos.values())
 
     @property
+    def frames_left(self) -> int:
+        """Frames still to be computed."""
+        return sum(video.last - video.frame for video in (*self.waiting, *self.videos.values()))
+
+    @property
     def in_hand(self) -> int:
         """Videos inside the calls that workers are carrying out; what waits behind them is not counted."""
         return sum(len(worker.calls[0]) for worker in self.workers.values() if worker.calls)

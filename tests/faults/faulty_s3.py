@@ -25,14 +25,14 @@ class FaultyS3(S3FileSystem):
         return done
 
     async def _cat_file(self, path, *args, **kwargs):
-        if STATE in path and draw(("no_read",), path):
+        if STATE in path and draw(("no_read",)):
             log("no_read", path)
             raise FSTimeoutError
         return await super()._cat_file(path, *args, **kwargs)
 
 
 def _before(path: str) -> str | None:
-    kind = draw(WRITES, path)
+    kind = draw(WRITES)
     if kind in (None, "lost_reply"):
         return kind
     log(kind, path)

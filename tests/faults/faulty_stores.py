@@ -47,12 +47,10 @@ def dice(pid: int) -> random.Random:
     return random.Random(f"{settings()['seed']} {pid}")
 
 
-def draw(kinds: tuple[str, ...], path: str) -> str | None:
+def draw(kinds: tuple[str, ...]) -> str | None:
     """The fault of this operation, if it is to have one."""
     rng = dice(os.getpid())
-    # Dozens of views are written as one, again from the first where one of them fails: they would never be whole.
-    rate = settings()["rate"] / (1 if STATE in path else 10)
-    return rng.choice(kinds) if rng.random() < rate else None
+    return rng.choice(kinds) if rng.random() < settings()["rate"] else None
 
 
 def log(kind: str, path: str) -> None:
@@ -69,7 +67,7 @@ class FaultyFiles(LocalFileSystem):
     """Local files, of which those of a run's state are sometimes not read."""
 
     def cat_file(self, path, start=None, end=None, **kwargs):
-        if STATE in str(path) and draw(("no_read",), str(path)):
+        if STATE in str(path) and draw(("no_read",)):
             log("no_read", str(path))
             raise FSTimeoutError
         return super().cat_file(path, start, end, **kwargs)
@@ -85,7 +83,7 @@ def _faulty_fsync(descriptor: Any) -> None:
     number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
     path = os.readlink(f"/proc/self/fd/{number}")
     # Four kinds of fault share one rate, and three of them are for the call that names the object.
-    if stat.S_ISREG(os.fstat(number).st_mode) and _is_object(path) and draw(("truncated", "", "", ""), path):
+    if stat.S_ISREG(os.fstat(number).st_mode) and _is_object(path) and draw(("truncated", "", "", "")):
         os.ftruncate(number, os.fstat(number).st_size // 2)
         log("truncated", path)
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
@@ -108,7 +106,7 @@ def _faulty_replace(source: Any, target: Any, **kwargs: Any) -> None:
 
 def _before(source: Any, target: Any) -> str | None:
     """Raise what goes wrong before a write; return what is to go wrong after it."""
-    kind = draw(("timeout", "lost_reply", "unavailable", ""), str(target)) if _is_object(source) else None
+    kind = draw(("timeout", "lost_reply", "unavailable", "")) if _is_object(source) else None
     if kind == "unavailable":
         log(kind, str(target))
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
