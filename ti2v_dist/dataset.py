@@ -241,12 +241,20 @@ def put_bytes(output_url: str, key: str, data: bytes) -> None:
 
 def _put_file(source: Path, output_url: str, key: str) -> None:
     fs, root = open_filesystem(output_url)
-    if not _is_local(fs):
-        # A view is many files: each is asked for again by itself, or an unwell store would never see the last of them.
-        persist(key, lambda: fs.put_file(str(source), f"{root}/{key}"), transport_errors(check_scheme(output_url)))
-        return
+
+    def put() -> None:
+        if _is_local(fs):
+            _replace_file(source, Path(root), key)
+        else:
+            fs.put_file(str(source), f"{root}/{key}")
+
+    # A view is many files: each is asked for again by itself, or an unwell store would never see the last of them.
+    persist(key, put, transport_errors(check_scheme(output_url)))
+
+
+def _replace_file(source: Path, root: Path, key: str) -> None:
     # The temporary lies beside `dataset/`, in which nothing else may lie, not even after a crash.
-    target, temporary = Path(root, key), Path(root, f".{uuid4().hex}.tmp")
+    target, temporary = root / key, root / f".{uuid4().hex}.tmp"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with source.open("rb") as reader, temporary.open("xb") as writer:
