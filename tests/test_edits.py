@@ -10,7 +10,7 @@ from chains import FINGERPRINT, make_chunk, make_encoded, make_request
 from PIL import Image
 from tiny_models import SIZE, write_tiny_model
 
-from ti2v_dist import edits
+from ti2v_dist import audit, edits, views
 from ti2v_dist.checkpoint import CheckpointStore, FramesDropped, RequestMismatch
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.manifest import make_request as request_of_row
@@ -113,12 +113,29 @@ def test_the_same_extension_again_goes_on_and_then_adds(place, request_):
     place.make(longer, until=8)
     assert edits.extend(place.store, "cat", "+3") == longer
     assert edits.extend(place.store, "cat", str(FRAMES + 3)) == longer
-    with pytest.raises(ValueError, match="is being extended to 10 frames; finish that before you ask for 12"):
-        edits.extend(place.store, "cat", "+5")
     assert place.store.edits() == {"cat": [1]}
+    assert place.store.current_epoch() == 0, "nobody is disturbed"
     place.make(longer)
     assert edits.extend(place.store, "cat", str(FRAMES + 3)) == longer
     assert edits.extend(place.store, "cat", "+3").num_frames == FRAMES + 6
+
+
+@pytest.mark.parametrize(("asked", "made"), [("+5", 12), ("+2", 9), ("+1", 8)])
+def test_an_extension_that_is_not_finished_is_replaced_by_another(place, elsewhere, request_, asked, made):
+    place.make(request_)
+    place.make(edits.extend(place.store, "cat", "+300"), until=9)
+    with pytest.raises(ValueError, match="num_frames is 7; video 'cat' has 7 frames already"):
+        edits.extend(place.store, "cat", "7")
+    other = edits.extend(place.store, "cat", asked)
+    assert (other.num_frames, other.generation) == (made, 2)
+    assert place.store.current_epoch() == 1, "whoever is at work on the 300 steps down"
+    assert edits.extend(place.store, "cat", asked) == other
+    row = place.make(other)
+    assert place.computed == list(range(1, max(9, made)))
+    assert elsewhere.mp4(elsewhere.make(replace(request_, num_frames=made))) == place.mp4(row)
+    assert place.store.finished() == {"cat": 2}
+    views.write(place.store, {"cat"}, (), {}, report=False)
+    assert audit.verify(place.url, deep=True)["problems"] == []
 
 
 @pytest.mark.parametrize(

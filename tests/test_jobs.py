@@ -23,6 +23,7 @@ from cli_runs import FAST, environment, ti2v
 from PIL import Image
 from tiny_models import SIZE, write_tiny_model
 
+from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import load_config
 from ti2v_dist.planning import pinned
 from ti2v_dist.single import generate
@@ -255,6 +256,25 @@ class Joined:
     def records(self) -> dict[str, bytes]:
         return records(self.output / ".ti2v" / "videos")
 
+    def pretend(self, **other: str) -> None:
+        """Put an actor in the place of this run's coordinator that is in its first epoch, and does nothing."""
+        config = pinned(load_config(None, [value for value in self.settings if value != "--set"]))
+        own_id = config.run_id(str(self.output))
+        identity = {"run_id": own_id, "output": str(self.output)} | other
+        impostor = f"""
+import ray
+class Other:
+    def identity(self):
+        return {identity}
+    def outcome(self, plan_sha256):
+        return True, None, 1
+ray.init(namespace="ti2v")
+actor = ray.remote(Other).options(name="ti2v-{own_id}", num_cpus=0, lifetime="detached").remote()
+ray.get(actor.identity.remote())
+"""
+        env = environment(**self.auth)
+        subprocess.run([sys.executable, "-c", impostor], env=env, check=True, capture_output=True, timeout=PATIENCE_S)
+
     def coordinator(self) -> int:
         """The process of the coordinator that is at work."""
         (pid,) = (
@@ -343,22 +363,22 @@ def test_a_coordinator_that_does_not_answer_is_taken_over_when_told(cluster, pro
 
 def test_an_actor_of_another_run_is_not_attached_to(cluster, project, settings, tmp_path):
     joined = Joined(cluster, project, tmp_path / "out", settings)
-    config = pinned(load_config(None, [value for value in joined.settings if value != "--set"]))
-    impostor = f"""
-import ray
-class Other:
-    def identity(self):
-        return {{"run_id": "0", "output": "/elsewhere"}}
-ray.init(namespace="ti2v")
-name = "ti2v-{config.run_id(str(joined.output))}"
-actor = ray.remote(Other).options(name=name, num_cpus=0, lifetime="detached").remote()
-ray.get(actor.identity.remote())
-"""
-    env = environment(**joined.auth)
-    subprocess.run([sys.executable, "-c", impostor], env=env, check=True, capture_output=True, timeout=PATIENCE_S)
+    joined.pretend(run_id="0", output="/elsewhere")
     refused = joined.run()
     assert refused.returncode == 2, refused.stderr
     assert "belongs to {'run_id': '0', 'output': '/elsewhere'}, not to" in refused.stderr
+
+
+def test_a_coordinator_that_a_verb_has_superseded_makes_room(cluster, project, settings, undisturbed, tmp_path):
+    """It may be long about its last frames, and is not to be joined."""
+    joined = Joined(cluster, project, tmp_path / "out", settings)
+    joined.pretend()
+    for _ in range(2):
+        CheckpointStore(str(joined.output)).next_epoch()
+    done = joined.run()
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "finished"), done.stderr
+    assert joined.epochs() == 3
+    assert joined.records() == undisturbed
 
 
 def is_coordinator(cmdline: Path, cluster: Cluster) -> bool:

@@ -64,7 +64,7 @@ def _check_records(store: CheckpointStore, video_id: str) -> list[Problem]:
     except KeyError:
         return [_problem(video_id, "it has no frame 0")]
     done = store.read_done(video_id)
-    if done and done["num_frames"] != frames + 1:
+    if done and done["num_frames"] > frames + 1:  # there are more where a longer video was given up
         return [_problem(video_id, f"finished with {done['num_frames']} frames, and {frames + 1} are settled")]
     return []
 
@@ -106,6 +106,7 @@ def _compute_again(store: CheckpointStore, last_frames: dict[str, int]) -> Itera
     for video_id, last in last_frames.items():
         request = store.read_request(video_id)
         assert request is not None, video_id
+        last = min(last, request.num_frames - 1)
         for frame in sorted({1, (last + 1) // 2, last}):
             loaded = store.load(request, canonical_sha256(stored), before=frame)
             assert loaded is not None, video_id

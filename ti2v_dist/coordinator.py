@@ -133,9 +133,9 @@ class Coordinator:
         """Whose coordinator this is."""
         return {"run_id": self.config.run_id(self.output_url), "output": self.output_url}
 
-    def outcome(self, plan_sha256: str) -> tuple[bool, str | None]:
-        """Whether it knows this plan, and the status of the run once that has ended."""
-        return plan_sha256 in self._plans, self.summary["status"] if self.summary else None
+    def outcome(self, plan_sha256: str) -> tuple[bool, str | None, int]:
+        """Whether it knows this plan, the status of the run once that has ended, and its epoch once it has one."""
+        return plan_sha256 in self._plans, self.summary["status"] if self.summary else None, self.upkeep.epoch
 
     def report(self, plan_sha256: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """The progress, and the summary once the run has ended; a plan that it does not know is added to its own."""

@@ -200,8 +200,9 @@ def _at_work(ray: Any, name: str, work: Work, takeover: bool) -> _Coordinator | 
         identity, expected = found.ask("identity"), work.identity
         if identity != expected:
             raise ValueError(f"the actor {name!r} of this cluster belongs to {identity}, not to {expected}")
-        knows_plan, status = found.ask("outcome", work.plan.sha256)
-        if status is None or (knows_plan and status in ("finished", "failed_rows")):
+        knows_plan, status, epoch = found.ask("outcome", work.plan.sha256)
+        is_superseded = 0 < epoch < work.store.current_epoch()  # by a verb: it may not have seen that yet
+        if not is_superseded and (status is None or (knows_plan and status in ("finished", "failed_rows"))):
             return found
     found.kill()
     return None

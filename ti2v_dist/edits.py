@@ -73,21 +73,26 @@ def retry(store: CheckpointStore) -> Work:
 def extend(store: CheckpointStore, video_id: str, num_frames: str) -> VideoRequest:
     """Ask for a longer video: "+64" frames more than its newest finished generation has, or "128" in all.
 
-    The same call again, before the longer video is finished, is the same extension. Raises `FramesDropped`, and
-    `ValueError` for a video that is not finished or cannot grow.
+    The same call again, before the longer video is finished, is the same extension; with another length it replaces
+    that one, and the run is taken over, so that a coordinator at work on the old length steps down. Raises
+    `FramesDropped`, and `ValueError` for a video that is not finished or cannot grow.
     """
-    newest = known(store, video_id)
-    if store.read_done(video_id) is None:
-        return _same_extension(store, newest, num_frames)
-    wanted = _count(num_frames, newest.num_frames)
+    newest, finished = known(store, video_id), _finished(store, video_id)
+    if finished is None:
+        raise ValueError(f"video {video_id!r} is not finished; extend it when it is")
+    wanted = _count(num_frames, finished.num_frames)
     if wanted == newest.num_frames and newest.generation:
+        if newest != finished:
+            store.add_request(newest)
         return newest
-    if wanted <= newest.num_frames:
-        raise ValueError(f"num_frames is {num_frames}; video {video_id!r} has {newest.num_frames} frames already")
+    if wanted <= finished.num_frames:
+        raise ValueError(f"num_frames is {num_frames}; video {video_id!r} has {finished.num_frames} frames already")
     if newest.params.sampler == "replace":
         raise ValueError(f"video {video_id!r} is one window of sampler 'replace'; it cannot go on from there")
     longer = replace(newest, num_frames=wanted, generation=newest.generation + 1)
     store.add_request(longer)
+    if newest != finished:
+        store.next_epoch()
     return longer
 
 
@@ -153,7 +158,7 @@ def mend(store: CheckpointStore, video_id: str) -> Work:
     """Work on what is missing of a video whose chain has no fault any more: frames, its mp4, or nothing."""
     request = known(store, video_id)
     is_finished = store.read_done(video_id) is not None
-    if is_finished and store.last_frames().get(video_id) == request.num_frames - 1 and is_whole(store, video_id):
+    if is_finished and store.last_frames().get(video_id, 0) >= request.num_frames - 1 and is_whole(store, video_id):
         return to_make(store)
     return to_make(store, request, again=is_finished)
 
@@ -207,17 +212,12 @@ def known(store: CheckpointStore, video_id: str) -> VideoRequest:
     return request
 
 
-def _same_extension(store: CheckpointStore, newest: VideoRequest, num_frames: str) -> VideoRequest:
-    """The extension that is not finished yet, if it is the one that is asked for."""
-    before = store.read_request(newest.id, newest.generation - 1) if newest.generation else None
-    if before is None:
-        raise ValueError(f"video {newest.id!r} is not finished; extend it when it is")
-    wanted = _count(num_frames, before.num_frames)
-    if wanted != newest.num_frames:
-        asked = f"video {newest.id!r} is being extended to {newest.num_frames} frames"
-        raise ValueError(f"{asked}; finish that before you ask for {wanted}")
-    store.add_request(newest)
-    return newest
+def _finished(store: CheckpointStore, video_id: str) -> VideoRequest | None:
+    """The request of the newest generation that is finished."""
+    for generation in range(store.generation(video_id), -1, -1):
+        if store.read_done(video_id, generation):
+            return store.read_request(video_id, generation)
+    return None
 
 
 def _count(num_frames: str, finished: int) -> int:

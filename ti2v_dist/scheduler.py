@@ -103,7 +103,7 @@ class Scheduler:
     @property
     def frames_left(self) -> int:
         """Frames still to be computed."""
-        return sum(video.last - video.frame for video in (*self.waiting, *self.videos.values()))
+        return sum(max(0, video.last - video.frame) for video in (*self.waiting, *self.videos.values()))
 
     @property
     def in_hand(self) -> int:
