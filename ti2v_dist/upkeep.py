@@ -93,8 +93,8 @@ class Upkeep:
         """Leave what this life has cost, so that a run's cost is that of all its lives."""
         usage = self.metrics.usage()
         if self._usages[-1:] != [usage]:
-            await self.storage(self.ledger.note_usage, self.epoch, len(self._usages), usage)
-            self._usages.append(usage)
+            self._usages.append(usage)  # first: a note that is still on its way has a number of its own
+            await self.storage(self.ledger.note_usage, self.epoch, len(self._usages) - 1, usage)
 
     async def hint(self) -> None:
         """Leave a hint for each plan of which more is final than before."""
