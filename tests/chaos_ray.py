@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from ray_runs import processes
+from ray_runs import listens, processes
 
 RAY = Path(sys.executable).with_name("ray")
 SITE, NODE = "CHAOS_SITE", "CHAOS_NODE"
@@ -136,7 +135,7 @@ class Cluster:
 
     def _alive(self) -> dict[str, str]:
         """Ray's ids of the living nodes, by our names; the head's name is the first."""
-        if not _listens(self.gcs_port):
+        if not listens(self.gcs_port):
             assert self.head.process.poll() is None, (self.folder / "log").read_text()
             return {}
         from ray.core.generated.gcs_pb2 import GcsNodeInfo
@@ -176,11 +175,6 @@ def free_ports(count: int) -> list[int]:
     found: list[int] = []
     while len(found) < count:
         port = 6000 + secrets.randbelow(3900)
-        if port not in found and not _listens(port):
+        if port not in found and not listens(port):
             found.append(port)
     return found
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

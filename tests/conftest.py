@@ -1,6 +1,11 @@
 """What holds for every test: nothing is fetched, nothing is reported home; and what tests share."""
 
+import base64
 import os
+import secrets
+import shutil
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -75,6 +80,38 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
 def ceph_url(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh folder of Ceph's, and the environment that reaches it."""
     return url_in(ceph.url, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The connection string of Azurite, the blob server that Azure's makers give for tests."""
+    own = Path(sys.prefix, "azurite", "node_modules", ".bin")
+    program = shutil.which("azurite-blob", path=f"{own}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        pytest.skip(f"no Azurite: npm install --prefix {own.parent.parent} azurite")
+    port, key = ray_runs.free_port(), base64.b64encode(secrets.token_bytes(32)).decode()
+    command = [program, "--silent", "--disableTelemetry", "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    # Azure's client speaks newer versions of the protocol than this server has heard of.
+    command += ["--skipApiVersionCheck", "--location", str(tmp_path_factory.mktemp("azurite"))]
+    process = subprocess.Popen(command, env={**os.environ, "AZURITE_ACCOUNTS": f"testing:{key}"})
+    try:
+        endpoint = f"http://127.0.0.1:{port}/testing"
+        ray_runs.wait_until(lambda: ray_runs.listens(port), "Azurite", seconds=60)
+        connection = f"DefaultEndpointsProtocol=http;AccountName=testing;AccountKey={key};BlobEndpoint={endpoint};"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+            Store("az://runs/x").fs.mkdir("runs")
+        yield connection
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def azurite_url(azurite: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh folder of Azurite's, and the environment that reaches it."""
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", azurite)
+    return f"az://runs/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")

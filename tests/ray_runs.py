@@ -227,6 +227,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def listens(port: int) -> bool:
+    """Whether somebody on this machine does."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @dataclass(frozen=True)
 class Undisturbed:
     """A run that nobody disturbed, and what its endpoint said meanwhile."""

@@ -76,6 +76,7 @@ ONLY_IN = {
     "gcsfs": STORAGE,
     "adlfs": STORAGE,
     "botocore": STORAGE,
+    "azure": STORAGE,
     "aiohttp": STORAGE,
     "prometheus_client": {"metrics"},
     "imageio_ffmpeg": {"dataset"},
@@ -273,7 +274,7 @@ def test_every_third_party_import_is_declared() -> None:
     declared = {requirement_name(r).replace("-", "_") for r in required}
     declared |= {"PIL", "yaml"}  # pillow and pyyaml by their import names
     declared |= {"tokenizers"}  # part of transformers
-    declared |= {"botocore", "aiohttp"}  # part of s3fs; imported only where s3fs was
+    declared |= {"botocore", "aiohttp", "azure"}  # parts of s3fs and adlfs; imported only where those were
     found = {name.split(".")[0] for path in python_files("ti2v_dist") for name in imports(path)}
     assert found - declared - sys.stdlib_module_names - {"ti2v_dist"} == set()
 

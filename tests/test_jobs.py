@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from chaos_ray import free_ports
 from cli_runs import FAST, environment, ti2v
 from PIL import Image
 from tiny_models import SIZE, write_tiny_model
@@ -109,17 +109,6 @@ class Cluster:
             except (FileNotFoundError, ProcessLookupError):
                 continue
         self.log.close()
-
-
-def free_ports(count: int) -> list[int]:
-    """Free ports outside the ranges from which Ray and the kernel choose."""
-    found: list[int] = []
-    while len(found) < count:
-        port = 6000 + secrets.randbelow(3900)
-        with socket.socket() as probe:
-            if port not in found and probe.connect_ex(("127.0.0.1", port)):
-                found.append(port)
-    return found
 
 
 @pytest.fixture(scope="module")

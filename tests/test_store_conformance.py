@@ -1,4 +1,4 @@
-"""What every store must do, on each of them: a local disk, memory, and S3 from two servers, one of them real.
+"""What every store must do, on each of them: a local disk, memory, S3 from two servers, one of them real, and Azure.
 
 A store that only seems to do it is refused before a run begins.
 """
@@ -19,7 +19,7 @@ from ray_runs import free_port, wait_until
 from ti2v_dist.store import KeyExists, Store, StoreRefused, StoreUnavailable
 
 
-@pytest.fixture(params=["file", "memory", "moto", "ceph"])
+@pytest.fixture(params=["file", "memory", "moto", "ceph", "azurite"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "file":
         return Store(str(tmp_path / "run"))
@@ -97,7 +97,7 @@ def eager_threads():
 
 
 def test_sixteen_threads_have_one_winner(store, eager_threads):
-    for round_ in range({"file": 20, "memory": 60, "s3": 5}[store.scheme]):
+    for round_ in range({"file": 20, "memory": 60, "s3": 5, "az": 5}[store.scheme]):
         winners = race(store, f"race/{round_}")
         assert len(winners) == 1
         assert store.get(f"race/{round_}") == winners[0]

@@ -8,7 +8,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from ti2v_dist import store as store_module
-from ti2v_dist.store import Store, StoreRefused, StoreUnavailable
+from ti2v_dist.store import Store, StoreRefused, StoreUnavailable, transport_errors
 
 
 class Overwriting(MemoryFileSystem):
@@ -71,6 +71,25 @@ def faulty(monkeypatch):
 def test_an_unknown_outcome_is_asked_again_and_counts_as_ours(faulty, applied, status):
     error = TimeoutError("no reply") if status is None else s3_error(status, "ServiceUnavailable")
     faulty.fs.faults = [(applied, error)]
+    assert faulty.settle("k", b"mine") == b"mine"
+    assert faulty.get("k") == b"mine"
+
+
+def azure_error(status: int | None) -> Exception:
+    """What Azure's client raises: it has no reply, or one with this status. Neither is an `OSError`."""
+    exceptions = pytest.importorskip("azure.core.exceptions")
+    if status is None:
+        return exceptions.ServiceResponseError("Connection aborted")
+    error = exceptions.HttpResponseError("Server busy")
+    error.status_code = status
+    return error
+
+
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize("status", [None, 500, 503])
+def test_azures_own_errors_are_asked_again(faulty, applied, status):
+    faulty._transport_errors = transport_errors("az")
+    faulty.fs.faults = [(applied, azure_error(status))]
     assert faulty.settle("k", b"mine") == b"mine"
     assert faulty.get("k") == b"mine"
 

@@ -254,8 +254,12 @@ def _filesystem(scheme: str) -> Any:
 
 def transport_errors(scheme: str) -> tuple[type[BaseException], ...]:
     """Errors of the wire that are not `OSError`s and that leave the outcome unknown."""
-    if scheme not in ("s3", "gs"):
+    if scheme not in ("s3", "gs", "az"):
         return ()
+    if scheme == "az":
+        from azure.core.exceptions import AzureError
+
+        return (AzureError,)
     import aiohttp
 
     if scheme == "gs":
