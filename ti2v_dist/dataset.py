@@ -150,7 +150,8 @@ def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, f
     """A finished video's row of `metadata.parquet`, as plain JSON values; passed-through columns are part of it.
 
     `facts` are those columns that only the caller knows: image_sha256, model_id, model_revision, device,
-    device_seconds, started_at and finished_at (seconds of the epoch or ISO 8601), ti2v_version, run_id.
+    device_seconds and started_at (of the life of the coordinator that finished it), finished_at, ti2v_version, run_id.
+    Times are seconds of the epoch or ISO 8601.
     """
     row: dict[str, Any] = {
         "file_name": file_name,
