@@ -153,6 +153,12 @@ def test_storage_faults_are_injected_and_survived(scheme: str, tmp_path: Path, r
 
 
 def test_the_page_shows_the_campaigns_that_are_on_file():
-    found = [CampaignLog.load(ROOT / "benchmarks" / "results" / f"chaos_{store}.json") for store in ("local", "s3")]
-    assert tables(found) in (ROOT / "docs" / "campaigns.md").read_text(encoding="utf-8")
+    page, results = (ROOT / "docs" / "campaigns.md").read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"
+    found = [CampaignLog.load(results / f"chaos_{store}.json") for store in ("local", "s3")]
+    assert tables(found) in page
     assert all(log.is_clean for log in found)
+    (simulated,) = json.loads((results / "simulation.json").read_text()).values()
+    assert (simulated["schedules"], simulated["broken"]) == (10**6, [])
+    crashes = sum(count for name, count in simulated["counts"].items() if name.startswith("crash"))
+    for count in (simulated["counts"]["storage operations"], crashes):
+        assert f"{count:,}" in page
