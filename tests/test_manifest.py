@@ -5,6 +5,8 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -479,3 +481,21 @@ def test_too_many_bytes_are_not_read(tmp_path, monkeypatch):
 def test_what_is_no_file_is_an_image_error(tmp_path, name):
     with pytest.raises(ImageError):
         check_image(str(tmp_path / name))
+
+
+STARTS_NO_THREAD = """
+import io, os
+import pyarrow as pa, pyarrow.parquet as pq
+from ti2v_dist.rows import read_table
+file = io.BytesIO()
+pq.write_table(pa.table({"id": ["a"], "x": [1]}), file)
+before = os.listdir("/proc/self/task")
+assert read_table(file.getvalue(), ["id"]).to_pylist() == [{"id": "a"}]
+assert os.listdir("/proc/self/task") == before
+"""
+
+
+def test_reading_parquet_starts_no_thread():
+    """One of Arrow's, still alive as the interpreter ends, may abort a command that has done all it was asked."""
+    done = subprocess.run([sys.executable, "-c", STARTS_NO_THREAD], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -165,11 +165,12 @@ def read_table(data: bytes, columns: list[str] | None = None) -> "pa.Table":
     """A Parquet file's table, or some columns of it; raises `pa.ArrowException`.
 
     On this thread alone: Arrow's own threads, when they let go of a Python object while the interpreter ends, abort it.
+    `pq.read_table` would start one even when told not to.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False, pre_buffer=False)
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
 
 
 def _parse_parquet(data: bytes) -> Iterator[Row]:
