@@ -84,7 +84,7 @@ def test_the_run_knows_what_became_of_its_videos(run):
     assert set(gone["frames_of"]) == {*NUM_FRAMES, "broken", "bob2"}
     assert run.records() == {}
     found = verb(run, "verify")
-    assert (found.code, found.result["problems"], found.result["without_frames"]) == (0, [], 7)
+    assert (found.code, found.result["problems"], found.result["without_frames"]) == (0, [], 7), found.stderr
     refused = verb(run, "extend", "--id", "cid", "--num-frames", "+3")
     assert refused.code == 2
     assert "video 'cid' is finished and gc dropped its frames" in refused.stderr
