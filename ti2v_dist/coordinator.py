@@ -49,9 +49,10 @@ class Coordinator:
         self.scheduler = Scheduler(config.engine.slots)
         self.metrics = Metrics()
         self.outages = Outages(self.metrics)
-        own = (self.metrics, self.outages)
-        self.pool = WorkerPool(config, output_url, gpus_per_worker, *own, self._emit, self._accept)
-        self.upkeep = Upkeep(self.store, *own, self.stop, self._end)
+        self.pool = WorkerPool(
+            config, output_url, gpus_per_worker, self.metrics, self.outages, self._emit, self._accept
+        )
+        self.upkeep = Upkeep(self.store, self.metrics, self.outages, self.stop, self._end)
         self.requests: dict[str, VideoRequest] = {}
         self.videos: dict[str, _Video] = {}
         self.fingerprint: str | None = None

@@ -254,19 +254,20 @@ def _filesystem(scheme: str) -> Any:
 
 def transport_errors(scheme: str) -> tuple[type[BaseException], ...]:
     """Errors of the wire that are not `OSError`s and that leave the outcome unknown."""
-    if scheme not in ("s3", "gs", "az"):
-        return ()
     if scheme == "az":
         from azure.core.exceptions import AzureError
 
         return (AzureError,)
-    import aiohttp
-
     if scheme == "gs":
-        return (aiohttp.ClientError,)
-    from botocore import exceptions as boto
+        from aiohttp import ClientError
 
-    return aiohttp.ClientError, boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError
+        return (ClientError,)
+    if scheme == "s3":
+        from aiohttp import ClientError
+        from botocore import exceptions as boto
+
+        return ClientError, boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError
+    return ()
 
 
 def _http_status(exc: BaseException) -> int | None:

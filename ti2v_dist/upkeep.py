@@ -36,7 +36,8 @@ class Upkeep:
         self.plans: dict[str, Plan] = {}
         self.final: set[str] = set()
         self._hinted: dict[str, int] = {}
-        self._usages: list[dict[str, float]] = []
+        self._usage: dict[str, float] = {}
+        self._usage_notes = 0
 
     @property
     def lines(self) -> dict[str, int]:
@@ -92,9 +93,11 @@ class Upkeep:
     async def note_usage(self) -> None:
         """Leave what this life has cost, so that a run's cost is that of all its lives."""
         usage = self.metrics.usage()
-        if self._usages[-1:] != [usage]:
-            self._usages.append(usage)  # first: a note that is still on its way has a number of its own
-            await self.storage(self.ledger.note_usage, self.epoch, len(self._usages) - 1, usage)
+        if usage != self._usage:
+            number = self._usage_notes
+            # Before it is written: a note that is still on its way has a number of its own.
+            self._usage, self._usage_notes = usage, number + 1
+            await self.storage(self.ledger.note_usage, self.epoch, number, usage)
 
     async def hint(self) -> None:
         """Leave a hint for each plan of which more is final than before."""
