@@ -163,7 +163,7 @@ def submitted(cluster, project, settings, tmp_path_factory) -> Path:
 
 def records(state: Path) -> dict[str, bytes]:
     """Every frame record. What a killed writer leaves beside them is no record: `gc` lists it."""
-    return {path.relative_to(state).as_posix(): path.read_bytes() for path in state.glob("*/[0-9]*")}
+    return {path.relative_to(state).as_posix(): path.read_bytes() for path in state.rglob("[0-9]*") if path.is_file()}
 
 
 def hashes(output: Path) -> dict[str, tuple[str, str]]:
