@@ -248,9 +248,7 @@ class Joined:
 
     def pretend(self, **other: str) -> None:
         """Put an actor in the place of this run's coordinator that is in its first epoch, and does nothing."""
-        config = pinned(load_config(None, [value for value in self.settings if value != "--set"]))
-        own_id = config.run_id(str(self.output))
-        identity = {"run_id": own_id, "output": str(self.output)} | other
+        identity = {"run_id": self.run_id(), "output": str(self.output)} | other
         impostor = f"""
 import ray
 class Other:
@@ -259,17 +257,22 @@ class Other:
     def outcome(self, plan_sha256):
         return True, None, 1
 ray.init(namespace="ti2v")
-actor = ray.remote(Other).options(name="ti2v-{own_id}", num_cpus=0, lifetime="detached").remote()
+actor = ray.remote(Other).options(name="ti2v-{self.run_id()}", num_cpus=0, lifetime="detached").remote()
 ray.get(actor.identity.remote())
 """
         env = environment(**self.auth)
         subprocess.run([sys.executable, "-c", impostor], env=env, check=True, capture_output=True, timeout=PATIENCE_S)
 
+    def run_id(self) -> str:
+        config = pinned(load_config(None, [value for value in self.settings if value != "--set"]))
+        return config.run_id(str(self.output))
+
     def coordinator(self) -> int:
-        """The process of the coordinator that is at work."""
-        (pid,) = (
-            int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if is_coordinator(path, self.cluster)
-        )
+        """The process of this run's coordinator. Those of earlier runs may take a while to be gone."""
+        status, answer = self.cluster.ask("/api/v0/actors")
+        assert status == 200
+        actors = answer["data"]["result"]["result"]
+        (pid,) = (a["pid"] for a in actors if (a["name"], a["state"]) == (f"ti2v-{self.run_id()}", "ALIVE"))
         return pid
 
     def epochs(self) -> int:
@@ -370,12 +373,3 @@ def test_a_coordinator_that_a_verb_has_superseded_makes_room(cluster, project, s
     assert joined.epochs() == 3
     assert joined.records() == undisturbed
 
-
-def is_coordinator(cmdline: Path, cluster: Cluster) -> bool:
-    """Whether a process is a coordinator of this cluster that is at work, not one that lingers after its run."""
-    try:
-        if not cmdline.read_bytes().startswith(b"ray::Coordinator"):
-            return False
-        return f"RAY_AUTH_TOKEN={cluster.token}".encode() in (cmdline.parent / "environ").read_bytes()
-    except OSError:
-        return False
