@@ -372,4 +372,3 @@ def test_a_coordinator_that_a_verb_has_superseded_makes_room(cluster, project, s
     assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "finished"), done.stderr
     assert joined.epochs() == 3
     assert joined.records() == undisturbed
-
