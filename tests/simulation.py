@@ -195,10 +195,11 @@ class World:
         self.lives = [life(self, number) for number in range(self.random.choice((1, 2, 2, 3)))]
         if self.random.random() < 0.3:
             self.lives.append(Collector(self, 9))
+        self.number = len(self.lives)
 
     def play(self) -> None:
         """Run the schedule to its end, raising `Broken` for a promise that was not kept."""
-        number, asleep = len(self.lives), {}
+        asleep: dict[int, int] = {}
         while self.lives:
             awake = [life for life in self.lives if asleep.get(id(life), 0) <= 0] or self.lives
             life = self.random.choice(awake)
@@ -208,22 +209,30 @@ class World:
                 asleep[id(life)] = 40  # a stopped process that wakes when another has taken over
             self._land(0.05)
             if self.plants and self.random.random() < 0.02:
-                self._plant()
-            life.thread.switch(self._fault())
-            if life.thread.dead:
-                self.lives.remove(life)
-                if life.crashed and number < 8:
-                    self.lives.append(self.life(self, number))
-                    number += 1
+                self.plant()
+            self.step(life, self._fault())
+        self.end()
+
+    def end(self) -> None:
+        """One more life, which nothing disturbs, finishes what is left; then everything is checked."""
         self.faults = []
         self._land(0.5)
-        last = self.life(self, number)
+        last = self.life(self, self.number)
         last.reckless = False
         while not last.thread.dead:
             last.thread.switch(None)
         self._land(1.0)
         self.is_quiet = True
         self.check(last)
+
+    def step(self, life: Life, fault: str | None) -> None:
+        """Let a life go on to its next storage operation. One that crashes is started again, with another salt."""
+        life.thread.switch(fault)
+        if life.thread.dead:
+            self.lives.remove(life)
+            if life.crashed and self.number < 8:
+                self.lives.append(self.life(self, self.number))
+                self.number += 1
 
     def pause(self) -> str | None:
         """Leave the life that is running; the world says later what becomes of its operation."""
@@ -248,11 +257,15 @@ class World:
         """Writes of clients that gave up on them, or died, arrive."""
         for path, data in [*self.in_flight]:
             if self.random.random() < chance:
-                self.in_flight.remove((path, data))
-                if data is None:
-                    self.remove(path)
-                else:
-                    self.objects.setdefault(path, data)
+                self.land(path, data)
+
+    def land(self, path: str, data: bytes | None) -> None:
+        """A write, or the deletion that None stands for, arrives."""
+        self.in_flight.remove((path, data))
+        if data is None:
+            self.remove(path)
+        else:
+            self.objects.setdefault(path, data)
 
     def remove(self, path: str) -> None:
         """Delete an object; what it was is remembered, for the check."""
@@ -263,7 +276,7 @@ class World:
         """True once it is settled that the frames of a video may go."""
         return f"{ROOT}/.ti2v/requests/{video_id}/1" in self.objects
 
-    def _plant(self) -> None:
+    def plant(self) -> None:
         """Another program, without this protocol, writes a video's next slot."""
         video_id = self.random.choice(IDS)
         chain = self._chain(video_id)
