@@ -25,9 +25,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import ray_runs
 from ceph import KEYS, Ceph, missing
 from chaos_log import CampaignLog, RoundLog, tables
-from chaos_ray import QUICK_RAY, SITE, Cluster, actors, free_ports
+from chaos_ray import QUICK_RAY, SITE, Cluster, actors
 from chaos_round import Driver, Output, Round, Stuck, count_recomputed, judge, scratch_folder
-from ray_runs import SLOTS, TI2V
+from ray_runs import SLOTS, TI2V, free_ports
 
 from ti2v_dist.store import Store
 from ti2v_dist.worker import FRAME_LOG

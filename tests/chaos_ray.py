@@ -4,7 +4,6 @@
 # pyright: reportAttributeAccessIssue=false
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from ray_runs import listens, processes
+from ray_runs import free_ports, listens, processes
 
 RAY = Path(sys.executable).with_name("ray")
 SITE, NODE = "CHAOS_SITE", "CHAOS_NODE"
@@ -168,13 +167,3 @@ def kill_all(find: Callable[[], dict[int, str]]) -> None:
     while found := find():
         send(found, signal.SIGKILL)
         time.sleep(0.02)
-
-
-def free_ports(count: int) -> list[int]:
-    """Free ports outside the ranges from which Ray and the kernel choose."""
-    found: list[int] = []
-    while len(found) < count:
-        port = 6000 + secrets.randbelow(3900)
-        if port not in found and not listens(port):
-            found.append(port)
-    return found

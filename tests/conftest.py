@@ -67,7 +67,7 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
     """An S3 server of several processes, on a disk: real."""
     if reason := missing():
         pytest.skip(f"no S3 server: {reason}")
-    server = Ceph(Path(tmp_path_factory.mktemp("ceph")), ray_runs.free_port(), ray_runs.free_port())
+    server = Ceph(Path(tmp_path_factory.mktemp("ceph")), *ray_runs.free_ports(2))
     try:
         server.create()
         bucket_in(server.url)
@@ -89,7 +89,7 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     program = shutil.which("azurite-blob", path=f"{own}{os.pathsep}{os.environ['PATH']}")
     if program is None:
         pytest.skip(f"no Azurite: npm install --prefix {own.parent.parent} azurite")
-    port, key = ray_runs.free_port(), base64.b64encode(secrets.token_bytes(32)).decode()
+    (port,), key = ray_runs.free_ports(1), base64.b64encode(secrets.token_bytes(32)).decode()
     command = [program, "--silent", "--disableTelemetry", "--blobHost", "127.0.0.1", "--blobPort", str(port)]
     # Azure's client speaks newer versions of the protocol than this server has heard of.
     command += ["--skipApiVersionCheck", "--location", str(tmp_path_factory.mktemp("azurite"))]

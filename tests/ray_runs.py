@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -220,11 +221,14 @@ def processes(name: str, value: str) -> dict[int, str]:
     return found
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    """Free ports outside the ranges from which Ray and the kernel choose."""
+    found: list[int] = []
+    while len(found) < count:
+        port = 6000 + secrets.randbelow(3900)
+        if port not in found and not listens(port):
+            found.append(port)
+    return found
 
 
 def listens(port: int) -> bool:
@@ -253,7 +257,7 @@ def undisturbed(base: Path) -> Undisturbed:
         {"id": "negative", "image": "ann.png", "prompt": "red", "num_frames": -3},
     ]
     manifest = given.other_manifest("bad-rows.jsonl", [*bad, *given.rows()])
-    port, scrapes = free_port(), []
+    (port,), scrapes = free_ports(1), list[Scrape]()
     with opened(given, base / "undisturbed") as run:
         process = run.start("--set", f"cluster.metrics_port={port}", manifest=manifest)
         while process.poll() is None:

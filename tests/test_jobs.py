@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from chaos_ray import free_ports
 from cli_runs import FAST, environment, ti2v
 from PIL import Image
+from ray_runs import free_ports
 from tiny_models import SIZE, write_tiny_model
 
 from ti2v_dist.checkpoint import CheckpointStore

@@ -1,7 +1,9 @@
 """The endpoint, and the dashboard and alert rules over it."""
 
+import asyncio
 import json
 import re
+import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from ti2v_dist.metrics import BUCKETS_S, LOSS_REASONS, OUTCOMES, PHASES, Metrics
+from ti2v_dist import metrics as metrics_module
+from ti2v_dist.metrics import BUCKETS_S, LOSS_REASONS, OUTCOMES, PHASES, Endpoint, Metrics
 
 DASHBOARDS = Path(__file__).parent.parent / "dashboards"
 LABELS = {"phase", "outcome", "error_type", "reason", "le"}
@@ -145,6 +148,24 @@ def test_endpoint_is_on_loopback_and_ends(metrics: Metrics) -> None:
     again, stop_again = metrics.serve(port)
     stop_again()
     assert again == url
+
+
+def test_a_port_that_is_taken_is_served_once_it_is_free(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_module, "ENDPOINT_RETRY_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        endpoint = Endpoint(metrics, port, "127.0.0.1")
+        assert endpoint.url is None
+        assert endpoint.problem == f"metrics are not served at 127.0.0.1:{port} yet: Address already in use"
+        with pytest.raises(TimeoutError):
+            asyncio.run(asyncio.wait_for(endpoint.keep_trying(), 0.1))
+    asyncio.run(asyncio.wait_for(endpoint.keep_trying(), 60))
+    url = f"http://127.0.0.1:{port}/metrics"
+    assert (endpoint.url, endpoint.problem) == (url, None)
+    assert scrape(url)
+    endpoint.close()
+    with pytest.raises(OSError, match="refused"):
+        scrape(url)
 
 
 def test_percentiles_are_interpolated_within_their_bucket(metrics: Metrics) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,8 +95,10 @@ def stopped_life(run: Run) -> Life:
 
 
 def last_life(run: Run) -> Life:
+    """On a port that somebody else has."""
     life = Life.of(run)
-    life.ended = run.run()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        life.ended = run.run("--set", f"cluster.metrics_port={other.getsockname()[1]}")
     return life
 
 
@@ -214,6 +217,14 @@ def test_a_stopped_run_says_how_to_go_on(lives: tuple[Run, list[Life]], life: in
     assert ended
     assert (ended.code, ended.result["status"]) == (130, "interrupted"), ended.stderr
     assert "the same command goes on" in ended.stderr
+
+
+def test_a_run_does_not_end_for_want_of_metrics(lives: tuple[Run, list[Life]]):
+    ended = lives[1][-1].ended
+    assert ended
+    assert ended.result["this_life"]["metrics_url"] is None
+    assert ended.stderr.count("warning: metrics are not served at 127.0.0.1:") == 1
+    assert "Address already in use" in ended.stderr
 
 
 def test_status_shows_what_an_interrupted_run_has_settled(lives: tuple[Run, list[Life]]):

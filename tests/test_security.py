@@ -87,7 +87,7 @@ class Heard:
 
 @pytest.fixture(scope="module")
 def heard(moto: str, given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Heard:
-    folder, port, url = tmp_path_factory.mktemp("heard"), ray_runs.free_port(), "s3://runs/heard"
+    folder, (port,), url = tmp_path_factory.mktemp("heard"), ray_runs.free_ports(1), "s3://runs/heard"
     rows = [{"id": ID, "image": "ann.png", "prompt": PROMPT, "num_frames": 6}]
     rows += [{"id": "lost", "image": "s3://nowhere/at-all.png", "prompt": PROMPT}]
     manifest = given.other_manifest("heard.jsonl", rows)

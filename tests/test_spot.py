@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from metadata_service import MetadataService
-from ray_runs import free_port, wait_until
+from ray_runs import free_ports, wait_until
 
 from ti2v_dist import spot
 from ti2v_dist.spot import CLOUDS, GCE_NOTICE_S, Notice, first_notice, watch
@@ -88,7 +88,7 @@ def test_a_service_that_is_unwell_for_a_while_is_asked_again(service: MetadataSe
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_a_machine_of_another_kind_is_told_so(monkeypatch: pytest.MonkeyPatch, cloud: str):
-    nobody = f"127.0.0.1:{free_port()}"
+    nobody = f"127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{nobody}")
     monkeypatch.setenv("GCE_METADATA_HOST", nobody)
     with pytest.raises(RuntimeError, match=f"no metadata service of {cloud} answers"):

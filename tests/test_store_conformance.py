@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from ceph import Ceph
-from ray_runs import free_port, wait_until
+from ray_runs import free_ports, wait_until
 
 from ti2v_dist.store import KeyExists, Store, StoreRefused, StoreUnavailable
 
@@ -151,7 +151,7 @@ def test_what_was_acknowledged_outlives_the_server(ceph: Ceph, ceph_url: str):
 def rclone_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """rclone's S3 server: it answers 200 to every conditional write."""
     (tmp_path / "served" / "runs").mkdir(parents=True)
-    port, program = free_port(), Path(sys.executable).with_name("rclone")
+    (port,), program = free_ports(1), Path(sys.executable).with_name("rclone")
     command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", "testing,testing", "served"]
     process = subprocess.Popen([*map(str, command)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -15,7 +15,7 @@ from ray.actor import exit_actor
 from ti2v_dist import dataset, events
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
-from ti2v_dist.metrics import Metrics
+from ti2v_dist.metrics import Endpoint, Metrics
 from ti2v_dist.outages import Outages
 from ti2v_dist.pool import VIDEO_ERRORS, WorkerPool, video_error
 from ti2v_dist.record import Tip
@@ -57,9 +57,7 @@ class Coordinator:
         self.videos: dict[str, _Video] = {}
         self.fingerprint: str | None = None
         self.summary: dict[str, Any] | None = None
-        self.metrics_url, self._close_metrics = self.metrics.serve(
-            config.cluster.metrics_port, config.cluster.metrics_host
-        )
+        self.endpoint = Endpoint(self.metrics, config.cluster.metrics_port, config.cluster.metrics_host)
         self.frames = self.finished = self.failed = 0
         self.error: str | None = None
         self.began = time.monotonic()
@@ -95,7 +93,7 @@ class Coordinator:
         except Exception as error:
             self.error = self.error or f"the views cannot be written: {type(error).__name__}: {error}"
             self.summary = {"status": "interrupted"}
-        self._close_metrics()
+        self.endpoint.close()
         await asyncio.sleep(LINGER_S)
         exit_actor()
 
@@ -106,7 +104,8 @@ class Coordinator:
             await self._admit(plan_sha256)
             self.pool.largest = max(self.requests.values(), key=lambda asked: asked.height * asked.width, default=None)
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.progress))
-            background = [self._spawn(work) for work in (*watches, self.pool.watch_drains())]
+            watches = (*watches, self.pool.watch_drains(), self.endpoint.keep_trying())
+            background = [self._spawn(watch) for watch in watches]
             for _ in range(min(self.target_workers, -(-len(self.requests) // self.config.engine.slots))):
                 self._spawn(self.pool.start())
             await self._handle_events()
@@ -160,7 +159,8 @@ class Coordinator:
             "frames_left": self.scheduler.frames_left,
             "stopping": self.scheduler.stopping,
             "seconds": round(seconds, 3),
-            "metrics_url": self.metrics_url,
+            "metrics_url": self.endpoint.url,
+            "metrics_problem": self.endpoint.problem,
             "note": self.outages.note,
             "error": self.error,
         }

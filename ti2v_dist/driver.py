@@ -7,6 +7,7 @@ import secrets
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -229,6 +230,8 @@ def _follow(
             progress["note"] = (
                 f"waiting for a worker: the cluster has {have.get('GPU', 0):g} GPUs, {have['CPU']:g} CPUs"
             )
+        if progress["metrics_problem"]:
+            warnings.warn(progress["metrics_problem"], stacklevel=2)  # which is shown once
         listener(progress)
         if summary:
             coordinator.kill()

@@ -3,6 +3,7 @@
 Labels are bounded: a phase, an outcome or a class name; never a prompt, an id or a message.
 """
 
+import asyncio
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -12,6 +13,7 @@ from ti2v_dist.losses import LOSSES
 PHASES = ("queue_wait", "encode", "denoise", "decode", "commit")
 OUTCOMES = ("finished", "failed", "resumed")
 LOSS_REASONS = (*LOSSES, "drained")
+ENDPOINT_RETRY_S = 2.0
 BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120)
 
 
@@ -148,6 +150,37 @@ class Metrics:
 
         host = f"[{addr}]" if ":" in addr else addr
         return f"http://{host}:{server.server_port}/metrics", stop
+
+
+class Endpoint:
+    """Where a run's metrics are served. A run does not end for want of it: a port that is taken is asked for again.
+
+    `url` is None until then, and `problem` says why.
+    """
+
+    def __init__(self, metrics: Metrics, port: int, addr: str):
+        self.metrics, self.port, self.addr = metrics, port, addr
+        self.url: str | None = None
+        self.problem: str | None = None
+        self._stop: Callable[[], None] = lambda: None
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self.url, self._stop = self.metrics.serve(self.port, self.addr)
+            self.problem = None
+        except OSError as error:
+            self.problem = f"metrics are not served at {self.addr}:{self.port} yet: {error.strerror}"
+
+    async def keep_trying(self) -> None:
+        """Serve as soon as that is possible: what holds the port may be an owner of the run that is on its way out."""
+        while not self.url:
+            await asyncio.sleep(ENDPOINT_RETRY_S)
+            self._open()
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._stop()
 
 
 def _quantile(share: float, buckets: list[tuple[float, float]]) -> float:
