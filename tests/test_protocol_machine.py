@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from simulated import played
 from simulation import FAULTS, Broken, Collector, Life, World
-from test_simulation import a_412_is_mine, no_parent_check, no_recipe_check_of_a_start
+from test_simulation import a_412_is_mine, a_timeout_is_success, gc_of_an_unfinished_video
 
 MOST_OWNERS = 8
 STORIES = settings(
@@ -83,10 +83,11 @@ def test_the_protocol_in_any_order():
 
 
 @pytest.mark.parametrize(
-    "mutant", [a_412_is_mine, no_parent_check, no_recipe_check_of_a_start], ids=lambda mutant: mutant.__name__
+    "mutant", [a_412_is_mine, a_timeout_is_success, gc_of_an_unfinished_video], ids=lambda mutant: mutant.__name__
 )
 def test_a_broken_promise_is_found_in_some_order(mutant: Callable[[pytest.MonkeyPatch], None]):
     with played() as patch:
         mutant(patch)
         with pytest.raises(Broken):
-            run_state_machine_as_test(Owners, settings=settings(STORIES, phases=[Phase.generate]))
+            # Each of these is found in fewer than a hundred on average.
+            run_state_machine_as_test(Owners, settings=settings(STORIES, max_examples=3000, phases=[Phase.generate]))
