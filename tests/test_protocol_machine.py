@@ -14,14 +14,6 @@ from simulation import FAULTS, Broken, Collector, Life, World
 from test_simulation import a_412_is_mine, a_timeout_is_success, gc_of_an_unfinished_video
 
 MOST_OWNERS = 8
-STORIES = settings(
-    max_examples=400,
-    stateful_step_count=30,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    report_multiple_bugs=False,
-)
 
 
 class Owners(RuleBasedStateMachine):
@@ -75,6 +67,11 @@ class Owners(RuleBasedStateMachine):
         except Broken:
             self.is_broken = True
             raise
+
+
+STORIES = settings(
+    Owners.TestCase.settings, max_examples=400, stateful_step_count=30, derandomize=True, report_multiple_bugs=False
+)
 
 
 def test_the_protocol_in_any_order():

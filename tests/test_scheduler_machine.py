@@ -330,6 +330,6 @@ class World(RuleBasedStateMachine):
 
 
 World.TestCase.settings = settings(
-    max_examples=500, stateful_step_count=60, deadline=None, derandomize=True, phases=PHASES
+    World.TestCase.settings, max_examples=500, stateful_step_count=60, derandomize=True, phases=PHASES
 )
 test_the_scheduler_in_any_order = World.TestCase
