@@ -9,7 +9,10 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray_runs
@@ -112,6 +115,40 @@ def azurite_url(azurite: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fresh folder of Azurite's, and the environment that reaches it."""
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", azurite)
     return f"az://runs/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def google() -> Iterator[str]:
+    """The address of an emulator of Google's storage. It ignores the condition of a write."""
+    from gcp_storage_emulator.server import create_server
+
+    (port,) = ray_runs.free_ports(1)
+    with create_server("127.0.0.1", port, in_memory=True, default_bucket="runs"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def google_url(google: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh folder of the emulator's, and what it lacks: a write on the condition that there is no such object.
+
+    It answers one request at a time, so nobody comes between the look and the write.
+    """
+    from gcp_storage_emulator.exceptions import NotFound
+    from gcp_storage_emulator.handlers import objects
+
+    upload = objects._multipart_upload
+
+    def conditional(request: Any, response: Any, storage: Any) -> None:
+        if request.query.get("ifGenerationMatch") == ["0"]:
+            with suppress(NotFound):
+                storage.get_file_obj(request.params["bucket_name"], request.data["meta"]["name"])
+                response.status = HTTPStatus.PRECONDITION_FAILED
+                return
+        upload(request, response, storage)
+
+    monkeypatch.setattr(objects, "_multipart_upload", conditional)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", google)
+    return f"gs://runs/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")

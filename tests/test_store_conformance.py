@@ -1,4 +1,4 @@
-"""What every store must do, on each of them: a local disk, memory, S3 from two servers, one of them real, and Azure.
+"""What every store must do, on each: a local disk, memory, S3 from two servers, one of them real, Azure, Google.
 
 A store that only seems to do it is refused before a run begins.
 """
@@ -19,7 +19,7 @@ from ray_runs import free_ports, wait_until
 from ti2v_dist.store import KeyExists, Store, StoreRefused, StoreUnavailable
 
 
-@pytest.fixture(params=["file", "memory", "moto", "ceph", "azurite"])
+@pytest.fixture(params=["file", "memory", "moto", "ceph", "azurite", "google"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "file":
         return Store(str(tmp_path / "run"))
@@ -97,7 +97,7 @@ def eager_threads():
 
 
 def test_sixteen_threads_have_one_winner(store, eager_threads):
-    for round_ in range({"file": 20, "memory": 60, "s3": 5, "az": 5}[store.scheme]):
+    for round_ in range({"file": 20, "memory": 60, "s3": 5, "az": 5, "gs": 5}[store.scheme]):
         winners = race(store, f"race/{round_}")
         assert len(winners) == 1
         assert store.get(f"race/{round_}") == winners[0]
@@ -168,3 +168,9 @@ def rclone_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 def test_a_server_that_ignores_the_condition_is_refused(rclone_url: str):
     with pytest.raises(StoreRefused, match="overwrites an object that exists: it ignores create-only writes"):
         Store(rclone_url).probe("probe")
+
+
+def test_googles_emulator_as_it_is_is_refused(google: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", google)
+    with pytest.raises(StoreRefused, match="overwrites an object that exists: it ignores create-only writes"):
+        Store("gs://runs/refused").probe("probe")

@@ -94,6 +94,33 @@ def test_azures_own_errors_are_asked_again(faulty, applied, status):
     assert faulty.get("k") == b"mine"
 
 
+def google_error(status: int) -> Exception:
+    """What Google's client raises for a server's answer; most of it is no `OSError`."""
+    retry = pytest.importorskip("gcsfs.retry")
+    try:
+        retry.validate_response(status, b'{"error": {"message": "as asked"}}', "k")
+    except Exception as error:
+        return error
+    raise AssertionError(status)
+
+
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+def test_googles_own_errors_are_asked_again(faulty, applied, status):
+    faulty._transport_errors = transport_errors("gs")
+    faulty.fs.faults = [(applied, google_error(status))]
+    assert faulty.settle("k", b"mine") == b"mine"
+    assert faulty.get("k") == b"mine"
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_what_google_refuses_is_not_asked_again(faulty, status):
+    faulty._transport_errors = transport_errors("gs")
+    faulty.fs.faults = [(False, google_error(status)), (False, AssertionError("a refusal is asked again"))]
+    with pytest.raises(OSError, match="as asked"):
+        faulty.create("k", b"mine")
+
+
 def test_a_timeout_is_not_a_success(faulty):
     faulty.fs.faults = [(False, ConnectionResetError()), (False, TimeoutError())]
     faulty.create("k", b"mine")

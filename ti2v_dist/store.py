@@ -219,7 +219,7 @@ def _raise_if_known(key: str, exc: BaseException, transport_errors: tuple[type[B
     if status is not None:
         if status in _RETRY_STATUS or status >= 500:
             return
-        raise exc
+        raise exc if isinstance(exc, OSError) else OSError(f"{key}: {exc}") from exc
     if isinstance(exc, OSError) and exc.errno in _FULL_ERRNO:
         raise StoreUnavailable(f"{key}: {exc}") from exc
     unsure = isinstance(exc, (TimeoutError, ConnectionError, *transport_errors))
@@ -260,8 +260,11 @@ def transport_errors(scheme: str) -> tuple[type[BaseException], ...]:
         return (AzureError,)
     if scheme == "gs":
         from aiohttp import ClientError
+        from gcsfs.retry import ChecksumError, HttpError
+        from google.auth.exceptions import GoogleAuthError
+        from requests import RequestException
 
-        return (ClientError,)
+        return ClientError, HttpError, ChecksumError, GoogleAuthError, RequestException
     if scheme == "s3":
         from aiohttp import ClientError
         from botocore import exceptions as boto
