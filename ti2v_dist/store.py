@@ -219,7 +219,9 @@ def _raise_if_known(key: str, exc: BaseException, transport_errors: tuple[type[B
     if status is not None:
         if status in _RETRY_STATUS or status >= 500:
             return
-        raise exc if isinstance(exc, OSError) else OSError(f"{key}: {exc}") from exc
+        if isinstance(exc, OSError):
+            raise exc
+        raise OSError(f"{key}: {exc}") from exc
     if isinstance(exc, OSError) and exc.errno in _FULL_ERRNO:
         raise StoreUnavailable(f"{key}: {exc}") from exc
     unsure = isinstance(exc, (TimeoutError, ConnectionError, *transport_errors))
