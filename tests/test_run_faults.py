@@ -233,5 +233,6 @@ def test_status_shows_what_an_interrupted_run_has_settled(lives: tuple[Run, list
     shown = interrupted.status.result
     assert (shown["rows"], shown["failed"]) == (len(NUM_FRAMES), 0)
     last = {name: max(f for n, f in stopped.stored if n == name) for name, _ in stopped.stored}
-    assert shown["in_progress"].items() <= last.items()
-    assert len(shown["in_progress"]) + shown["finished"] == len(NUM_FRAMES)
+    begun = {name: frame for name, frame in shown["in_progress"].items() if frame}  # others have their image alone
+    assert begun.items() <= last.items()
+    assert len(begun) + shown["finished"] == len(last) > 0
