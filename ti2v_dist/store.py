@@ -255,7 +255,7 @@ def _filesystem(scheme: str) -> Any:
 
 
 def transport_errors(scheme: str) -> tuple[type[BaseException], ...]:
-    """Errors of the wire that are not `OSError`s and that leave the outcome unknown."""
+    """The client's own errors, most of them no `OSError`s: without a status, they leave the outcome unknown."""
     if scheme == "az":
         from azure.core.exceptions import AzureError
 
