@@ -123,7 +123,7 @@ def test_a_campaign_with_a_loss_is_not_clean(tmp_path: Path):
 
 SETTLE = """
 import sys
-from ti2v_dist import dataset, store as module
+from ti2v_dist import files, store as module
 module.RETRY_BASE_S = 0.0
 store = module.Store(sys.argv[1])
 for n in range(150):
@@ -131,7 +131,7 @@ for n in range(150):
     while True:
         try:
             assert store.settle(f".ti2v/videos/{n}", data) == data == store.get(f".ti2v/videos/{n}")
-            dataset.put_bytes(sys.argv[1], f"views/{n}", data)
+            files.put_bytes(sys.argv[1], f"views/{n}", data)
             assert store.get(f"views/{n}") == data
             break
         except module.StoreUnavailable:

@@ -17,7 +17,9 @@ import yaml
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from ti2v_dist import dataset
-from ti2v_dist.dataset import CodecError, failure_row, metadata_row, provenance, read_video, store_video, write_video
+from ti2v_dist.codec import CodecError, read_video, write_video
+from ti2v_dist.dataset import failure_row, metadata_row, provenance, store_video
+from ti2v_dist.files import put_bytes
 from ti2v_dist.tables import METADATA_TYPES, failures_table, metadata_table
 from ti2v_dist.video import SamplingParams, VideoRequest
 
@@ -199,14 +201,14 @@ def current_umask() -> int:
 
 def test_a_failed_copy_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch):
     output = tmp_path / "out"
-    dataset.put_bytes(str(output), "summary.json", b"old")
+    put_bytes(str(output), "summary.json", b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        dataset.put_bytes(str(output), "summary.json", b"new")
+        put_bytes(str(output), "summary.json", b"new")
     assert [path.name for path in output.iterdir()] == ["summary.json"]
     assert (output / "summary.json").read_bytes() == b"old"
 

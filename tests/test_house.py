@@ -19,18 +19,19 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_JOB_LINES = 350, 50, 40
 MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: the rooms that it may import. A new room needs a row.
-NOUNS = {"prompts", "video", "config", "events", "losses"}
+NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
 STATE = {"store", "record", "frames", "checkpoint", "ledger"}
-INPUT = {"images", "rows", "manifest"}
-OUTPUT = {"tables", "dataset", "report", "views"}
+INPUT = {"urls", "images", "rows", "manifest"}
+OUTPUT = {"files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
 COMPUTE = {"models", "samplers", "engine"}
 MAY_IMPORT = {
-    "prompts": set(),
-    "video": {"prompts"},
-    "config": {"prompts", "video"},
+    "errors": set(),
+    "prompts": {"errors"},
+    "video": {"errors", "prompts"},
+    "config": {"errors", "prompts", "video"},
     "events": {"prompts", "video"},
-    "losses": set(),
+    "losses": {"errors"},
     "models": NOUNS,
     "samplers": NOUNS,
     "engine": NOUNS | {"models", "samplers"},
@@ -39,35 +40,38 @@ MAY_IMPORT = {
     "record": NOUNS,
     "metrics": NOUNS,
     "outages": {"metrics"},
-    "images": NOUNS,
+    "urls": NOUNS,
+    "images": NOUNS | {"urls"},
     "frames": NOUNS | {"store", "record"},
     "checkpoint": NOUNS | {"store", "record", "frames"},
     "ledger": NOUNS | {"store", "record", "frames", "checkpoint", "rows"},
     "rows": NOUNS,
     "progress": NOUNS,
-    "manifest": NOUNS | {"images", "rows"},
+    "manifest": NOUNS | {"urls", "images", "rows"},
+    "files": NOUNS | {"store", "urls"},
+    "codec": NOUNS | {"files"},
     "tables": NOUNS,
-    "dataset": NOUNS | INPUT | {"store", "tables"},
-    "report": NOUNS | INPUT | {"tables", "dataset"},
+    "dataset": NOUNS | INPUT | {"files", "codec", "tables"},
+    "report": NOUNS | INPUT | {"files", "codec", "tables", "dataset"},
     "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report"},
-    "worker": NOUNS | COMPUTE | STATE | INPUT | {"tables", "dataset"},
+    "worker": NOUNS | COMPUTE | STATE | INPUT | {"codec", "dataset"},
     "pool": NOUNS | STATE | {"metrics", "outages", "worker"},
     "upkeep": NOUNS | EDGE | {"outages"},
     "coordinator": NOUNS | EDGE | {"scheduler", "outages", "pool", "upkeep"},
     "planning": NOUNS | EDGE | {"models"},
     "driver": NOUNS | EDGE | {"planning", "coordinator"},
     "edits": NOUNS | EDGE | {"models", "planning"},
-    "terminal": {"progress"},
-    "edit_verbs": {"terminal", "driver", "edits"},
+    "terminal": {"errors", "progress"},
+    "edit_verbs": {"errors", "terminal", "driver", "edits"},
     "audit": NOUNS | STATE | INPUT | OUTPUT | {"worker"},
     "single": NOUNS | EDGE | {"models", "worker", "planning"},
-    "spot": set(),
+    "spot": {"errors"},
     "cli": NOUNS
     | EDGE
     | {"models", "progress", "single", "planning", "driver", "audit", "terminal", "edit_verbs", "spot"},
     "__init__": NOUNS | {"engine", "single", "driver"},
 }
-STORAGE = {"store", "checkpoint", "images", "dataset"}
+STORAGE = {"store", "checkpoint", "urls"}
 # A library's row: the rooms that may import it, at the top of the file or lazily.
 ONLY_IN = {
     "ray": {"pool", "coordinator", "driver", "spot"},
@@ -79,8 +83,8 @@ ONLY_IN = {
     "azure": STORAGE,
     "aiohttp": STORAGE,
     "prometheus_client": {"metrics"},
-    "imageio_ffmpeg": {"dataset"},
-    "imageio": {"dataset"},
+    "imageio_ffmpeg": {"codec"},
+    "imageio": {"codec"},
     "torch": COMPUTE | {"worker"},
     "diffusers": {"models"},
     "transformers": {"models"},

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ti2v_dist.images import ImageError, UrlRefused, absolute_url, check_image, check_url, load_image, resolve_url
+from ti2v_dist.images import ImageError, check_image, load_image
 from ti2v_dist.manifest import RequestDefaults, derive_seed, problem_table, read_manifest
+from ti2v_dist.urls import UrlRefused, absolute_url, check_url, resolve_url
 from ti2v_dist.video import canonical_json
 
 DEFAULTS = RequestDefaults(window=8, vae_factor=8, height=64, width=64, guidance_scale=3.0, seed=5)

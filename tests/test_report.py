@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ti2v_dist.dataset import metadata_row, store_video, write_video
+from ti2v_dist.codec import write_video
+from ti2v_dist.dataset import metadata_row, store_video
 from ti2v_dist.report import CAPTION_LINES, CAPTION_WIDTH, _font, _wrap, contact_sheet, evenly, thumbnail, write_report
 from ti2v_dist.video import SamplingParams, VideoRequest
 

@@ -13,8 +13,8 @@ from PIL import Image
 from tiny_models import SIZE, write_tiny_model
 
 from ti2v_dist.checkpoint import CheckpointStore, RequestMismatch
+from ti2v_dist.codec import read_video
 from ti2v_dist.config import RunConfig, load_config
-from ti2v_dist.dataset import read_video
 from ti2v_dist.engine import Engine
 from ti2v_dist.images import ImageError
 from ti2v_dist.manifest import make_request

@@ -10,9 +10,11 @@ import numpy as np
 
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.codec import CodecError, read_video
 from ti2v_dist.config import RunConfig
-from ti2v_dist.images import absolute_url, read_bytes
+from ti2v_dist.errors import InputError
 from ti2v_dist.record import CorruptRecord, differences
+from ti2v_dist.urls import absolute_url, read_bytes
 from ti2v_dist.video import Chunk, canonical_sha256
 from ti2v_dist.worker import Worker
 
@@ -33,7 +35,7 @@ def verify(output: str, deep: bool = False) -> dict[str, Any]:
     store = CheckpointStore(absolute_url(output))
     run = store.read_run()
     if run is None:
-        raise ValueError(f"{output!r} holds no run; give the --output of `ti2v run`, or what ends in .ti2v")
+        raise InputError(f"{output!r} holds no run; give the --output of `ti2v run`, or what ends in .ti2v")
     is_data_set = "manifest" in run
     folder = f"{store.url}/{dataset.VIDEOS}" if is_data_set else os.path.dirname(run["output"])
     last_frames, done = store.last_frames(), store.finished()
@@ -75,8 +77,8 @@ def _check_file(folder: str, video_id: str, row: dict[str, Any]) -> list[Problem
     try:
         if hashlib.sha256(read_bytes(url)).hexdigest() != row["file_sha256"]:
             return [_problem(video_id, f"{row['file_name']} is not the file that was finished: its sha256 differs")]
-        frames = sum(1 for _ in dataset.read_video(url))
-    except (FileNotFoundError, dataset.CodecError) as error:
+        frames = sum(1 for _ in read_video(url))
+    except (FileNotFoundError, CodecError) as error:
         return [_problem(video_id, f"{row['file_name']}: {error}")]
     if frames != row["num_frames"]:
         return [_problem(video_id, f"{row['file_name']} has {frames} frames, not {row['num_frames']}")]
@@ -102,7 +104,7 @@ def _compute_again(store: CheckpointStore, last_frames: dict[str, int]) -> Itera
     worker = Worker(config, store.url)
     stored = store.read_fingerprint() or {}
     if lines := differences(stored, worker.open()):
-        raise ValueError("\n".join(["this machine cannot compute the run's frames bit for bit:", *lines]))
+        raise InputError("\n".join(["this machine cannot compute the run's frames bit for bit:", *lines]))
     for video_id, last in last_frames.items():
         request = store.read_request(video_id)
         assert request is not None, video_id

@@ -15,6 +15,7 @@ import socket
 import uuid
 from typing import Any
 
+from .errors import InputError
 from .frames import ROOT, FramesDropped, FrameStore, RequestMismatch, Settled
 from .record import differences, parse_json, plain
 from .video import canonical_sha256, check_id
@@ -28,7 +29,7 @@ LEFT_S = 3600.0
 FINGERPRINT = f"{ROOT}/fingerprints/0"
 
 
-class FingerprintMismatch(ValueError):
+class FingerprintMismatch(InputError):
     """The run began under another fingerprint."""
 
 

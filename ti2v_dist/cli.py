@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ti2v_dist import edit_verbs
+from ti2v_dist.errors import InputError
 from ti2v_dist.terminal import (
     BAD_INPUT,
     SOME_FAILED,
@@ -165,7 +166,7 @@ def spot_watch(
 
     address = address or os.environ.get("RAY_ADDRESS")
     if not address:
-        raise ValueError("spot-watch needs the cluster's address: give --address or RAY_ADDRESS")
+        raise InputError("spot-watch needs the cluster's address: give --address or RAY_ADDRESS")
     notice = watch(cloud, address, node_id)
     told = {"message": notice.message, "remaining_s": round(notice.remaining_s, 1)}
     show(told, as_json, [f"draining: {notice.message}, {notice.remaining_s:.0f} s left"])

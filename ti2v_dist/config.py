@@ -9,10 +9,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ti2v_dist.errors import InputError
 from ti2v_dist.video import INIT_NAMES, SAMPLER_NAMES, canonical_json
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A setting that cannot be used: its name, its value and the choices."""
 
 

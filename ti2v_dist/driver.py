@@ -14,6 +14,7 @@ from typing import Any
 
 from ti2v_dist import views
 from ti2v_dist.config import RunConfig
+from ti2v_dist.errors import InputError
 from ti2v_dist.planning import Work, prepare
 
 NAMESPACE = "ti2v"
@@ -54,7 +55,7 @@ def check_address(address: str | None, detach: bool) -> str | None:
     """The cluster to join, None for a local one of our own; `ValueError` if that one would have to be left going."""
     address = address or os.environ.get("RAY_ADDRESS")
     if detach and not address:
-        raise ValueError("--detach needs a cluster that outlives this process: give --address or RAY_ADDRESS")
+        raise InputError("--detach needs a cluster that outlives this process: give --address or RAY_ADDRESS")
     return address
 
 
@@ -200,7 +201,7 @@ def _at_work(ray: Any, name: str, work: Work, takeover: bool) -> _Coordinator | 
     if not takeover:
         identity, expected = found.ask("identity"), work.identity
         if identity != expected:
-            raise ValueError(f"the actor {name!r} of this cluster belongs to {identity}, not to {expected}")
+            raise InputError(f"the actor {name!r} of this cluster belongs to {identity}, not to {expected}")
         knows_plan, status, epoch = found.ask("outcome", work.plan.sha256)
         is_superseded = 0 < epoch < work.store.current_epoch()  # by a verb: it may not have seen that yet
         if not is_superseded and (status is None or (knows_plan and status in ("finished", "failed_rows"))):

@@ -14,12 +14,13 @@ from typing import Any
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore, FramesDropped
 from ti2v_dist.config import RunConfig
-from ti2v_dist.images import absolute_url, read_bytes
+from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.planning import Work, check_manifest, raise_unusable, record
 from ti2v_dist.prompts import changed
+from ti2v_dist.urls import absolute_url, read_bytes
 from ti2v_dist.video import Origin, VideoRequest, check_id
 
 MP4S = f"{dataset.VIDEOS}/videos"
@@ -29,7 +30,7 @@ def opened(output: str) -> CheckpointStore:
     """The store of a data set's run; `ValueError` where there is none."""
     store = CheckpointStore(absolute_url(output))
     if "manifest" not in (store.read_run() or {}):
-        raise ValueError(f"{output!r} holds no run of a manifest; give the --output of `ti2v run`")
+        raise InputError(f"{output!r} holds no run of a manifest; give the --output of `ti2v run`")
     return store
 
 
@@ -79,16 +80,16 @@ def extend(store: CheckpointStore, video_id: str, num_frames: str) -> VideoReque
     """
     newest, finished = known(store, video_id), _finished(store, video_id)
     if finished is None:
-        raise ValueError(f"video {video_id!r} is not finished; extend it when it is")
+        raise InputError(f"video {video_id!r} is not finished; extend it when it is")
     wanted = _count(num_frames, finished.num_frames)
     if wanted == newest.num_frames and newest.generation:
         if newest != finished:
             store.add_request(newest)
         return newest
     if wanted <= finished.num_frames:
-        raise ValueError(f"num_frames is {num_frames}; video {video_id!r} has {finished.num_frames} frames already")
+        raise InputError(f"num_frames is {num_frames}; video {video_id!r} has {finished.num_frames} frames already")
     if newest.params.sampler == "replace":
-        raise ValueError(f"video {video_id!r} is one window of sampler 'replace'; it cannot go on from there")
+        raise InputError(f"video {video_id!r} is one window of sampler 'replace'; it cannot go on from there")
     longer = replace(newest, num_frames=wanted, generation=newest.generation + 1)
     store.add_request(longer)
     if newest != finished:
@@ -114,13 +115,13 @@ def fork(
     if store.is_dropped(video_id):
         raise FramesDropped(video_id)
     if Ledger(store).lines().get(new_id):
-        raise ValueError(f"id {new_id!r} stands in the run's manifest; give the fork another by --new-id")
+        raise InputError(f"id {new_id!r} stands in the run's manifest; give the fork another by --new-id")
     if from_frame < 0 or next(store.latents(video_id, from_frame), None) is None:
-        raise ValueError(f"from_frame is {from_frame}; video {video_id!r} has no such frame yet")
+        raise InputError(f"from_frame is {from_frame}; video {video_id!r} has no such frame yet")
     before = store.read_request(new_id, 0)
     num_frames = num_frames or (before or source).num_frames
     if num_frames < from_frame + 2:
-        raise ValueError(f"num_frames is {num_frames}; a fork from frame {from_frame} has at least {from_frame + 2}")
+        raise InputError(f"num_frames is {num_frames}; a fork from frame {from_frame} has at least {from_frame + 2}")
     asked = replace(
         source,
         id=new_id,
@@ -208,7 +209,7 @@ def known(store: CheckpointStore, video_id: str) -> VideoRequest:
     """The newest request of a video; `ValueError` where the run has none of this id."""
     request = store.read_request(video_id)
     if request is None:
-        raise ValueError(f"{store.url} has no video {video_id!r} yet; `ti2v status` shows what it has")
+        raise InputError(f"{store.url} has no video {video_id!r} yet; `ti2v status` shows what it has")
     return request
 
 
@@ -222,7 +223,7 @@ def _finished(store: CheckpointStore, video_id: str) -> VideoRequest | None:
 
 def _count(num_frames: str, finished: int) -> int:
     if not re.fullmatch(r"\+?[0-9]{1,9}", num_frames):
-        raise ValueError(f"num_frames is {num_frames!r}; write +64 for 64 frames more, or 128 for 128 in all")
+        raise InputError(f"num_frames is {num_frames!r}; write +64 for 64 frames more, or 128 for 128 in all")
     return int(num_frames) + (finished if num_frames.startswith("+") else 0)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ti2v_dist.errors import InputError
 from ti2v_dist.models.base import VideoModel
 from ti2v_dist.samplers import SAMPLERS
 from ti2v_dist.samplers.noise import KeyedNoise
@@ -36,7 +37,7 @@ class Engine:
 
     def __init__(self, model: VideoModel, slots: int = 1, threads: int = 1):
         if slots < 1 or threads < 1:
-            raise ValueError(f"slots is {slots} and threads is {threads}; both must be at least 1")
+            raise InputError(f"slots is {slots} and threads is {threads}; both must be at least 1")
         self.model, self.slots, self.threads = model, slots, threads
         on_gpu = model.device.type == "cuda"
         # Drawing ahead keeps a GPU busy; on a CPU it would only compete with the model.

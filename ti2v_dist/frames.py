@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import InputError
 from .record import BrokenChain, CorruptRecord, RecipeMismatch, Record, Tip, differences, follower, parse_json, tip_of
 from .store import Store
 from .video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState, canonical_json, check_id
@@ -27,11 +28,11 @@ DROPPED = {"dropped": True}
 """Stands in the place of the next generation: a video is either extended or loses its frames, never both."""
 
 
-class RequestMismatch(ValueError):
+class RequestMismatch(InputError):
     """A video of this id was begun with another request."""
 
 
-class FramesDropped(ValueError):
+class FramesDropped(InputError):
     """The frames of a finished video were dropped to free their space: it cannot go on."""
 
     def __init__(self, video_id: str):

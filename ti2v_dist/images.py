@@ -1,37 +1,28 @@
-"""Input images: URLs that may be read, what an image must be, and how it becomes a video's first frame.
+"""Input images: what an image must be, and how it becomes a video's first frame.
 
 Nothing is decoded before its format, its bytes and its pixels have been checked. H height, W width, C channels.
 """
 
 import hashlib
 import io
-import os
-import posixpath
 import struct
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ti2v_dist.video import check_choice
+from ti2v_dist.errors import InputError
+from ti2v_dist.urls import UrlRefused, read_bytes
 
-SCHEMES = ("file", "s3", "gs", "az", "hf", "memory")
-HTTP_SCHEMES = ("http", "https")
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_IMAGE_BYTES = 64 * 2**20
 MAX_IMAGE_PIXELS = 64 * 10**6
 # What Pillow raises on damaged files, beside OSError.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error)
-_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure"}
 BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-class UrlRefused(ValueError):
-    """A URL of a scheme that is not on the allow-list, or a chained one."""
-
-
-class ImageError(ValueError):
+class ImageError(InputError):
     """An image that cannot be a first frame: missing, damaged, animated, too large or of another format."""
 
 
@@ -44,74 +35,6 @@ class ImageInfo:
     height: int
     bytes: int
     sha256: str
-
-
-def check_url(url: str, allow_http: bool = False) -> str:
-    """Return `url` if it is a local path or of an allowed scheme; raise `UrlRefused` before any client sees it."""
-    if "::" in url:
-        raise UrlRefused(f"{url!r} is a chained URL (::); give the file itself")
-    if "://" not in url:
-        return url
-    choices = SCHEMES + HTTP_SCHEMES if allow_http else SCHEMES
-    try:
-        check_choice(f"the scheme of {url!r}", url.split("://")[0], choices)
-    except ValueError as exc:
-        hint = "" if allow_http or not url.startswith(HTTP_SCHEMES) else " (http only when it is explicitly allowed)"
-        raise UrlRefused(f"{exc}, or a local path{hint}") from None
-    return url
-
-
-def absolute_url(url: str) -> str:
-    """A local path made absolute (`file://` removed), any other URL as it is."""
-    path = url.removeprefix("file://")
-    return url if "://" in path else os.path.abspath(path)
-
-
-def resolve_url(url: str, folder: str, allow_http: bool = False) -> str:
-    """`url` as an absolute path or URL, relative ones taken from `folder` (an absolute path or URL)."""
-    check_url(url, allow_http)
-    if "://" in url or url.startswith("/"):
-        return absolute_url(url)
-    if "://" not in folder:
-        return os.path.normpath(os.path.join(folder, url))
-    scheme, path = folder.split("://", 1)
-    return f"{scheme}://{posixpath.normpath(posixpath.join(path, url))}"
-
-
-def open_filesystem(url: str, allow_http: bool = False) -> tuple[Any, str]:
-    """The fsspec file system of an allowed `url` and the path in it; `ValueError` names a missing extra."""
-    import fsspec
-
-    target = check_url(absolute_url(url), allow_http)
-    options: dict[str, Any] = {}
-    if target.startswith("s3://") and (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")):
-        # Servers other than AWS seldom resolve a host name for each bucket.
-        options["config_kwargs"] = {"s3": {"addressing_style": "path"}}
-    try:
-        return fsspec.core.url_to_fs(target if "://" in target else f"file://{target}", **options)
-    except ImportError as exc:
-        raise ValueError(f"{url!r} needs a storage client that is not installed: {exc}") from exc
-
-
-def read_bytes(url: str, limit: int | None = None, allow_http: bool = False) -> bytes:
-    """The bytes of a file; `ValueError` if it has more than `limit`, OSError if it cannot be read.
-
-    `ConnectionError` and `TimeoutError` say nothing of the file: another time it may be read.
-    """
-    fs, path = open_filesystem(url, allow_http)
-    try:
-        if not fs.isfile(path):
-            raise FileNotFoundError(f"{url!r} is not a file" if fs.exists(path) else f"{url!r} does not exist")
-        with fs.open(path, "rb") as file:
-            data = file.read() if limit is None else file.read(limit + 1)
-    except Exception as exc:
-        # Clients have families of errors of their own: no credentials, no such host.
-        if type(exc).__module__.split(".")[0] not in _CLIENTS:
-            raise
-        raise ConnectionError(f"{url!r} cannot be read: {exc}") from exc
-    if limit is not None and len(data) > limit:
-        raise ValueError(f"{url!r} has more than the allowed {limit:,} bytes")
-    return data
 
 
 def check_image(url: str, allow_http: bool = False) -> ImageInfo:

@@ -5,6 +5,8 @@ A worker's device fails in one of two ways, which it tells by an exception of it
 
 from dataclasses import dataclass
 
+from ti2v_dist.errors import UserError
+
 
 @dataclass(frozen=True)
 class LossPolicy:
@@ -49,9 +51,9 @@ class Leaving(RuntimeError):
     """The worker was told to leave; the call that raises this has left nothing behind."""
 
 
-class DeviceOutOfMemory(RuntimeError):
+class DeviceOutOfMemory(UserError, RuntimeError):
     """The memory of the device did not suffice for a batch of the fixed shape."""
 
 
-class DeviceFailure(RuntimeError):
+class DeviceFailure(UserError, RuntimeError):
     """The device is lost to its process: after a CUDA error of this kind every later call fails too."""

@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from ti2v_dist.images import ImageError, UrlRefused, absolute_url, check_image, read_bytes, resolve_url
+from ti2v_dist.errors import InputError
+from ti2v_dist.images import ImageError, check_image
 from ti2v_dist.prompts import entries, read_prompt
 from ti2v_dist.rows import COLUMN_TYPES, OUTPUT_COLUMNS, Row, is_a, parse_rows
+from ti2v_dist.urls import UrlRefused, absolute_url, read_bytes, resolve_url
 from ti2v_dist.video import SamplingParams, VideoRequest, canonical_json, check_id
 
 REQUIRED = ("id", "image", "prompt")
@@ -135,7 +137,7 @@ def read_manifest(url: str, defaults: RequestDefaults, variations: int = 1) -> M
 def expand(rows: Iterable[Row], variations: int) -> Iterator[Row]:
     """Each row `variations` times with ids `<id>-000`, `<id>-001`, ... and seeds of their own; once means unchanged."""
     if variations < 1:
-        raise ValueError(f"variations is {variations!r}; it must be at least 1")
+        raise InputError(f"variations is {variations!r}; it must be at least 1")
     for row in rows:
         row_id, seed = row.columns.get("id"), row.columns.get("seed")
         if variations == 1 or not isinstance(row_id, str):
@@ -162,7 +164,7 @@ def make_request(columns: dict[str, Any], folder: str, defaults: RequestDefaults
     given = {name: columns[name] for name in COLUMN_TYPES if columns.get(name) is not None}
     for name in REQUIRED:
         if name not in given:
-            raise ValueError(f"{name} is missing")
+            raise InputError(f"{name} is missing")
     written = given["image"]
     image = resolve_url(written, folder, defaults.allow_http)
     extra = {name: value for name, value in columns.items() if name not in COLUMN_TYPES}

@@ -10,22 +10,23 @@ from ti2v_dist import __version__
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.dataset import stored_ids
-from ti2v_dist.images import absolute_url
+from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.manifest import Manifest, RequestDefaults, read_manifest
 from ti2v_dist.models import ModelInfo, read_info
 from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.record import differences
+from ti2v_dist.urls import absolute_url
 from ti2v_dist.video import VideoRequest
 
 STORE_THREADS = 16
 
 
-class ManifestError(ValueError):
+class ManifestError(InputError):
     """The manifest is unusable; the message names every line."""
 
 
-class RunMismatch(ValueError):
+class RunMismatch(InputError):
     """The output belongs to a run with other settings; the message prints the difference."""
 
 
@@ -100,7 +101,7 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
     """
     output_url = absolute_url(output_url)
     if "/working_dir_files/" in output_url:
-        raise ValueError(
+        raise InputError(
             f"output {output_url!r} lies in the job's temporary copy of the working directory: "
             "give an absolute path or a URL"
         )

@@ -3,6 +3,8 @@
 import json
 from typing import Any, TypedDict
 
+from .errors import InputError
+
 
 class PromptFrom(TypedDict):
     """An entry of a prompt schedule; `from_frame` is the first generated frame under its text."""
@@ -22,16 +24,16 @@ def check_prompt(prompt: Any) -> Prompt:
     if not isinstance(prompt, list):
         return _check_text("prompt", prompt)
     if not prompt:
-        raise ValueError("prompt is []; give a text, or a list of {from_frame, prompt}")
+        raise InputError("prompt is []; give a text, or a list of {from_frame, prompt}")
     last = -1
     for number, entry in enumerate(prompt, start=1):
         name = f"prompt {number} of the schedule"
         if not isinstance(entry, dict) or set(entry) != {"from_frame", "prompt"}:
-            raise ValueError(f"{name} is {entry!r}; each must have from_frame and prompt, and nothing else")
+            raise InputError(f"{name} is {entry!r}; each must have from_frame and prompt, and nothing else")
         frame = entry["from_frame"]
         if type(frame) is not int or frame <= last or (number == 1 and frame != 0):
             rule = "0 in the first" if number == 1 else f"a whole number above {last}"
-            raise ValueError(f"{name} has from_frame {frame!r}; it must be {rule}")
+            raise InputError(f"{name} has from_frame {frame!r}; it must be {rule}")
         _check_text(name, entry["prompt"])
         last = frame
     return prompt[0]["prompt"] if len(prompt) == 1 else prompt
@@ -73,5 +75,5 @@ def caption(prompt: Prompt) -> str:
 def _check_text(name: str, text: Any) -> str:
     if not isinstance(text, str) or not text.strip():
         shown = "empty" if isinstance(text, str) else repr(text)
-        raise ValueError(f"{name} is {shown}; describe what the video shows")
+        raise InputError(f"{name} is {shown}; describe what the video shows")
     return text

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import UserError
 from .video import Chunk, Encoded, canonical_json
 
 MAGIC = b"TI2VREC1"
@@ -34,7 +35,7 @@ _START = {"image_HWC", "latent_CHW", "text_LD", "negative_text_LD"}
 _FIELDS = {"arrays", "frame", "frames", "parent", "recipe", "request"}
 
 
-class CorruptRecord(ValueError):
+class CorruptRecord(UserError, ValueError):
     """A stored object that cannot be what was written there. Its video stops; the others go on."""
 
     def __init__(self, key: str, reason: str):

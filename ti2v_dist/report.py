@@ -15,7 +15,9 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ti2v_dist.dataset import VIDEOS, CodecError, put_bytes, read_video
+from ti2v_dist.codec import CodecError, read_video
+from ti2v_dist.dataset import VIDEOS
+from ti2v_dist.files import put_bytes
 
 SHOWN_VIDEOS = 200
 SHEET_FRAMES = 8

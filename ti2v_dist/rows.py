@@ -10,6 +10,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from ti2v_dist.errors import InputError
 from ti2v_dist.video import canonical_json
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def parse_rows(name: str, data: bytes) -> Iterator[Row]:
     for ending, parse in PARSERS.items():
         if name.lower().endswith(ending):
             return parse(data)
-    raise ValueError(f"{name!r} must end in one of {', '.join(PARSERS)}")
+    raise InputError(f"{name!r} must end in one of {', '.join(PARSERS)}")
 
 
 def _parse_jsonl(data: bytes) -> Iterator[Row]:
@@ -179,7 +180,7 @@ def _parse_parquet(data: bytes) -> Iterator[Row]:
     try:
         table = read_table(data)
     except pa.ArrowException as exc:
-        raise ValueError(f"not Parquet: {exc}") from exc
+        raise InputError(f"not Parquet: {exc}") from exc
     for line, columns in enumerate(table.to_pylist(), start=1):
         try:
             plain = {name: _whole(name, _plain(value)) for name, value in columns.items()}

@@ -12,12 +12,14 @@ from typing import Any
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
-from ti2v_dist.images import absolute_url, load_image
+from ti2v_dist.errors import InputError
+from ti2v_dist.images import load_image
 from ti2v_dist.manifest import make_request
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.planning import claim, pinned, request_defaults
 from ti2v_dist.prompts import Prompt
+from ti2v_dist.urls import absolute_url
 from ti2v_dist.video import NonFiniteLatents, VideoRequest, check_id
 from ti2v_dist.worker import Worker
 
@@ -56,7 +58,7 @@ def generate(
     if store.read_run() is None:
         # Whatever may turn out to be wrong must do so before anything is written, or the corrected call is refused.
         if output.exists():
-            raise ValueError(f"output {str(output)!r} exists, and {state_url!r} does not: move it away or name another")
+            raise InputError(f"output {str(output)!r} exists, and {state_url!r} does not: move it away or name another")
         load_image(request.image, request.height, request.width, config.allow_http)
         numerics = worker.open(request)
     claim(store, config, {"output": str(output)})
@@ -83,19 +85,19 @@ def _for_one_video(config: RunConfig) -> RunConfig:
 def _checked_output(output: str | Path) -> Path:
     """The absolute path of the mp4; `ValueError` unless one can be written there."""
     if "://" in str(output):
-        raise ValueError(f"output {str(output)!r} is a URL; generate writes to a local disk, `ti2v run` to any URL")
+        raise InputError(f"output {str(output)!r} is a URL; generate writes to a local disk, `ti2v run` to any URL")
     path = Path(os.path.abspath(output))
     if path.suffix.lower() != ".mp4":
-        raise ValueError(f"output {str(output)!r} must end in .mp4")
+        raise InputError(f"output {str(output)!r} must end in .mp4")
     try:
         check_id(path.stem)
     except ValueError as error:
-        raise ValueError(f"output {str(output)!r}: the name without .mp4 is the video's id, and {error}") from None
+        raise InputError(f"output {str(output)!r}: the name without .mp4 is the video's id, and {error}") from None
     if path.is_dir():
-        raise ValueError(f"output {str(output)!r} is a folder; name the mp4 to write")
+        raise InputError(f"output {str(output)!r} is a folder; name the mp4 to write")
     for folder in path.parents:
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"output {str(output)!r} lies in {str(folder)!r}, which is a file and not a folder")
+            raise InputError(f"output {str(output)!r} lies in {str(folder)!r}, which is a file and not a folder")
     return path
 
 

@@ -17,6 +17,8 @@ from http.client import HTTPMessage
 from typing import Any
 from urllib.error import HTTPError
 
+from ti2v_dist.errors import InputError
+
 AWS_POLL_S = 5.0
 GCE_NOTICE_S = 30.0
 GCE_WAIT_S = 60
@@ -80,7 +82,7 @@ def watch(cloud: str, address: str, node_id: str | None = None) -> Notice:
         RuntimeError: the cloud's metadata service did not answer the first time; later, it is asked until it does.
     """
     if cloud not in CLOUDS:
-        raise ValueError(f"cloud is {cloud!r}; choose one of {', '.join(CLOUDS)}")
+        raise InputError(f"cloud is {cloud!r}; choose one of {', '.join(CLOUDS)}")
     if node_id is None:
         _node_of_this_machine(address)  # a mistake must show now, not in the last two minutes
     notice = first_notice(cloud)
@@ -122,7 +124,7 @@ def _node_of_this_machine(address: str) -> str:
     found = [key for key, node in alive if node.node_manager_address == here]
     if len(found) != 1:
         addresses = sorted(node.node_manager_address for _, node in alive)
-        raise ValueError(f"{len(found)} nodes of the cluster are at {here} ({addresses}); name one with --node-id")
+        raise InputError(f"{len(found)} nodes of the cluster are at {here} ({addresses}); name one with --node-id")
     return found[0]
 
 
@@ -135,7 +137,7 @@ def _drain(address: str, node_id: str, notice: Notice) -> None:
     preempted = reasons.DRAIN_NODE_REASON_PREEMPTION
     accepted, why_not = _gcs(address).drain_node(node_id, preempted, notice.message, deadline_ms)
     if not accepted:
-        raise ValueError(f"node {node_id} cannot be drained: {why_not}")
+        raise InputError(f"node {node_id} cannot be drained: {why_not}")
 
 
 def _gcs(address: str) -> Any:

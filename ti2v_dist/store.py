@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from .errors import InputError, UserError
+
 SCHEMES = ("file", "s3", "gs", "az", "memory")
 MAX_OBJECT_BYTES = 100 * 2**20 - 1  # from here on s3fs sends parts, whose condition not every server honours
 ATTEMPTS = 6
@@ -40,11 +42,11 @@ class KeyExists(FileExistsError):
     """The key is taken; it may be by the echo of our own lost reply, which `Store.settle` tells apart."""
 
 
-class StoreUnavailable(OSError):
+class StoreUnavailable(UserError, OSError):
     """The store did not answer, or is full. Nothing is known of the last write: ask again later with the same bytes."""
 
 
-class StoreRefused(ValueError):
+class StoreRefused(InputError):
     """The store cannot be trusted with a run, or cannot be written at all."""
 
 
@@ -61,7 +63,7 @@ class Store:
         self.fs = _filesystem(self.scheme)
         self.root = str(self.fs._strip_protocol(url)).rstrip("/")
         if not self.root and self.scheme not in ("file", "memory"):
-            raise ValueError(f"output {url!r} names no bucket; write {self.scheme}://BUCKET/FOLDER")
+            raise InputError(f"output {url!r} names no bucket; write {self.scheme}://BUCKET/FOLDER")
         self._transport_errors = transport_errors(self.scheme)
         self._synced: set[str] = set()
 
@@ -235,10 +237,10 @@ def check_scheme(url: str) -> str:
     Some clients connect as soon as they are made, so this comes before any of them sees the URL.
     """
     if "::" in url:
-        raise ValueError(f"output {url!r} chains filesystems with '::'; give one URL")
+        raise InputError(f"output {url!r} chains filesystems with '::'; give one URL")
     scheme = url.split("://", 1)[0] if "://" in url else "file"
     if scheme not in SCHEMES:
-        raise ValueError(f"scheme {scheme!r} is not supported; choose one of {', '.join(SCHEMES)}")
+        raise InputError(f"scheme {scheme!r} is not supported; choose one of {', '.join(SCHEMES)}")
     return scheme
 
 
@@ -251,7 +253,7 @@ def _filesystem(scheme: str) -> Any:
     try:
         return fsspec.filesystem(scheme, **options)
     except ImportError as exc:
-        raise ValueError(f"{scheme}:// needs its client: pip install 'ti2v-dist[{_EXTRAS[scheme]}]' ({exc})") from exc
+        raise InputError(f"{scheme}:// needs its client: pip install 'ti2v-dist[{_EXTRAS[scheme]}]' ({exc})") from exc
 
 
 def transport_errors(scheme: str) -> tuple[type[BaseException], ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import InputError, UserError
 from .prompts import Prompt, caption, check_prompt, entries, number_at
 
 SAMPLER_NAMES = ("ti2v_zero", "ti2v_zero_reference", "replace")
@@ -24,21 +25,21 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise `ValueError` naming the value and the choices unless `value` is one of them."""
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
     """Raise `ValueError` naming the value and its range unless low <= value <= high."""
     if not (value >= low and (high is None or value <= high)):
         limit = f"at least {low}" if high is None else f"{low} to {high}"
-        raise ValueError(f"{name} is {value!r}; it must be {limit}")
+        raise InputError(f"{name} is {value!r}; it must be {limit}")
 
 
 def check_id(video_id: str) -> str:
     """Return `video_id` if keys and file names can be built from it; raise `ValueError` naming it otherwise."""
     if not isinstance(video_id, str) or not _ID.fullmatch(video_id):
         shown = f"{video_id!a:.80}"
-        raise ValueError(f"id is {shown}; it must be 1 to 128 of the characters A-Z, a-z, 0-9, _ and -")
+        raise InputError(f"id is {shown}; it must be 1 to 128 of the characters A-Z, a-z, 0-9, _ and -")
     return video_id
 
 
@@ -67,9 +68,9 @@ class SamplingParams:
         # 9 and 9.0 are one setting, and must be the same bytes in every hash.
         object.__setattr__(self, "guidance_scale", float(self.guidance_scale))
         if not 0 < self.guidance_scale < float("inf"):
-            raise ValueError(f"guidance_scale is {self.guidance_scale!r}; it must be a finite number above 0")
+            raise InputError(f"guidance_scale is {self.guidance_scale!r}; it must be a finite number above 0")
         if self.t_start is None and self.num_inference_steps == 1:
-            raise ValueError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
+            raise InputError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
         if self.t_start is not None:
             check_range("t_start", self.t_start, 1, TRAIN_TIMESTEPS - 1)
         check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
@@ -132,7 +133,7 @@ class VideoRequest:
         check_id(self.id)
         object.__setattr__(self, "prompt", check_prompt(self.prompt))
         if self.params.sampler == "replace" and not isinstance(self.prompt, str):
-            raise ValueError("prompt is a schedule; sampler 'replace' makes one window under one text")
+            raise InputError("prompt is a schedule; sampler 'replace' makes one window under one text")
         check_range("num_frames", self.num_frames, 2)
         check_range("fps", self.fps, 1, 240)
         check_range("seed", self.seed, 0, 2**63 - 1)
@@ -162,11 +163,11 @@ class VideoRequest:
         multiple = math.lcm(vae_factor, 2)
         for name, size in (("height", self.height), ("width", self.width)):
             if size % multiple:
-                raise ValueError(f"{name} is {size}; it must be a multiple of {multiple}")
+                raise InputError(f"{name} is {size}; it must be a multiple of {multiple}")
         check_range("context_frames", self.params.context_frames, 1, window - 1)
         if self.params.sampler == "replace" and self.num_frames > window:
             choices = f"sampler 'replace' makes one window: choose 2 to {window} frames or another sampler"
-            raise ValueError(f"num_frames is {self.num_frames}; {choices}")
+            raise InputError(f"num_frames is {self.num_frames}; {choices}")
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON object, without `origin` and `generation` where there is none; `from_json` reads it back."""
@@ -306,7 +307,7 @@ class VideoState:
         return replace(self, frame=chunk.last_frame, queue=self.queue.push(entering))
 
 
-class NonFiniteLatents(ArithmeticError):
+class NonFiniteLatents(UserError, ArithmeticError):
     """A video's new latents hold NaN or infinity. It is an error of that video, not of its batch."""
 
     def __init__(self, video_id: str, frame: int):

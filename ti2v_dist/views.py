@@ -6,9 +6,10 @@ from typing import Any
 
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
-from ti2v_dist.images import absolute_url
+from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import Ledger
 from ti2v_dist.report import write_report
+from ti2v_dist.urls import absolute_url
 
 READERS = 16
 
@@ -77,5 +78,5 @@ def stop(output: str) -> int:
 def _opened(output: str) -> CheckpointStore:
     store = CheckpointStore(absolute_url(output))
     if store.read_run() is None:
-        raise ValueError(f"{output!r} holds no run; give the --output of `ti2v run`")
+        raise InputError(f"{output!r} holds no run; give the --output of `ti2v run`")
     return store

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ti2v_dist import __version__, dataset
+from ti2v_dist import __version__, codec, dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.images import load_image
@@ -62,7 +62,7 @@ class Worker:
             self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
             if largest and device == "cuda":
                 self.engine.warm_up(largest)
-        self.numerics = {**self.engine.report(), **dataset.codec_versions()}
+        self.numerics = {**self.engine.report(), **codec.codec_versions()}
         return self.numerics
 
     def leave(self) -> None:
@@ -100,13 +100,13 @@ class Worker:
             row = self.row(request, written, file_name, facts)
         return row, time.perf_counter() - began
 
-    def write_video(self, request: VideoRequest) -> AbstractContextManager[dataset.WrittenVideo]:
+    def write_video(self, request: VideoRequest) -> AbstractContextManager[codec.WrittenVideo]:
         """The settled video as a temporary mp4, decoded a few frames at a time."""
         provenance = dataset.provenance(request, self.info.model_id, self.info.revision)
-        return dataset.write_video(self._frames(request), request.fps, provenance)
+        return codec.write_video(self._frames(request), request.fps, provenance)
 
     def row(
-        self, request: VideoRequest, written: dataset.WrittenVideo, file_name: str, facts: dict[str, Any]
+        self, request: VideoRequest, written: codec.WrittenVideo, file_name: str, facts: dict[str, Any]
     ) -> dict[str, Any]:
         """The metadata row of a finished video."""
         image = self.store.first_image(request.id)

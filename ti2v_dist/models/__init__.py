@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ti2v_dist.errors import InputError
 from ti2v_dist.models.base import ModelInfo, VideoModel
 
 # diffusers reads it when it is imported, which happens after this package is.
@@ -54,7 +55,7 @@ _SCHEDULE: dict[str, tuple[Any, Any]] = {
 """The one noise schedule that the samplers are written for: name to (value, diffusers' default of DDIMScheduler)."""
 
 
-class ModelFolderError(ValueError):
+class ModelFolderError(InputError):
     """A model cannot be found, or its folder is not of a family that can be loaded. The message says what is wrong."""
 
 

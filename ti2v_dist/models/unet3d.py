@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from ti2v_dist.errors import InputError
 from ti2v_dist.models import ModelFolderError, weight_files
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.video import check_choice
@@ -118,13 +119,13 @@ class UNet3DVideoModel:
 
 def _checked_device(name: str) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"device is {name!r}; choose cpu, cuda or cuda:N")
+        raise InputError(f"device is {name!r}; choose cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             seen = f"only {count} GPUs" if count else "no GPU"
-            raise ValueError(f"device is {name!r}, but this process sees {seen}; choose cpu or another GPU")
+            raise InputError(f"device is {name!r}, but this process sees {seen}; choose cpu or another GPU")
     return device
 
 

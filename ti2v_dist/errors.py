@@ -1,0 +1,16 @@
+"""The errors that are the user's: told in one line, without a traceback. Any other one is a bug of ours."""
+
+
+class UserError(Exception):
+    """What the user, or whoever keeps the machines, can mend. `exit_code` is what a command ends with."""
+
+    exit_code = 1
+
+
+class InputError(UserError, ValueError):
+    """A setting, an argument, a row or a file that cannot be used. The message names the value and the choices.
+
+    It is found before anything is started.
+    """
+
+    exit_code = 2
