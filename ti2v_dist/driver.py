@@ -26,6 +26,8 @@ SIGNAL_POLL_S = 0.05
 ANSWER_TIMEOUT_S = 60
 """Long enough for a coordinator that is started again on another node."""
 WAITING_FOR_WORKERS_S = 10
+ENDING = ("stopping", "writing")
+"""How the phases begin in which a run waits for no worker."""
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -239,13 +241,8 @@ def _follow(
     stopping = False
     while True:
         progress, summary = coordinator.ask("report", plan_sha256)
-        is_at_work = progress["phase"].partition(":")[0] in ("", "starting")
-        if (
-            is_at_work
-            and not progress["note"]
-            and progress["workers_ready"] == 0
-            and progress["seconds"] > WAITING_FOR_WORKERS_S
-        ):
+        has_time = progress["seconds"] <= WAITING_FOR_WORKERS_S or progress["phase"].startswith(ENDING)
+        if not progress["note"] and progress["workers_ready"] == 0 and not has_time:
             have = {name: count for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
             progress["note"] = (
                 f"waiting for a worker: the cluster has {have.get('GPU', 0):g} GPUs, {have['CPU']:g} CPUs"

@@ -131,10 +131,8 @@ class Ledger:
             return self.run.last_frames(), failed
         with ThreadPoolExecutor(READERS) as pool:
             records = pool.map(lambda video_id: self.store.list(f"{ROOT}/videos/{video_id}"), unfinished)
-            frames = {
-                i: max(map(int, filter(str.isdecimal, names)), default=0) for i, names in zip(unfinished, records)
-            }
-        return frames, failed
+            last = [max(map(int, filter(str.isdecimal, names)), default=0) for names in records]
+        return dict(zip(unfinished, last, strict=True)), failed
 
     def _newest_hint(self, plan: Plan) -> dict[str, Any] | None:
         folder = _hints(plan.sha256)
