@@ -82,7 +82,8 @@ def write_report(output_url: str, rows: list[dict[str, Any]]) -> None:
     have, spoilt = _previews(output_url), _spoilt(output_url, [*shown.values(), *chosen.values()])
     missing = {video_id for video_id, row in shown.items() if _preview(row) not in have}
     shows = _shows(list(chosen.values()), len(rows), spoilt)
-    in_sheet = set(chosen) if shown_by(_sheet(output_url)) != shows else set[str]()
+    needs_sheet = shown_by(_sheet(output_url)) != shows
+    in_sheet = set(chosen) if needs_sheet else set[str]()
 
     def pictures(row: dict[str, Any]) -> dict[int, Image.Image] | None:
         """Store the video's preview; its line of the sheet, None where it cannot be read."""
@@ -98,7 +99,7 @@ def write_report(output_url: str, rows: list[dict[str, Any]]) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         strips = dict(zip(wanted, pool.map(pictures, wanted.values()), strict=True))
     unread = {video_id for video_id, strip in strips.items() if strip is None}
-    if in_sheet:
+    if needs_sheet:
         lines = [(_told(row, spoilt | unread), strips.get(video_id) or {}) for video_id, row in chosen.items()]
         title = f"{len(chosen)} of {len(rows)} videos, evenly chosen by id" if len(chosen) < len(rows) else ""
         # A file that could not be read may be mended as it was: then the sheet is made again.
