@@ -244,7 +244,7 @@ def test_a_resumed_run_counts_from_what_was_made_before(lives: tuple[Run, list[L
     _, [_, interrupted, stopped, last] = lives
     for life in (interrupted, stopped, last):
         for frames, total, said in told(life):
-            assert total == FRAMES_TO_MAKE
+            assert total == FRAMES_TO_MAKE, said
             if not said.startswith("starting"):  # a killed life's last hint may lack its newest frames
                 assert frames >= (0 if life is interrupted else len(life.stored)), said
     assert told(last)[-1][:2] == (FRAMES_TO_MAKE, FRAMES_TO_MAKE)

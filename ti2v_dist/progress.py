@@ -43,7 +43,7 @@ class ProgressLog:
         said = "; ".join(part for part in (phase, note) if part) or text
         # A count within a phase goes on; only its name makes a new one.
         name = phase.partition(":")[0]
-        self._show(frames, frames + left, said, at_once=name not in ("", self._phase))
+        self._show(frames, frames + left, said, at_once=name not in ("", "starting", self._phase))
         self._phase = name
 
     def update(self, frames: int, total: int, text: str) -> None:
@@ -61,7 +61,8 @@ class ProgressLog:
         if now < self._next_line and not at_once:
             return
         self._next_line = now + LINE_EVERY_S
-        print(f"{frames} of {total} frames, {text}", file=sys.stderr, flush=True)
+        counts = f"{frames} of {total} frames, " if total else ""  # of a plan that is still to be read
+        print(f"{counts}{text}", file=sys.stderr, flush=True)
 
 
 def _speed(left: int, rate: float) -> str:
