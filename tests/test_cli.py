@@ -259,6 +259,25 @@ def test_a_log_gets_a_line_every_ten_seconds(monkeypatch, capsys):
     ]
 
 
+def test_a_new_phase_is_told_at_once_and_its_counts_every_ten_seconds(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    told = {"frames": 79, "frames_left": 1, "frames_per_second": 2.0, "finished": 3, "failed": 0}
+    with ProgressLog() as log:
+        for phase in ("", "stopping: 3 calls in hand", "stopping: 2 calls in hand", "writing the tables"):
+            clock.now += 0.5
+            log.follow({**told, "phase": phase})
+        log.follow({**told, "phase": "writing the report", "note": "storage does not answer"})
+        clock.now += 10
+        log.follow({**told, "frames": 80, "frames_left": 0})
+    assert capsys.readouterr().err.splitlines() == [
+        "79 of 80 frames, stopping: 3 calls in hand",
+        "79 of 80 frames, writing the tables",
+        "79 of 80 frames, writing the report; storage does not answer",
+        "80 of 80 frames, 3 videos done, 0 failed, finishing the videos",
+    ]
+
+
 def test_a_note_takes_the_place_of_the_counts(monkeypatch, capsys):
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)

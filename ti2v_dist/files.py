@@ -14,11 +14,45 @@ from ti2v_dist.urls import open_filesystem
 
 
 def put_bytes(output_url: str, key: str, data: bytes) -> None:
-    """Write a view of an output in place of the one that is there: readers see the old one or the new one."""
+    """Write a view of an output in place of the one that is there: readers see the old one or the new one.
+
+    Nothing is written where the very same bytes are there.
+    """
+    if read_view(output_url, key) == data:
+        return
     with tempfile.NamedTemporaryFile(prefix="ti2v-") as file:
         file.write(data)
         file.flush()
         put_file(Path(file.name), output_url, key)
+
+
+def read_view(output_url: str, key: str) -> bytes | None:
+    """The bytes of a view as it is now, None before it is first written."""
+    fs, root = open_filesystem(output_url)
+
+    def read() -> bytes | None:
+        fs.invalidate_cache()  # another process may have written it since
+        try:
+            return fs.cat_file(f"{root}/{key}")
+        except FileNotFoundError:
+            return None
+
+    return persist(key, read, transport_errors(check_scheme(output_url)))
+
+
+def listed(url: str) -> dict[str, int]:
+    """Paths of all files below a folder, with their sizes in bytes."""
+    fs, root = open_filesystem(url)
+
+    def find() -> dict[str, int]:
+        fs.invalidate_cache()
+        try:
+            found = fs.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {path: info["size"] for path, info in found.items()}
+
+    return persist(url, find, transport_errors(check_scheme(url)))
 
 
 def put_file(source: Path, output_url: str, key: str) -> None:
