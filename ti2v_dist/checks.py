@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from ti2v_dist.errors import InputError
-from ti2v_dist.rows import COLUMN_TYPES, EXCERPT, Row, is_a, is_taken
+from ti2v_dist.rows import COLUMN_TYPES, EXCERPT, Row, is_a, is_taken, stand_in
 from ti2v_dist.video import check_id
 
 REQUIRED = ("id", "image", "prompt")
@@ -86,12 +86,12 @@ def warn_near_names(lines: dict[str, int]) -> Iterator[str]:
 
 
 def failure_ids(rows: list[Row]) -> list[str]:
-    """The id of each row; of one that has no legal id, what its failure is kept under: `line-000005`, or near it."""
+    """The id of each row; of one that has no legal id, what its failure is kept under."""
     given = [row.columns.get("id") for row in rows]
     legal = {value for value in given if isinstance(value, str) and _is_id(value)}
     found = []
     for row, value in zip(rows, given, strict=True):
-        name = f"line-{row.line:06d}"
+        name = stand_in(row.line)
         while name in legal:
             name += "-"
         found.append(value if isinstance(value, str) and _is_id(value) else name)

@@ -88,6 +88,11 @@ class Row:
     faults: tuple[tuple[str, str], ...] = ()
 
 
+def stand_in(line: int) -> str:
+    """What the failure of a row without a legal id is kept under; more may follow where a row has this for its id."""
+    return f"line-{line:06d}"
+
+
 def is_taken(name: str) -> bool:
     """Whether a passed-through column of this name would be lost: it is the output's own, or its reader's."""
     return name in OUTPUT_COLUMNS | READERS_OWN or name.endswith(READERS_ENDINGS)
