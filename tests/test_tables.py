@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ti2v_dist import dataset
@@ -16,7 +16,12 @@ from ti2v_dist.rows import is_taken
 from ti2v_dist.tables import METADATA_TYPES, metadata_table, text_columns
 from ti2v_dist.video import canonical_json
 
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(
+    max_examples=6,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 NAMES = TEXT | st.sampled_from(
     ["file_name", "file_names", "video", "Video", "x_file_name", "_type", "bytes", "path", "a.b", "audio", "image"]

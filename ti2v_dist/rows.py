@@ -94,8 +94,11 @@ def stand_in(line: int) -> str:
 
 
 def is_taken(name: str) -> bool:
-    """Whether a passed-through column of this name would be lost: it is the output's own, or its reader's."""
-    return name in OUTPUT_COLUMNS | READERS_OWN or name.endswith(READERS_ENDINGS)
+    """Whether a passed-through column of this name would be lost: it is the output's own, or its reader's.
+
+    A name with a NUL is cut at it by Arrow.
+    """
+    return name in OUTPUT_COLUMNS or name in READERS_OWN or name.endswith(READERS_ENDINGS) or "\0" in name
 
 
 def is_a(name: str, value: Any) -> bool:

@@ -163,7 +163,7 @@ def _is_odd(value: Any, depth: int = 0) -> bool:
     if depth > NATURAL_DEPTH:
         return True
     if isinstance(value, dict):
-        odd = any("\0" in name or name == "file_name" or is_taken(name) for name in value)
+        odd = any(is_taken(name) for name in value)
         return odd or len(value) > NATURAL_FIELDS or any(_is_odd(item, depth + 1) for item in value.values())
     return isinstance(value, list) and any(_is_odd(item, depth + 1) for item in value)
 
