@@ -21,7 +21,7 @@ MAX_WHEEL_BYTES = 24_000_000
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
 STATE = {"store", "record", "frames", "checkpoint", "ledger"}
-INPUT = {"urls", "images", "rows", "manifest"}
+INPUT = {"urls", "images", "values", "rows", "checks", "manifest"}
 OUTPUT = {"files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
 COMPUTE = {"models", "samplers", "engine"}
@@ -45,13 +45,15 @@ MAY_IMPORT = {
     "frames": NOUNS | {"store", "record"},
     "checkpoint": NOUNS | {"store", "record", "frames"},
     "ledger": NOUNS | {"store", "record", "frames", "checkpoint", "rows"},
-    "rows": NOUNS,
+    "values": NOUNS,
+    "rows": NOUNS | {"values"},
     "tally": NOUNS,
     "progress": NOUNS | {"tally"},
-    "manifest": NOUNS | {"urls", "images", "rows"},
+    "checks": NOUNS | {"rows"},
+    "manifest": NOUNS | {"urls", "images", "rows", "checks", "tables"},
     "files": NOUNS | {"store", "urls"},
     "codec": NOUNS | {"files"},
-    "tables": NOUNS,
+    "tables": NOUNS | {"rows"},
     "dataset": NOUNS | INPUT | {"files", "codec", "tables"},
     "sheet": set(),
     "report": NOUNS | INPUT | {"files", "codec", "tables", "dataset", "sheet"},

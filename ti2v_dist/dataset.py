@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ti2v_dist.codec import CODEC, WrittenVideo
-from ti2v_dist.files import listed, put_bytes, put_file, read_view
+from ti2v_dist.files import listed, put_bytes, put_file, read_view, remove
 from ti2v_dist.manifest import RowFailure
 from ti2v_dist.rows import COLUMN_TYPES, read_table
 from ti2v_dist.tables import METADATA_TYPES, dataset_card, failures_table, metadata_table
@@ -105,9 +105,15 @@ def write_views(
     """Write the tables, the card and `summary.json` of an output anew, each in place of the old one.
 
     `rows` are from `metadata_row`, `failures` from `failure_row` or `RowFailure.to_row`; both are sorted here.
+    Without a finished video there is no data set: `load_dataset` cannot read an empty one.
     """
-    put_bytes(output_url, f"{VIDEOS}/metadata.parquet", metadata_table(rows))
-    put_bytes(output_url, f"{VIDEOS}/README.md", dataset_card(rows).encode())
+    if rows:
+        table = metadata_table(rows)
+        put_bytes(output_url, f"{VIDEOS}/metadata.parquet", table)
+        put_bytes(output_url, f"{VIDEOS}/README.md", dataset_card(rows, table).encode())
+    else:
+        remove(output_url, f"{VIDEOS}/README.md")
+        remove(output_url, f"{VIDEOS}/metadata.parquet")
     put_bytes(output_url, "failures.parquet", failures_table(failures))
     put_bytes(output_url, "summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
 

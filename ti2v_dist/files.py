@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -66,6 +66,17 @@ def put_file(source: Path, output_url: str, key: str) -> None:
 
     # A view is many files: each is asked for again by itself, or an unwell store would never see the last of them.
     persist(key, put, transport_errors(check_scheme(output_url)))
+
+
+def remove(output_url: str, key: str) -> None:
+    """Take a view of an output away, if it is there."""
+    fs, root = open_filesystem(output_url)
+
+    def take() -> None:
+        with suppress(FileNotFoundError):
+            fs.rm_file(f"{root}/{key}")
+
+    persist(key, take, transport_errors(check_scheme(output_url)))
 
 
 def _replace_file(source: Path, root: Path, key: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from ti2v_dist.checkpoint import ROOT, CheckpointStore
 from ti2v_dist.record import CorruptRecord, parse_json
-from ti2v_dist.rows import read_table
+from ti2v_dist.rows import read_table, stand_in
 from ti2v_dist.video import VideoRequest, canonical_json
 
 COMPACT_ROWS = 500
@@ -103,8 +103,16 @@ class Ledger:
         return Plan.from_bytes(key, self.store.get(key))
 
     def lines(self) -> dict[str, int]:
-        """Manifest lines of all ids that any plan of the run speaks of."""
-        return {video_id: line for plan in self.plans() for video_id, line in plan.lines.items()}
+        """Manifest lines of all ids that any plan of the run speaks of.
+
+        A stand-in for the id that a row did not have goes when a plan has a video of that line: the row was mended.
+        """
+        plans = list(self.plans())
+        lines = {video_id: line for plan in plans for video_id, line in plan.lines.items()}
+        made = {request.id for plan in plans for request in plan.requests}
+        named = {lines[video_id] for video_id in made & lines.keys()}
+        refused = {row["id"] for plan in plans for row in plan.refused if row["id"].startswith(stand_in(row["line"]))}
+        return {key: line for key, line in lines.items() if key not in refused - made or line not in named}
 
     def plans(self) -> Iterator[Plan]:
         """Every plan of the run, in no order."""

@@ -32,6 +32,7 @@ def write(store: CheckpointStore, ids: Set[str], pending: Collection[str], this_
         "status": "interrupted" if unfinished else "failed_rows" if failures else "finished",
         "run_id": (store.read_run() or {}).get("run_id"),
         "output": store.url,
+        "dataset": f"{store.url}/{dataset.VIDEOS}" if rows else "none: no video is finished",
         "report": f"{store.url}/report/index.html",
         "contact_sheet": f"{store.url}/report/contact_sheet.png",
         "rows": len(ids),
