@@ -63,6 +63,7 @@ def status(output: str) -> dict[str, Any]:
         "failed": len(failed),
         "in_progress": frames,
         "epoch": store.current_epoch(),
+        "workers_refused": store.refusals(),
         "metrics_url": summary.get("this_life", {}).get("metrics_url"),
     }
 
