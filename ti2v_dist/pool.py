@@ -94,8 +94,8 @@ class WorkerPool:
         except FingerprintMismatch as mismatch:
             await self._refuse(number, actor, numerics, str(mismatch))
         else:
+            node, _ = await node_of(actor)
             if number in self.actors:
-                node = (await node_of(actor))[0]
                 self.open.add(number)
                 self.emit(events.WorkerReady(number, node))
 
