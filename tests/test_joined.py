@@ -46,7 +46,7 @@ class Joined:
 
 @pytest.fixture(scope="module")
 def joined(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Joined]:
-    """First a head without CPUs, then a node that loads no model, then a good one; later one of another device."""
+    """First a head without CPUs, then a node that loads no model, then a good one; later, in its place, another device."""
     made = Joined(tmp_path_factory.mktemp("joined") / "out")
     ids = given.rows()
     few = given.other_manifest("few.jsonl", [row for row in ids if row["id"] in ("ann", "eve")])
@@ -62,18 +62,20 @@ def joined(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         head = {**SMALL, "num_cpus": 0, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
 
-        def add(start: str | None) -> None:
+        bad: list[Any] = []
+
+        def add(start: str | None) -> Any:
             with pytest.MonkeyPatch.context() as mark:
                 if start:
                     mark.setenv("TI2V_POISON_START", start)
-                cluster.add_node(**SMALL)
+                return cluster.add_node(**SMALL)
 
         def grow(progress: dict[str, Any]) -> None:
             notes = made.notes
             if progress["note"] and progress["note"] not in notes:
                 notes.append(progress["note"])
             if len(cluster.worker_nodes) == 0 and notes:
-                add("fail")
+                bad.append(add("fail"))
             elif len(cluster.worker_nodes) == 1 and progress["warnings"]:
                 add(None)
 
@@ -91,8 +93,9 @@ def joined(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
         try:
             life(few, 1)
+            cluster.remove_node(bad[0])
             add("another")
-            life(given.manifest, 3)
+            life(given.manifest, 2)
             yield made
         finally:
             cluster.shutdown()

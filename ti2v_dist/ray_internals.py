@@ -42,7 +42,7 @@ def kept_environment(is_local: bool) -> Iterator[None]:
     Those of a local cluster of our own: closed to other machines, and with a token, since anybody who reaches a port
     of a cluster without one can run code in it. Ray reads its environment once, at import, hence the other settings.
     """
-    before = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    before = {name: value for name, value in os.environ.items() if _is_rays(name)}
     was_open = constants.ENABLE_RAY_CLUSTER
     try:
         if is_local:
@@ -53,11 +53,15 @@ def kept_environment(is_local: bool) -> Iterator[None]:
         _read_environment()
         yield
     finally:
-        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
+        for name in [name for name in os.environ if _is_rays(name) and name not in before]:
             del os.environ[name]
         os.environ.update(before)
         constants.ENABLE_RAY_CLUSTER = was_open
         _read_environment()
+
+
+def _is_rays(name: str) -> bool:
+    return name.startswith("RAY_") or name == "PYTHONBREAKPOINT"  # which Ray sets as it starts
 
 
 def _read_environment() -> None:
