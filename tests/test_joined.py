@@ -46,7 +46,7 @@ class Joined:
 
 @pytest.fixture(scope="module")
 def joined(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Joined]:
-    """First a head without CPUs, then a node that loads no model, then a good one; later, in its place, another device."""
+    """First a head without CPUs, then a node that loads no model, then a good one; later, another device."""
     made = Joined(tmp_path_factory.mktemp("joined") / "out")
     ids = given.rows()
     few = given.other_manifest("few.jsonl", [row for row in ids if row["id"] in ("ann", "eve")])
