@@ -139,7 +139,7 @@ def test_the_environment_is_as_it_was(joined: Joined):
 @pytest.fixture
 def silent() -> Iterator[str]:
     """The address of a socket that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("", 0)) as server:  # Ray asks for this machine at its own address, not at loopback
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
@@ -160,6 +160,7 @@ def test_a_cluster_that_is_not_there_is_told_within_a_minute(
     with pytest.raises(driver.UserError, match="no Ray cluster can be used at RAY_ADDRESS=") as caught:
         driver.run(*prepared)
     assert time.monotonic() - began < 60
+    assert ("no answer within" in str(caught.value)) >= (how == "silent")
     assert address in str(caught.value)
     assert "unset RAY_ADDRESS to run on this machine alone" in str(caught.value)
     assert "\n" not in str(caught.value)
