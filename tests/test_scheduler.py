@@ -18,8 +18,10 @@ from ti2v_dist.events import (
     GiveUp,
     Load,
     Loaded,
+    Places,
     Recall,
     Release,
+    StartFailed,
     StartWorker,
     StopRequested,
     Superseded,
@@ -28,9 +30,12 @@ from ti2v_dist.events import (
     WorkerDraining,
     WorkerLost,
     WorkerReady,
+    WorkerRefused,
+    WorkersWanted,
 )
 from ti2v_dist.losses import LOSSES
 from ti2v_dist.scheduler import CALLS_PER_WORKER, MAX_ATTEMPTS, MAX_CRASHES, Scheduler
+from ti2v_dist.starts import MAX_IN_A_ROW
 
 GROUP = ("ti2v_zero", 10, 4)
 
@@ -389,3 +394,81 @@ def test_a_run_is_replayed_from_its_events():
         return log + scheduler.handle(WorkerReady(1))
 
     assert story(Scheduler(2)) == story(Scheduler(2))
+
+
+def test_a_start_that_fails_is_tried_again_and_costs_no_video():
+    scheduler = started("a", slots=1)
+    assert scheduler.handle(StartFailed(1, "n", "OSError: disk")) == [StartWorker(after_s=1.0)]
+    assert (scheduler.videos["a"].attempts, scheduler.videos["a"].crashes) == (0, 0)
+    assert not scheduler.stopping
+
+
+def test_a_node_that_fails_twice_in_a_row_is_avoided():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(Places(frozenset({"good", "bad"})))
+    assert scheduler.handle(WorkersWanted(2)) == [StartWorker(), StartWorker()]
+    scheduler.handle(WorkerReady(0, "good"))
+    assert scheduler.handle(StartFailed(1, "bad", "x")) == [StartWorker(after_s=1.0)]
+    assert scheduler.handle(StartFailed(2, "bad", "x")) == [StartWorker(frozenset({"bad"}), 2.0)]
+    scheduler.handle(WorkerReady(3, "bad"))
+    assert scheduler.starts.avoided == frozenset(), "it can, after all"
+
+
+def test_the_run_ends_with_the_first_cause_when_nobody_can_load_the_model():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(Places(frozenset({"m", "n"})))
+    scheduler.handle(WorkersWanted(2))
+    told = [scheduler.handle(StartFailed(i, node, f"cause {i}")) for i, node in enumerate("mnmn")]
+    assert [type(command) for commands in told[:2] for command in commands] == [StartWorker, StartWorker]
+    assert told[2] == [StartWorker(frozenset({"m"}), 4.0)]
+    assert told[3] == [], "one is still on its way"
+    assert told[3] + scheduler.handle(StartFailed(4, "n", "cause 4")) == [
+        GiveUp("no worker can load the model, in 5 tries: cause 0")
+    ]
+
+
+def test_starts_that_fail_everywhere_are_bounded():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(Places(frozenset(map(str, range(1000)))))
+    open_starts, failed = scheduler.handle(WorkersWanted(1000)), 0
+    while open_starts and not scheduler.stopping:
+        open_starts.pop()
+        found = scheduler.handle(StartFailed(failed, str(failed % 1000), "x"))
+        open_starts += [command for command in found if isinstance(command, StartWorker)]
+        failed += 1
+    assert scheduler.stopping
+    assert failed < 1000 + MAX_IN_A_ROW
+
+
+def test_what_a_sick_node_cannot_start_is_started_on_a_new_one():
+    scheduler = started("a", slots=1)
+    scheduler.handle(Places(frozenset({"n"})))
+    scheduler.handle(StartFailed(1, "n", "x"))
+    assert scheduler.handle(StartFailed(2, "n", "x")) == [], "another worker works, so the run goes on without"
+    assert scheduler.handle(Places(frozenset({"n", "new"}))) == [StartWorker(frozenset({"n"}))]
+
+
+def test_a_worker_of_another_kind_is_not_started_again_on_that_kind():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(Places(frozenset({"a100", "h1", "h2"})))
+    scheduler.handle(WorkersWanted(2))
+    scheduler.handle(WorkerReady(0, "a100"))
+    h100 = frozenset({"h1", "h2"})
+    assert scheduler.handle(WorkerRefused(1, h100, "device: stored A100, now H100")) == [StartWorker(h100)]
+
+
+def test_a_run_that_nobody_matches_ends_in_words():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(Places(frozenset({"h1"})))
+    scheduler.handle(WorkersWanted(1))
+    told = scheduler.handle(WorkerRefused(0, frozenset({"h1"}), "device: stored A100, now H100"))
+    assert told == [GiveUp("0 of 1 workers match: device: stored A100, now H100")]
+
+
+def test_a_stopping_run_starts_nobody():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(WorkersWanted(1))
+    scheduler.handle(StopRequested())
+    assert scheduler.handle(StartFailed(0, "n", "x")) == []
+    assert scheduler.handle(Places(frozenset({"n", "m"}))) == []
+    assert scheduler.is_idle

@@ -73,7 +73,7 @@ class Coordinator:
             events.Finish: self._finish,
             events.Fail: self._fail,
             events.Forget: self._forget,
-            events.StartWorker: lambda _: self.pool.start(),
+            events.StartWorker: self.pool.start,
             events.Recall: lambda command: self.pool.recall(command.worker),
             events.Release: lambda command: self.pool.release(command.worker),
             events.GiveUp: self._give_up,
@@ -104,10 +104,10 @@ class Coordinator:
             await self._admit(plan_sha256)
             self.pool.largest = max(self.requests.values(), key=lambda asked: asked.height * asked.width, default=None)
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.life))
-            watches = (*watches, self.pool.watch_drains(), self.endpoint.keep_trying())
+            watches = (*watches, self.pool.watch_drains(), self.pool.watch_places(), self.endpoint.keep_trying())
             background = [self._spawn(watch) for watch in watches]
-            for _ in range(min(self.target_workers, -(-len(self.requests) // self.config.engine.slots))):
-                self._spawn(self.pool.start())
+            full = -(-len(self.requests) // self.config.engine.slots)
+            self._emit(events.WorkersWanted(min(self.target_workers, full)))
             await self._handle_events()
         finally:
             for task in background:
@@ -143,7 +143,7 @@ class Coordinator:
 
     def progress(self) -> dict[str, Any]:
         """Counts of the run, whichever life made it, and the latest problem."""
-        return {**self.account.progress(), "error": self.error}
+        return {**self.account.progress(), "warnings": self.pool.warnings, "error": self.error}
 
     def life(self) -> dict[str, Any]:
         """Counts of this life of the coordinator, and the latest problem."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from ti2v_dist import events
 from ti2v_dist.losses import LOSSES
+from ti2v_dist.starts import Starts
 
 MAX_ATTEMPTS = 3
 """Errors of a video's own work before it becomes a failed row."""
@@ -67,13 +68,18 @@ class Scheduler:
         self.videos: dict[str, _Video] = {}  # admitted ones, in the order of the next turn
         self.workers: dict[int, _Worker] = {}
         self.frames_left = 0  # frames still to be computed, of all videos: kept, for it is asked for all the time
+        self.starts = Starts()
         self.stopping = False
         self.barren = Counter[str]()  # losses in a row without one finished call, by reason
         self._handlers: dict[type, Callable] = {
             events.VideoSubmitted: self._on_submitted,
             events.Loaded: self._on_loaded,
             events.AlreadyDone: self._on_already_done,
+            events.WorkersWanted: self.starts.on_wanted,
+            events.Places: self.starts.on_places,
             events.WorkerReady: self._on_worker_ready,
+            events.StartFailed: lambda event: self.starts.on_failed(event, self._staying),
+            events.WorkerRefused: lambda event: self.starts.on_refused(event, self._staying),
             events.WorkerLost: self._on_worker_lost,
             events.WorkerDraining: self._on_worker_draining,
             events.Encoded: self._on_encoded,
@@ -90,6 +96,9 @@ class Scheduler:
     def handle(self, *happened: events.Event) -> list[events.Command]:
         """Take in events, many where videos are submitted together, and return what is to be done now."""
         commands = [command for event in happened for command in self._handlers[type(event)](event)]
+        if self.stopping:
+            commands = [c for c in commands if not isinstance(c, events.StartWorker | events.GiveUp)]
+        self.stopping = self.stopping or any(isinstance(c, events.GiveUp) for c in commands)
         return commands + self._release() + self._admit() + self._dispatch()
 
     @property
@@ -109,6 +118,10 @@ class Scheduler:
     def in_hand(self) -> int:
         """Videos inside the calls that workers are carrying out; what waits behind them is not counted."""
         return sum(len(worker.calls[0]) for worker in self.workers.values() if worker.calls)
+
+    @property
+    def _staying(self) -> int:
+        return sum(not worker.leaving for worker in self.workers.values())
 
     # Events
 
@@ -132,19 +145,19 @@ class Scheduler:
 
     def _on_worker_ready(self, event: events.WorkerReady) -> list[events.Command]:
         self.workers[event.worker] = _Worker()
-        return []
+        return self.starts.on_ready(event)
 
     def _on_worker_lost(self, event: events.WorkerLost) -> list[events.Command]:
         worker = self.workers.pop(event.worker, None)
+        self.starts.on_lost(event.worker)
         if self.stopping:
             return []
         policy = LOSSES[event.reason]
         self.barren[event.reason] += 1
         if self.barren[event.reason] == policy.limit:
-            self.stopping = True
             ends = f"{policy.limit} workers in a row {policy.what} without finishing a call"
             return [events.GiveUp(f"{ends}: {policy.advice}")]
-        commands: list[events.Command] = [] if worker and worker.leaving else [events.StartWorker()]
+        commands: list[events.Command] = [] if worker and worker.leaving else [self.starts.start()]
         for ids in worker.calls if worker else []:
             for video in map(self.videos.get, ids):
                 if video is None:
@@ -161,7 +174,7 @@ class Scheduler:
             return []
         worker.leaving = True
         commands: list[events.Command] = [events.Recall(event.worker)] if worker.calls else []
-        return commands if self.stopping else [*commands, events.StartWorker()]
+        return [*commands, self.starts.start()]
 
     def _on_encoded(self, event: events.Encoded) -> list[events.Command]:
         if self._returned(event.worker, (event.id,)):
@@ -292,8 +305,7 @@ class Scheduler:
     def _admit(self) -> list[events.Command]:
         """Hold at most two batches a worker in memory: one computing, one behind it."""
         commands: list[events.Command] = []
-        staying = sum(not worker.leaving for worker in self.workers.values())
-        room = CALLS_PER_WORKER * self.slots * staying - len(self.videos)
+        room = CALLS_PER_WORKER * self.slots * self._staying - len(self.videos)
         while self.waiting and room > 0 and not self.stopping:
             video = self.waiting.popleft()
             self.videos[video.id] = video
