@@ -155,7 +155,7 @@ class Coordinator:
             "frames_per_second": round(self.frames / seconds, 4),
             "in_flight": len(self.scheduler.videos),
             "waiting": len(self.scheduler.waiting),
-            "workers_ready": len(self.scheduler.workers),
+            "workers_ready": len(self.scheduler.crew.workers),
             "frames_left": self.scheduler.frames_left,
             "stopping": self.scheduler.stopping,
             "seconds": round(seconds, 3),
@@ -201,10 +201,10 @@ class Coordinator:
         self._queue.put_nowait(event)
 
     def _gauge(self) -> None:
-        self.metrics.workers.set(len(self.scheduler.workers))
+        self.metrics.workers.set(len(self.scheduler.crew.workers))
         self.metrics.in_flight.set(len(self.scheduler.videos))
         self.metrics.waiting.set(len(self.scheduler.waiting))
-        self.metrics.slots_used.set(self.scheduler.in_hand)
+        self.metrics.slots_used.set(self.scheduler.crew.in_hand)
 
     # Commands
 
