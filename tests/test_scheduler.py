@@ -93,10 +93,10 @@ def test_a_video_with_all_frames_settled_is_only_finished():
 
 def test_full_batches_are_queued_behind_a_call_in_hand_and_part_ones_wait_for_company():
     scheduler = started("a", "b", "c", "d", slots=2)
-    assert scheduler.workers[0].calls == [("a", "b"), ("c", "d")]
-    assert len(scheduler.workers[0].calls) == CALLS_PER_WORKER
+    assert scheduler.crew.workers[0].calls == [("a", "b"), ("c", "d")]
+    assert len(scheduler.crew.workers[0].calls) == CALLS_PER_WORKER
     scheduler = started("a", "b", "c", slots=2)
-    assert scheduler.workers[0].calls == [("a", "b")]
+    assert scheduler.crew.workers[0].calls == [("a", "b")]
     assert Advance(0, ("c", "a")) in advance(scheduler, 0, "a", "b", frame=1)
 
 
@@ -105,7 +105,7 @@ def test_videos_take_turns_so_that_the_last_ones_fill_their_batches():
     scheduler = started(*"abcdef", slots=4, frames=16)
     frames, batches = dict.fromkeys("abcdef", 0), 0
     while scheduler.videos:
-        ids = scheduler.workers[0].calls[0]
+        ids = scheduler.crew.workers[0].calls[0]
         video = scheduler.videos[ids[0]]
         if video.status == "finishing":
             scheduler.handle(Finished(0, ids[0]))
@@ -194,10 +194,10 @@ def test_what_waits_behind_a_killer_is_tried_alone_and_lives(slots: int):
     scheduler.handle(Loaded("bad", None))
     scheduler.handle(Loaded("good", None))
     for worker in range(2):
-        assert scheduler.workers[worker].calls == [("bad",), ("good",)]
+        assert scheduler.crew.workers[worker].calls == [("bad",), ("good",)]
         scheduler.handle(WorkerLost(worker))
         scheduler.handle(WorkerReady(worker + 1))
-    assert scheduler.workers[2].calls == [("bad",)]
+    assert scheduler.crew.workers[2].calls == [("bad",)]
     assert Fail in map(type, scheduler.handle(WorkerLost(2)))
     assert scheduler.handle(WorkerReady(3)) == [Encode(3, "good")]
     assert scheduler.handle(Encoded(3, "good")) == [Advance(3, ("good",))]
@@ -256,7 +256,7 @@ def test_a_video_that_breaks_its_device_is_quarantined():
 
 def test_a_draining_worker_finishes_the_frame_in_hand_and_leaves():
     scheduler = started("a", "b", slots=1, frames=9)
-    assert scheduler.workers[0].calls == [("a",), ("b",)]
+    assert scheduler.crew.workers[0].calls == [("a",), ("b",)]
     assert scheduler.handle(WorkerDraining(0)) == [Recall(0), StartWorker()]
     assert scheduler.handle(WorkerDraining(0)) == []
     assert scheduler.handle(ChunkDone(0, ("a",), {"a": 1})) == [Commit("a", 1)]
@@ -280,7 +280,7 @@ def test_a_call_given_back_unbegun_leaves_its_video_where_it_was():
     submit(scheduler, "new", "complete")
     scheduler.handle(Loaded("complete", 2))
     scheduler.handle(Loaded("new", None))
-    assert scheduler.workers[0].calls == [("complete",), ("new",)]
+    assert scheduler.crew.workers[0].calls == [("complete",), ("new",)]
     scheduler.handle(WorkerDraining(0))
     assert scheduler.handle(CallCancelled(0, ("complete",))) == []
     assert scheduler.handle(CallCancelled(0, ("new",))) == [Release(0)]
@@ -341,7 +341,7 @@ def test_a_video_error_fails_that_video_alone_and_at_once():
 def test_a_video_may_fail_while_its_next_frame_is_being_computed():
     scheduler = started("bad", "good", slots=2, frames=9)
     scheduler.handle(ChunkDone(0, ("bad", "good"), {"bad": 1, "good": 1}))
-    assert scheduler.workers[0].calls == [("bad", "good")]
+    assert scheduler.crew.workers[0].calls == [("bad", "good")]
     assert scheduler.handle(VideoError("bad", "CorruptRecord", "x")) == [Fail("bad", "CorruptRecord", "x", 1)]
     assert Commit("good", 2) in scheduler.handle(ChunkDone(0, ("bad", "good"), {"bad": 2, "good": 2}))
     assert scheduler.handle(CallFailed(0, ("bad", "good"), "RuntimeError", "late")) == []
@@ -353,7 +353,7 @@ def test_an_image_error_frees_the_worker():
     submit(scheduler, "a")
     scheduler.handle(Loaded("a", None))
     scheduler.handle(VideoError("a", "ImageError", "missing"))
-    assert scheduler.workers[0].calls == []
+    assert scheduler.crew.workers[0].calls == []
     assert scheduler.is_idle
 
 

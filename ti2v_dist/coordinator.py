@@ -183,10 +183,10 @@ class Coordinator:
         self._queue.put_nowait(happened)
 
     def _gauge(self) -> None:
-        self.metrics.workers.set(len(self.scheduler.workers))
+        self.metrics.workers.set(len(self.scheduler.crew.workers))
         self.metrics.in_flight.set(len(self.scheduler.videos))
         self.metrics.waiting.set(len(self.scheduler.waiting))
-        self.metrics.slots_used.set(self.scheduler.in_hand)
+        self.metrics.slots_used.set(self.scheduler.crew.in_hand)
 
     # Commands
 
