@@ -20,9 +20,9 @@ MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
-STATE = {"store", "record", "frames", "checkpoint", "ledger"}
+STATE = {"disk", "verdicts", "store", "record", "keys", "frames", "checkpoint", "ledger"}
 INPUT = {"urls", "images", "rows", "manifest"}
-OUTPUT = {"files", "codec", "tables", "dataset", "report", "views"}
+OUTPUT = {"scratch", "files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
 COMPUTE = {"models", "samplers", "engine"}
 MAY_IMPORT = {
@@ -36,26 +36,30 @@ MAY_IMPORT = {
     "samplers": NOUNS,
     "engine": NOUNS | {"models", "samplers"},
     "scheduler": NOUNS,
-    "store": NOUNS,
+    "disk": NOUNS,
+    "verdicts": NOUNS,
+    "store": NOUNS | {"disk", "verdicts"},
+    "keys": NOUNS,
     "record": NOUNS,
     "metrics": NOUNS,
-    "outages": {"metrics"},
+    "outages": {"metrics", "store"},
     "urls": NOUNS,
     "images": NOUNS | {"urls"},
-    "frames": NOUNS | {"store", "record"},
-    "checkpoint": NOUNS | {"store", "record", "frames"},
-    "ledger": NOUNS | {"store", "record", "frames", "checkpoint", "rows"},
+    "frames": NOUNS | {"store", "record", "keys"},
+    "checkpoint": NOUNS | {"store", "record", "keys", "frames"},
+    "ledger": NOUNS | {"store", "record", "keys", "frames", "checkpoint", "rows"},
     "rows": NOUNS,
     "progress": NOUNS,
     "manifest": NOUNS | {"urls", "images", "rows"},
-    "files": NOUNS | {"store", "urls"},
-    "codec": NOUNS | {"files"},
+    "scratch": NOUNS,
+    "files": NOUNS | {"disk", "verdicts", "store", "urls", "scratch"},
+    "codec": NOUNS | {"files", "scratch"},
     "tables": NOUNS,
     "dataset": NOUNS | INPUT | {"files", "codec", "tables"},
     "report": NOUNS | INPUT | {"files", "codec", "tables", "dataset"},
     "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report"},
     "worker": NOUNS | COMPUTE | STATE | INPUT | {"codec", "dataset"},
-    "pool": NOUNS | STATE | {"metrics", "outages", "worker"},
+    "pool": NOUNS | STATE | {"metrics", "outages", "scratch", "worker"},
     "upkeep": NOUNS | EDGE | {"outages"},
     "coordinator": NOUNS | EDGE | {"scheduler", "outages", "pool", "upkeep"},
     "planning": NOUNS | EDGE | {"models"},
@@ -71,7 +75,7 @@ MAY_IMPORT = {
     | {"models", "progress", "single", "planning", "driver", "audit", "terminal", "edit_verbs", "spot"},
     "__init__": NOUNS | {"engine", "single", "driver"},
 }
-STORAGE = {"store", "checkpoint", "urls"}
+STORAGE = {"store", "verdicts", "checkpoint", "urls"}
 # A library's row: the rooms that may import it, at the top of the file or lazily.
 ONLY_IN = {
     "ray": {"pool", "coordinator", "driver", "spot"},

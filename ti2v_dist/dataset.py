@@ -2,20 +2,22 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ti2v_dist.codec import CODEC, WrittenVideo
-from ti2v_dist.files import put_bytes, put_file
+from ti2v_dist.files import find_files, put_bytes, put_file
 from ti2v_dist.manifest import RowFailure
 from ti2v_dist.rows import COLUMN_TYPES, read_table
 from ti2v_dist.tables import METADATA_TYPES, dataset_card, failures_table, metadata_table
-from ti2v_dist.urls import open_filesystem, read_bytes
+from ti2v_dist.urls import read_bytes
 from ti2v_dist.video import VideoRequest, canonical_json
 
 VIDEOS = "dataset"
 """Folder of the data set inside an output; `file_name` is relative to it."""
+_OURS = re.compile(r"[0-9a-f]{2}/(?P<id>[A-Za-z0-9_-]{1,128})-[0-9a-f]{8}\.mp4")
 
 
 def store_video(output_url: str, video_id: str, written: WrittenVideo) -> str:
@@ -90,12 +92,13 @@ def failure_row(
 
 def stored_ids(output_url: str) -> set[str]:
     """Ids of the videos whose file is in the data set, from one listing."""
-    fs, root = open_filesystem(f"{output_url}/{VIDEOS}/videos")
-    try:
-        names = (Path(path).name for path in fs.find(root))
-    except FileNotFoundError:
-        return set()
-    return {name.rpartition("-")[0] for name in names if name.endswith(".mp4")}
+    return {video_id for name in find_files(f"{output_url}/{VIDEOS}/videos") if (video_id := id_of(name))}
+
+
+def id_of(name: str) -> str | None:
+    """The id in the name, below `VIDEOS/videos`, of a file that `store_video` has put there; None for others' files."""
+    found = _OURS.fullmatch(name)
+    return found and found["id"]
 
 
 def write_views(

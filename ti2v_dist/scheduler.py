@@ -140,7 +140,7 @@ class Scheduler:
         if self.barren[event.reason] == policy.limit:
             self.stopping = True
             ends = f"{policy.limit} workers in a row {policy.what} without finishing a call"
-            return [events.GiveUp(f"{ends}: {policy.advice}")]
+            return [events.GiveUp(f"{ends}: {event.detail or policy.advice}")]
         commands: list[events.Command] = [] if worker and worker.leaving else [events.StartWorker()]
         for ids in worker.calls if worker else []:
             for video in map(self.videos.get, ids):
