@@ -21,7 +21,7 @@ MAX_WHEEL_BYTES = 24_000_000
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
 STATE = {"disk", "verdicts", "store", "record", "keys", "frames", "checkpoint", "ledger"}
-INPUT = {"urls", "images", "rows", "manifest"}
+INPUT = {"urls", "images", "values", "rows", "checks", "manifest"}
 OUTPUT = {"scratch", "files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
 COMPUTE = {"models", "samplers", "engine"}
@@ -48,22 +48,27 @@ MAY_IMPORT = {
     "frames": NOUNS | {"store", "record", "keys"},
     "checkpoint": NOUNS | {"store", "record", "keys", "frames"},
     "ledger": NOUNS | {"store", "record", "keys", "frames", "checkpoint", "rows"},
-    "rows": NOUNS,
-    "progress": NOUNS,
-    "manifest": NOUNS | {"urls", "images", "rows"},
+    "values": NOUNS,
+    "rows": NOUNS | {"values"},
+    "tally": NOUNS,
+    "progress": NOUNS | {"tally"},
+    "checks": NOUNS | {"rows"},
+    "manifest": NOUNS | {"urls", "images", "rows", "checks", "tables"},
     "scratch": NOUNS,
     "files": NOUNS | {"disk", "verdicts", "store", "urls", "scratch"},
     "codec": NOUNS | {"files", "scratch"},
-    "tables": NOUNS,
+    "tables": NOUNS | {"rows"},
     "dataset": NOUNS | INPUT | {"files", "codec", "tables"},
-    "report": NOUNS | INPUT | {"files", "codec", "tables", "dataset"},
-    "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report"},
+    "sheet": set(),
+    "report": NOUNS | INPUT | {"files", "codec", "tables", "dataset", "sheet"},
+    "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report", "tally"},
     "worker": NOUNS | COMPUTE | STATE | INPUT | {"codec", "dataset"},
     "pool": NOUNS | STATE | {"metrics", "outages", "scratch", "worker"},
-    "upkeep": NOUNS | EDGE | {"outages"},
-    "coordinator": NOUNS | EDGE | {"scheduler", "outages", "pool", "upkeep"},
+    "upkeep": NOUNS | EDGE | {"outages", "tally"},
+    "account": NOUNS | EDGE | {"scheduler", "outages", "upkeep"},
+    "coordinator": NOUNS | EDGE | {"scheduler", "outages", "pool", "upkeep", "account"},
     "planning": NOUNS | EDGE | {"models"},
-    "driver": NOUNS | EDGE | {"planning", "coordinator"},
+    "driver": NOUNS | EDGE | {"planning", "coordinator", "tally"},
     "edits": NOUNS | EDGE | {"models", "planning"},
     "terminal": {"errors", "progress"},
     "edit_verbs": {"errors", "terminal", "driver", "edits"},
@@ -78,7 +83,7 @@ MAY_IMPORT = {
 STORAGE = {"store", "verdicts", "checkpoint", "urls"}
 # A library's row: the rooms that may import it, at the top of the file or lazily.
 ONLY_IN = {
-    "ray": {"pool", "coordinator", "driver", "spot"},
+    "ray": {"pool", "coordinator", "driver", "spot", "account"},
     "fsspec": STORAGE,
     "s3fs": STORAGE,
     "gcsfs": STORAGE,

@@ -16,6 +16,7 @@ from ti2v_dist import views
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError
 from ti2v_dist.planning import Work, prepare
+from ti2v_dist.tally import counted
 
 NAMESPACE = "ti2v"
 MARKET_TYPE = "ray.io/market-type"
@@ -25,6 +26,8 @@ SIGNAL_POLL_S = 0.05
 ANSWER_TIMEOUT_S = 60
 """Long enough for a coordinator that is started again on another node."""
 WAITING_FOR_WORKERS_S = 10
+ENDING = ("stopping", "writing")
+"""How the phases begin in which a run waits for no worker."""
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -69,7 +72,7 @@ def make(
 ) -> dict[str, Any]:
     """Make what is left of a prepared plan, as `run` does."""
     if work.is_done:
-        return views.write(work.store, work.plan.lines.keys(), (), {}, report=True)
+        return _refresh(work, listener)
     # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
     with _ray(address) as ray, _signals() as received:
         coordinator = _coordinator(ray, work, address is not None, takeover)
@@ -78,6 +81,18 @@ def make(
             return {"status": "running", "output": work.store.url}
         summary = _follow(ray, coordinator, work.plan.sha256, received, listener)
         return {**summary, **({"signal": received[0]} if received else {})}
+
+
+def _refresh(work: Work, listener: Listener) -> dict[str, Any]:
+    """The end of a run of which nothing is left to make: what people read of it, where that has changed."""
+    failed = {row["id"] for row in work.plan.refused} | work.final & set(work.store.failed_ids())
+    tally = counted(work.plan.requests, work.final, failed)
+
+    def tell(phase: str) -> None:
+        counts = {"finished": tally.finished, "failed": tally.failed, "frames": tally.done, "frames_left": tally.left}
+        listener({**counts, "frames_per_second": 0.0, "phase": phase, "note": None})
+
+    return views.refresh(work.store, work.plan.lines.keys(), tell)
 
 
 @contextmanager
@@ -226,13 +241,16 @@ def _follow(
     stopping = False
     while True:
         progress, summary = coordinator.ask("report", plan_sha256)
-        if not progress["note"] and progress["workers_ready"] == 0 and progress["seconds"] > WAITING_FOR_WORKERS_S:
+        has_time = progress["seconds"] <= WAITING_FOR_WORKERS_S or progress["phase"].startswith(ENDING)
+        if not progress["note"] and progress["workers_ready"] == 0 and not has_time:
             have = {name: count for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
             progress["note"] = (
                 f"waiting for a worker: the cluster has {have.get('GPU', 0):g} GPUs, {have['CPU']:g} CPUs"
             )
         if progress["metrics_problem"]:
             warnings.warn(progress["metrics_problem"], stacklevel=2)  # which is shown once
+        if progress["report_problem"]:
+            warnings.warn(progress["report_problem"], stacklevel=2)
         listener(progress)
         if summary:
             coordinator.kill()

@@ -1,7 +1,7 @@
 """Files of an output that are replaced whole: readers see the old one or the new one."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,15 +14,48 @@ from ti2v_dist.verdicts import ABSENT
 
 
 def put_bytes(output_url: str, key: str, data: bytes) -> None:
-    """Write a view of an output in place of the one that is there: readers see the old one or the new one."""
+    """Write a view of an output in place of the one that is there: readers see the old one or the new one.
+
+    Nothing is written where the very same bytes are there.
+    """
+    if read_view(output_url, key) == data:
+        return
     with scratch_folder() as folder:
         source = folder / "view"
         source.write_bytes(data)
         put_file(source, output_url, key)
 
 
+def read_view(output_url: str, key: str) -> bytes | None:
+    """The bytes of a view as it is now, None before it is first written."""
+    fs, root = open_filesystem(output_url)
+
+    def read() -> bytes | None:
+        fs.invalidate_cache()  # another process may have written it since
+        try:
+            return fs.cat_file(f"{root}/{key}")
+        except FileNotFoundError:
+            return None
+
+    return persist(key, read, transport_errors(check_scheme(output_url)))
+
+
+def listed(url: str) -> dict[str, int]:
+    """Paths of all files below a folder, with their sizes in bytes."""
+    fs, root = open_filesystem(url)
+
+    def find() -> dict[str, int]:
+        fs.invalidate_cache()
+        try:
+            found = fs.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {path: info["size"] for path, info in found.items()}
+
+    return persist(url, find, transport_errors(check_scheme(url)))
+
+
 def put_file(source: Path, output_url: str, key: str) -> None:
-    """Put a local file into an output. Raises `StoreUnavailable`, `StoreDenied`."""
     fs, root = open_filesystem(output_url)
 
     def put() -> None:
@@ -39,14 +72,15 @@ def put_file(source: Path, output_url: str, key: str) -> None:
         raise StoreDenied(f"{key}: the store cannot write it: {exc}") from exc
 
 
-def find_files(url: str) -> list[str]:
-    """Names of the files below a folder, relative to it; none where it is not there."""
-    fs, root = open_filesystem(url)
-    try:
-        paths = persist(url, lambda: fs.find(root), transport_errors(check_scheme(url)))
-    except ABSENT:
-        return []
-    return [path[len(root) + 1 :] for path in paths]
+def remove(output_url: str, key: str) -> None:
+    """Take a view of an output away, if it is there."""
+    fs, root = open_filesystem(output_url)
+
+    def take() -> None:
+        with suppress(FileNotFoundError):
+            fs.rm_file(f"{root}/{key}")
+
+    persist(key, take, transport_errors(check_scheme(output_url)))
 
 
 def _is_local(fs: Any) -> bool:

@@ -9,7 +9,7 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from typing import Any
 from ti2v_dist import keys
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.record import CorruptRecord, parse_json
-from ti2v_dist.rows import read_table
+from ti2v_dist.rows import read_table, stand_in
 from ti2v_dist.video import VideoRequest, canonical_json
 
 COMPACT_ROWS = 500
@@ -29,6 +29,8 @@ KEPT_HINTS = 2
 MAX_PLAN_BYTES = 2**31
 """Of a plan unzipped: what is longer is cut off, and then is no JSON."""
 READERS = 16
+FEW_VIDEOS = 64
+"""Up to which their records are listed one by one: one listing of all is a call for each 1000 frames of the run."""
 
 Row = dict[str, Any]
 Key = tuple[str, int]
@@ -98,30 +100,66 @@ class Ledger:
         return Plan.from_bytes(key, self.store.get(key))
 
     def lines(self) -> dict[str, int]:
-        """Manifest lines of all ids that any plan of the run speaks of."""
-        found: dict[str, int] = {}
+        """Manifest lines of all ids that any plan of the run speaks of.
+
+        A stand-in for the id that a row did not have goes when a plan has a video of that line: the row was mended.
+        """
+        plans = list(self.plans())
+        lines = {video_id: line for plan in plans for video_id, line in plan.lines.items()}
+        made = {request.id for plan in plans for request in plan.requests}
+        named = {lines[video_id] for video_id in made & lines.keys()}
+        refused = {row["id"] for plan in plans for row in plan.refused if row["id"].startswith(stand_in(row["line"]))}
+        return {key: line for key, line in lines.items() if key not in refused - made or line not in named}
+
+    def plans(self) -> Iterator[Plan]:
+        """Every plan of the run that can be read, in no order: what is none of its bytes asks for nothing."""
         for name in self.run.names("plans"):
-            with suppress(CorruptRecord):  # lines are for people: what cannot be read has none
-                found |= self.read_plan(name).lines
-        return found
+            with suppress(CorruptRecord):
+                yield self.read_plan(name)
 
     # progress
 
     def hinted(self, plan: Plan) -> set[str] | None:
         """Ids of the plan that are final, from the newest hint; None without one. It may lack the latest."""
+        hint = self._newest_hint(plan)
+        return None if hint is None else _ids_at(plan, hint["final"])
+
+    def made_before(self, plan: Plan, final: set[str]) -> tuple[dict[str, int], set[str]]:
+        """For people: the last settled frame of half-made videos, and which `final` ids of the plan have failed.
+
+        The newest hint says so in two calls. Without it, or with one of an older version, the records are listed.
+        """
+        hint = self._newest_hint(plan)
+        if hint and "frames" in hint:
+            return hint["frames"], _ids_at(plan, hint["failed"])
+        failed = final & set(self.run.failed_ids()) if final else set()
+        unfinished = [request.id for request in plan.requests if request.id not in final]
+        if len(unfinished) > FEW_VIDEOS:
+            return self.run.last_frames(), failed
+        with ThreadPoolExecutor(READERS) as pool:
+            records = pool.map(lambda video_id: self.run.names(keys.frames(video_id)), unfinished)
+            last = [max(map(int, names), default=0) for names in records]
+        return dict(zip(unfinished, last, strict=True)), failed
+
+    def _newest_hint(self, plan: Plan) -> dict[str, Any] | None:
         for name in reversed(self.run.names(keys.hints(plan.sha256))):
             key = keys.hint(plan.sha256, int(name))
             try:
-                return {plan.requests[index].id for index in _indexes(self.store.get(key), len(plan.requests))}
+                return _checked_hint(parse_json(key, self.store.get(key)), len(plan.requests))
             except (KeyError, ValueError):  # deleted since it was listed, or no hint: the one before is as true
                 continue
         return None
 
-    def note(self, plan: Plan, final: set[str]) -> None:
-        """Leave a hint that these ids are final. Call it after their `done` or `failed` is settled."""
+    def note(self, plan: Plan, final: set[str], made: tuple[dict[str, int], set[str]] | None = None) -> None:
+        """Leave a hint that these ids are final. Call it after their `done` or `failed` is settled.
+
+        `made` is what `made_before` is to find, where that is known.
+        """
         numbers = [int(name) for name in self.run.names(keys.hints(plan.sha256))]
-        indexes = (index for index, request in enumerate(plan.requests) if request.id in final)
-        data = canonical_json({"final": _ranges(indexes)})
+        hint: dict[str, Any] = {"final": _ranges_of(plan, final)}
+        if made is not None:
+            hint |= {"frames": made[0], "failed": _ranges_of(plan, made[1])}
+        data = canonical_json(hint)
         number = numbers[-1] + 1 if numbers else 0
         while not self._is_left(keys.hint(plan.sha256, number), data):
             number += 1
@@ -217,16 +255,26 @@ def _parquet(rows: dict[Key, Row]) -> bytes:
     return sink.getvalue()
 
 
-def _indexes(data: bytes, count: int) -> list[int]:
-    """Inverse of the bytes of a hint; raises `ValueError` unless it speaks of a plan of `count` requests."""
-    ranges = parse_json("hint", data).get("final")
-    if not isinstance(ranges, list):
+def _checked_hint(hint: dict[str, Any], count: int) -> dict[str, Any]:
+    """The hint; raises `ValueError` unless it speaks of a plan of `count` requests."""
+    lists, frames = [hint.get("final"), hint.get("failed", [])], hint.get("frames", {})
+    if not all(isinstance(ranges, list) for ranges in lists) or not isinstance(frames, dict):
         raise ValueError("not a hint")
-    for pair in ranges:
+    for pair in (pair for ranges in lists for pair in ranges):
         is_range = isinstance(pair, list) and len(pair) == 2 and all(type(index) is int for index in pair)
         if not (is_range and 0 <= pair[0] < pair[1] <= count):
             raise ValueError(f"not a range of {count} requests: {pair!r}")
-    return [index for first, end in ranges for index in range(first, end)]
+    if not all(type(frame) is int for frame in frames.values()) or ("frames" in hint) != ("failed" in hint):
+        raise ValueError("not a hint")
+    return hint
+
+
+def _ids_at(plan: Plan, ranges: list[list[int]]) -> set[str]:
+    return {plan.requests[index].id for first, end in ranges for index in range(first, end)}
+
+
+def _ranges_of(plan: Plan, ids: set[str]) -> list[list[int]]:
+    return _ranges(index for index, request in enumerate(plan.requests) if request.id in ids)
 
 
 def _ranges(indexes: Iterable[int]) -> list[list[int]]:

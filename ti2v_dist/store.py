@@ -104,6 +104,15 @@ class Store:
         except ABSENT as exc:
             raise KeyError(key) from exc
 
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders right below `prefix`, sorted. As `list` a hint; it looks no deeper."""
+        path = self._path(prefix)
+        try:
+            entries = self._ask(prefix, lambda: self.fs.ls(path, detail=True))
+        except ABSENT:
+            return []
+        return sorted(_leaf(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
+
     def list(self, prefix: str) -> list[str]:
         """Names below the folder `prefix`, relative to it, sorted. It may lag behind: a hint, never a proof."""
         base = self._path(prefix) + "/"
