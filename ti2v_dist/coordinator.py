@@ -16,6 +16,7 @@ from ti2v_dist import dataset, events
 from ti2v_dist.account import Account
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
+from ti2v_dist.errors import UserError
 from ti2v_dist.metrics import Endpoint, Metrics
 from ti2v_dist.outages import Outages
 from ti2v_dist.pool import VIDEO_ERRORS, WorkerPool, video_error
@@ -173,7 +174,7 @@ class Coordinator:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error:
-            self._end(str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}")
+            self._end(str(error) if isinstance(error, RuntimeError | UserError) else f"{type(error).__name__}: {error}")
 
     def _end(self, reason: str) -> None:
         self.error = self.error or reason
