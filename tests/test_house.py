@@ -21,7 +21,7 @@ MAX_WHEEL_BYTES = 24_000_000
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
 STATE = {"store", "record", "frames", "checkpoint", "ledger"}
-INPUT = {"urls", "images", "rows", "manifest"}
+INPUT = {"urls", "pictures", "images", "inspection", "rows", "manifest"}
 OUTPUT = {"files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
 COMPUTE = {"models", "samplers", "engine"}
@@ -40,14 +40,16 @@ MAY_IMPORT = {
     "record": NOUNS,
     "metrics": NOUNS,
     "outages": {"metrics"},
-    "urls": NOUNS,
-    "images": NOUNS | {"urls"},
+    "urls": NOUNS | {"store"},
+    "pictures": set(),
+    "images": NOUNS | {"urls", "pictures"},
+    "inspection": NOUNS | {"urls", "images"},
     "frames": NOUNS | {"store", "record"},
     "checkpoint": NOUNS | {"store", "record", "frames"},
     "ledger": NOUNS | {"store", "record", "frames", "checkpoint", "rows"},
     "rows": NOUNS,
     "progress": NOUNS,
-    "manifest": NOUNS | {"urls", "images", "rows"},
+    "manifest": NOUNS | {"urls", "images", "inspection", "rows"},
     "files": NOUNS | {"store", "urls"},
     "codec": NOUNS | {"files"},
     "tables": NOUNS,
@@ -55,7 +57,7 @@ MAY_IMPORT = {
     "report": NOUNS | INPUT | {"files", "codec", "tables", "dataset"},
     "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report"},
     "worker": NOUNS | COMPUTE | STATE | INPUT | {"codec", "dataset"},
-    "pool": NOUNS | STATE | {"metrics", "outages", "worker"},
+    "pool": NOUNS | STATE | {"urls", "metrics", "outages", "worker"},
     "upkeep": NOUNS | EDGE | {"outages"},
     "coordinator": NOUNS | EDGE | {"scheduler", "outages", "pool", "upkeep"},
     "planning": NOUNS | EDGE | {"models"},

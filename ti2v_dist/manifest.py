@@ -7,19 +7,18 @@ import difflib
 import hashlib
 import posixpath
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from ti2v_dist.errors import InputError
-from ti2v_dist.images import ImageError, check_image
+from ti2v_dist.images import ImageError
+from ti2v_dist.inspection import check_images
 from ti2v_dist.prompts import entries, read_prompt
 from ti2v_dist.rows import COLUMN_TYPES, OUTPUT_COLUMNS, Row, is_a, parse_rows
-from ti2v_dist.urls import UrlRefused, absolute_url, read_bytes, resolve_url
+from ti2v_dist.urls import Unreachable, UrlRefused, absolute_url, read_bytes, resolve_url
 from ti2v_dist.video import SamplingParams, VideoRequest, canonical_json, check_id
 
 REQUIRED = ("id", "image", "prompt")
-IMAGE_READERS = 8
 T = TypeVar("T")
 SEED_BITS = 53
 
@@ -47,6 +46,7 @@ class RequestDefaults:
     init: str = "inversion"
     seed: int = 0
     allow_http: bool = False
+    images_below: tuple[str, ...] = ()
 
     def request(self, **given: Any) -> VideoRequest:
         """A request with the run's settings but for `given`, field names of `VideoRequest` and `SamplingParams`.
@@ -112,11 +112,14 @@ class Manifest:
 def read_manifest(url: str, defaults: RequestDefaults, variations: int = 1) -> Manifest:
     """Read and check a manifest (`.jsonl`, `.csv` or `.parquet`) with the images it names.
 
-    Never raises for what is wrong with the manifest or a row: it is all in the result.
+    Never raises for what is wrong with the manifest or a row: it is all in the result. Raises `Unreachable` and
+    `AccessRefused` where a store is away or refuses everything.
     """
     try:
         data = read_bytes(url, allow_http=defaults.allow_http)
         parsed = list(parse_rows(url, data))
+    except Unreachable:  # which says nothing of the manifest
+        raise
     except (OSError, ValueError) as exc:
         return Manifest(problems=[Problem(0, None, url, f"manifest {url!r} cannot be read: {exc}")])
     manifest = Manifest(hashlib.sha256(data).hexdigest())
@@ -196,7 +199,7 @@ def _fill(manifest: Manifest, rows: list[Row], folder: str, defaults: RequestDef
         except ValueError as exc:
             made.append(exc)
     images = [_image_of(row.columns, folder, defaults) for row in rows]
-    checked = _check_images({image for image in images if image}, defaults.allow_http)
+    checked = check_images({image for image in images if image}, defaults.allow_http, defaults.images_below)
     for row, request, image in zip(rows, made, images, strict=True):
         errors = [request] if isinstance(request, ValueError) else []
         errors += [checked[image]] if image in checked else []
@@ -217,22 +220,6 @@ def _image_of(columns: dict[str, Any], folder: str, defaults: RequestDefaults) -
         return resolve_url(columns["image"], folder, defaults.allow_http)
     except UrlRefused:
         return None
-
-
-def _check_images(urls: set[str], allow_http: bool) -> dict[str, ImageError]:
-    """The errors of those images that have one."""
-
-    def error(url: str) -> ImageError | None:
-        try:
-            check_image(url, allow_http)
-        except ImageError as exc:
-            return exc
-        return None
-
-    ordered = sorted(urls)
-    with ThreadPoolExecutor(IMAGE_READERS) as pool:
-        found = zip(ordered, pool.map(error, ordered), strict=True)
-        return {url: exc for url, exc in found if exc is not None}
 
 
 def _failure(row: Row, errors: list[ValueError]) -> RowFailure:

@@ -24,6 +24,7 @@ from ti2v_dist.config import RunConfig
 from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.outages import Outages
+from ti2v_dist.urls import AccessRefused, HostUnreachable
 from ti2v_dist.video import NonFiniteLatents, VideoRequest
 from ti2v_dist.worker import Worker
 
@@ -105,7 +106,9 @@ class WorkerPool:
             self._bury(number, await death(actor, error))
         except RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, OSError):
+            # A web server is one among many: its image is an attempt of its video, and nothing that the run waits for.
+            is_storage = isinstance(cause, OSError) and not isinstance(cause, HostUnreachable)
+            if is_storage or isinstance(cause, AccessRefused):
                 raise cause from error
             if isinstance(cause, Leaving):
                 self.emit(events.CallCancelled(number, ids))
