@@ -8,7 +8,9 @@ import pytest
 from drawn import encoded, pixels, png_header
 from PIL import Image
 
+from ti2v_dist import images
 from ti2v_dist.images import ImageError, check_image, load_image
+from ti2v_dist.inspection import check_images
 
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -176,3 +178,222 @@ def test_too_many_bytes_are_not_read(tmp_path, monkeypatch):
 def test_what_is_no_file_is_an_image_error(tmp_path, name):
     with pytest.raises(ImageError):
         check_image(str(tmp_path / name))
+
+
+# The field's pictures, and their kinds
+
+
+def upright() -> Image.Image:
+    """A picture whose corners differ."""
+    image = Image.new("RGB", (64, 64), (240, 240, 240))
+    image.paste((255, 0, 0), (0, 0, 32, 32))
+    image.paste((0, 0, 255), (0, 32, 32, 64))
+    return image
+
+
+def gamma_profile(gamma: float) -> bytes:
+    """A grey profile."""
+
+    def tag(name: bytes, body: bytes) -> tuple[bytes, bytes]:
+        return name, body + b"\0" * (-len(body) % 4)
+
+    curve = b"curv" + b"\0" * 4 + struct.pack(">IH", 1, round(gamma * 256))
+    white = b"XYZ " + b"\0" * 4 + struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D)
+    text = b"desc" + b"\0" * 4 + struct.pack(">I", 2) + b"g\0" + b"\0" * 78
+    tags = [tag(b"kTRC", curve), tag(b"wtpt", white), tag(b"desc", text), tag(b"cprt", b"text" + b"\0" * 5)]
+    table, data, at = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, body in tags:
+        table += name + struct.pack(">II", at + len(data), len(body))
+        data += body
+    size = 128 + len(table) + len(data)
+    head = struct.pack(">I4xI4s4s4s12x4s", size, 0x02400000, b"mntr", b"GRAY", b"XYZ ", b"acsp").ljust(68, b"\0")
+    return head + struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D).ljust(60, b"\0") + table + data
+
+
+def cmyk_profile() -> bytes:
+    """A printer's profile by a table of sixteen corners: ink takes its light away, and pure cyan is a dark red."""
+    corners = []
+    for c, m, y, k in np.ndindex(2, 2, 2, 2):
+        level = 0 if k else round(255 * (1 - (m + y) / 2))
+        corners += [100, 200, 160] if (c, m, y, k) == (1, 0, 0, 0) else [level if not c else level // 2, 128, 128]
+    lut = (
+        b"mft1" + b"\0" * 4 + struct.pack(">BBBx", 4, 3, 2) + struct.pack(">9i", *np.eye(3, dtype=int).ravel() * 65536)
+    )
+    lut += bytes(range(256)) * 4 + bytes(corners) + bytes(range(256)) * 3
+    lut += b"\0" * (-len(lut) % 4)
+    table = struct.pack(">I4sII", 1, b"A2B0", 128 + 16, len(lut))
+    head = struct.pack(">I4xI4s4s4s12x4s", 144 + len(lut), 0x02400000, b"prtr", b"CMYK", b"Lab ", b"acsp")
+    return head.ljust(68, b"\0") + struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D).ljust(60, b"\0") + table + lut
+
+
+def both(path: Path, size: int = 64) -> np.ndarray:
+    """What `validate` lets pass, as encode sees it."""
+    check_image(str(path))
+    return load_image(str(path), size, size).astype(int)
+
+
+def test_bytes_behind_a_picture_change_nothing(tmp_path):
+    behind = (b"x", b"\xff\xda" + bytes(100), b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 40, b"\xff\xd8\xff\xe0")
+    for image_format in ("PNG", "JPEG", "WEBP"):
+        data = encoded(upright(), image_format)
+        (tmp_path / "a").write_bytes(data)
+        alone = both(tmp_path / "a")
+        for more in behind:
+            (tmp_path / "a").write_bytes(data + more)
+            assert (both(tmp_path / "a") == alone).all(), (image_format, more[:12])
+    assert both(PICTURES / "motion-photo.jpg").shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}])
+def test_a_jpeg_that_is_cut_anywhere_is_refused(tmp_path, options):
+    data = encoded(Image.fromarray(pixels(40, 40)), "JPEG", **options)
+    for end in range(4, len(data) - 1, 97):
+        (tmp_path / "a").write_bytes(data[:end])
+        for read in (check_image, lambda url: load_image(url, 40, 40)):
+            with pytest.raises(ImageError, match="truncated JPEG|broken PNG, JPEG"):
+                read(str(tmp_path / "a"))
+    motion = (PICTURES / "motion-photo.jpg").read_bytes()
+    (tmp_path / "a").write_bytes(motion[: motion.index(b"\xff\xda") + 200])
+    with pytest.raises(ImageError, match="truncated JPEG"):
+        check_image(str(tmp_path / "a"))
+
+
+def with_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
+    data = encoded(upright(), "PNG")
+    more = (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    return data[:33] + b"".join(more) + data[33:]
+
+
+def test_texts_of_a_png_have_no_limit(tmp_path):
+    packed = zlib.compress(b"a workflow " * 500_000)
+    texts = {
+        "zTXt": (b"zTXt", b"workflow\0\0" + packed),
+        "iTXt": (b"iTXt", b"workflow\0\1\0\0\0" + packed),
+        "tEXt": (b"tEXt", b"workflow\0" + b"x" * 3_000_000),
+        "xmp": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + packed),
+    }
+    for chunk in texts.values():
+        (tmp_path / "a").write_bytes(with_chunks(*[chunk] * 40))
+        assert (both(tmp_path / "a") == np.asarray(upright())).all()
+    assert both(PICTURES / "png-2mb-ztxt.png").shape == (64, 64, 3)
+
+
+def test_a_png_is_turned_by_its_texts_too(tmp_path):
+    xmp = (b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="3"/>')
+    (tmp_path / "a").write_bytes(with_chunks(xmp))
+    assert (both(tmp_path / "a") == np.asarray(upright())[::-1, ::-1]).all()
+
+
+def test_a_bad_tag_does_not_keep_a_picture_from_being_turned(tmp_path):
+    path = PICTURES / "orientation6-bad-tag.jpg"
+    stored = Image.open(path).convert("RGB")
+    turned = stored.transpose(Image.Transpose.ROTATE_270)
+    assert (both(path, stored.width) == np.asarray(turned)).all()
+    assert (np.asarray(turned) != np.asarray(stored)).any()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = exif.tobytes()
+    for at in range(6, len(whole)):  # whatever is wrong in it, the picture is one
+        for value in (0, 255):
+            data = encoded(upright(), "JPEG", exif=whole[:at] + bytes([value]) + whole[at + 1 :])
+            (tmp_path / "a").write_bytes(data)
+            assert both(tmp_path / "a").shape == (64, 64, 3)
+
+
+def test_display_p3_becomes_srgb(tmp_path):
+    profile = Image.open(PICTURES / "display-p3-red.png").info["icc_profile"]
+    found = load_image(str(PICTURES / "display-p3-red.png"), 256, 256).astype(int)
+    is_red = found[..., 1] < 128
+    assert is_red.any()
+    assert abs(found[is_red] - (255, 0, 0)).max() <= 4
+    stored = Image.new("RGB", (16, 16), (234, 51, 35))  # sRGB's red in Display P3
+    stored.putalpha(Image.new("L", (16, 16), 255))
+    for image, image_format, options in (
+        (stored, "PNG", {}),
+        (stored.convert("RGB"), "JPEG", {"quality": 100, "subsampling": 0}),
+        (stored, "WEBP", {"lossless": True}),
+        (stored.convert("RGB").quantize(4), "PNG", {}),
+    ):
+        (tmp_path / "a").write_bytes(encoded(image, image_format, icc_profile=profile, **options))
+        assert abs(both(tmp_path / "a", 16)[8, 8] - (255, 0, 0)).max() <= 4, (image.mode, image_format)
+
+
+def test_grey_and_cmyk_profiles_are_applied(tmp_path):
+    dark = Image.new("L", (16, 16), 50)
+    transparent = dark.convert("LA")
+    for image, image_format in ((dark, "PNG"), (dark, "JPEG"), (transparent, "PNG")):
+        (tmp_path / "a").write_bytes(encoded(image, image_format, icc_profile=gamma_profile(1.0)))
+        assert abs(both(tmp_path / "a", 16) - 122).max() <= 3, image.mode  # linear 50/255 is 122 in sRGB
+    cyan = encoded(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=100, icc_profile=cmyk_profile())
+    (tmp_path / "a").write_bytes(cyan)
+    red, green, blue = both(tmp_path / "a", 16)[8, 8]
+    assert red > 100 > 60 > max(green, blue)
+
+
+def test_a_profile_that_is_srgb_broken_or_of_other_colours_changes_nothing(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    cube = Image.fromarray(pixels(16, 16))
+    profiles = (
+        srgb,
+        b"",
+        b"junk",
+        srgb[:200],
+        srgb[:100] + b"\xff" * 100 + srgb[200:],
+        gamma_profile(1),
+        cmyk_profile(),
+    )
+    for image in (
+        cube,
+        cube.convert("RGBA"),
+        cube.convert("L"),
+        cube.convert("P"),
+        cube.convert("LA"),
+        cube.convert("1"),
+    ):
+        (tmp_path / "plain").write_bytes(encoded(image, "PNG"))
+        plain = both(tmp_path / "plain", 16)
+        for profile in profiles:
+            if image.mode in ("L", "LA", "1") and profile == gamma_profile(1):
+                continue
+            (tmp_path / "a").write_bytes(encoded(image, "PNG", icc_profile=profile))
+            assert (both(tmp_path / "a", 16) == plain).all(), (image.mode, profile[:8])
+
+
+def test_a_large_profile_is_applied_and_a_bomb_is_none(tmp_path):
+    p3 = Image.open(PICTURES / "display-p3-red.png").info["icc_profile"]
+    for size, is_applied in ((3_000_000, True), (40_000_000, False)):
+        large = p3 + bytes(size)
+        chunk = (b"iCCP", b"p3\0\0" + zlib.compress(struct.pack(">I", len(large)) + large[4:]))
+        (tmp_path / "a").write_bytes(with_chunks(chunk))
+        found = both(tmp_path / "a")
+        assert (tuple(found[40, 10]) != (0, 0, 255)) == is_applied or (
+            found != np.asarray(upright())
+        ).any() == is_applied
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 8), (8, 20_000)])
+def test_odd_sizes_pass(tmp_path, size):
+    (tmp_path / "a").write_bytes(encoded(Image.new("RGB", size, (10, 20, 30)), "PNG"))
+    assert (both(tmp_path / "a") == (10, 20, 30)).all()
+
+
+def test_large_pictures_are_decoded_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 5000)
+    decode, at_once, most = images._decode, [0], [0]
+
+    def counted(*arguments):
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.02)
+        try:
+            return decode(*arguments)
+        finally:
+            at_once[0] -= 1
+
+    monkeypatch.setattr(images, "_decode", counted)
+    for number in range(8):
+        (tmp_path / str(number)).write_bytes(encoded(upright(), "PNG"))
+    assert check_images(str(tmp_path / str(number)) for number in range(8)) == {}
+    assert most == [1]

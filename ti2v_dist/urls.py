@@ -166,9 +166,11 @@ def open_filesystem(url: str, allow_http: bool = False, **options: Any) -> tuple
     import fsspec
 
     target = absolute_url(check_url(url, allow_http))
-    if target.startswith("s3://") and (os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")):
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if target.startswith("s3://") and endpoint:
         # Servers other than AWS seldom resolve a host name for each bucket.
         options["config_kwargs"] = {**options.get("config_kwargs", {}), "s3": {"addressing_style": "path"}}
+        options["endpoint_url"] = endpoint  # by which fsspec tells the clients that it keeps apart
     try:
         if "://" not in target:  # a path holds what it holds: no chain, no protocol
             return fsspec.filesystem("file", **options), target
@@ -193,6 +195,8 @@ def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, bel
     except _GaveUp as exc:
         raise _unreachable(url, scheme, f"not whole after {READ_S:.0f} s", exc) from exc
     except Exception as exc:
+        if 416 in _codes(exc)[1]:  # how stores say that not even the first byte is there
+            return b""
         if (named := _named(url, exc)) is exc:
             raise
         raise named from exc
@@ -240,9 +244,9 @@ def _in_time(fs: Any, call: Callable[..., Any], *arguments: Any, **options: Any)
     began = time.monotonic()
     try:
         return cast(bytes, sync(fs.loop, call, *arguments, timeout=READ_S, **options))
-    except TimeoutError:
+    except TimeoutError as exc:
         if time.monotonic() - began < READ_S:  # the client's own
-            raise
+            raise TimeoutError(str(exc) or "it did not answer in time") from exc
         raise _GaveUp(f"the last byte did not come in {READ_S:.0f} s") from None
 
 
@@ -301,7 +305,7 @@ async def _read_http(fs: Any, url: str, end: int | None, below: tuple[str, ...])
     except aiohttp.InvalidURL as exc:
         raise InputError(f"{url!r} is not a web address") from exc
     except TimeoutError as exc:
-        raise TimeoutError(f"it sent nothing for {SILENCE_S:.0f} s") from exc
+        raise ConnectionError(f"it sent nothing for {SILENCE_S:.0f} s") from exc
     except aiohttp.ClientConnectorDNSError as exc:
         raise ConnectionError(f"there is no such host: {exc}") from exc
     except aiohttp.ClientPayloadError as exc:
