@@ -276,11 +276,11 @@ def test_s3_that_is_busy_is_asked_again(s3):
     s3_says(s3, "bucket/busy.png", 503, "SlowDown", times=3, then=b"bytes")
     assert read_bytes("s3://bucket/busy.png", 1000) == b"bytes"
     s3_says(s3, "bucket/always.png", 503, "SlowDown")
-    with pytest.raises(Unreachable, match="no answer in 6 tries from s3://bucket: .*the words of SlowDown"):
+    with pytest.raises(Unreachable, match=r"no answer in 6 tries from s3://bucket: .*the words of SlowDown"):
         read_bytes("s3://bucket/always.png")
     assert s3.asked["bucket/always.png"] == 6
     s3.cut("bucket/cut.png", b"x" * 1000)
-    with pytest.raises(Unreachable, match=r"s3://bucket/cut.png"):
+    with pytest.raises(Unreachable, match=r"s3://bucket/cut.png.* in 6 tries .* cut short"):
         read_bytes("s3://bucket/cut.png")
 
 

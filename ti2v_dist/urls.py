@@ -239,11 +239,15 @@ def _read_file(url: str, path: str, end: int | None) -> bytes:
 
 def _in_time(fs: Any, call: Callable[..., Any], *arguments: Any, **options: Any) -> bytes:
     """Wait for a coroutine of the file system's loop, so that Ctrl-C is heard meanwhile."""
+    from aiohttp import ClientPayloadError
     from fsspec.asyn import sync
 
     began = time.monotonic()
     try:
         return cast(bytes, sync(fs.loop, call, *arguments, timeout=READ_S, **options))
+    except ClientPayloadError as exc:
+        # Without its cause, which has a number (400) that no server sent.
+        raise ConnectionError(f"its answer was cut short: {exc}") from None
     except TimeoutError as exc:
         if time.monotonic() - began < READ_S:  # the client's own
             raise TimeoutError(str(exc) or "it did not answer in time") from exc
