@@ -1,12 +1,14 @@
 """Input images: every good picture becomes the right first frame, every other one is named before the run."""
 
 import struct
+import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from drawn import encoded, pixels, png_header
-from PIL import Image
+from PIL import Image, ImageCms
 
 from ti2v_dist import images
 from ti2v_dist.images import ImageError, check_image, load_image
@@ -250,7 +252,7 @@ def test_a_jpeg_that_is_cut_anywhere_is_refused(tmp_path, options):
     for end in range(4, len(data) - 1, 97):
         (tmp_path / "a").write_bytes(data[:end])
         for read in (check_image, lambda url: load_image(url, 40, 40)):
-            with pytest.raises(ImageError, match="truncated JPEG|broken PNG, JPEG"):
+            with pytest.raises(ImageError, match=r"truncated JPEG|broken PNG, JPEG"):
                 read(str(tmp_path / "a"))
     motion = (PICTURES / "motion-photo.jpg").read_bytes()
     (tmp_path / "a").write_bytes(motion[: motion.index(b"\xff\xda") + 200])
@@ -258,8 +260,8 @@ def test_a_jpeg_that_is_cut_anywhere_is_refused(tmp_path, options):
         check_image(str(tmp_path / "a"))
 
 
-def with_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
-    data = encoded(upright(), "PNG")
+def with_chunks(*chunks: tuple[bytes, bytes], image: Image.Image | None = None) -> bytes:
+    data = encoded(image or upright(), "PNG")
     more = (
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
@@ -275,7 +277,7 @@ def test_texts_of_a_png_have_no_limit(tmp_path):
         "xmp": (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + packed),
     }
     for chunk in texts.values():
-        (tmp_path / "a").write_bytes(with_chunks(*[chunk] * 40))
+        (tmp_path / "a").write_bytes(with_chunks(*[chunk] * 20))
         assert (both(tmp_path / "a") == np.asarray(upright())).all()
     assert both(PICTURES / "png-2mb-ztxt.png").shape == (64, 64, 3)
 
@@ -366,11 +368,9 @@ def test_a_large_profile_is_applied_and_a_bomb_is_none(tmp_path):
     for size, is_applied in ((3_000_000, True), (40_000_000, False)):
         large = p3 + bytes(size)
         chunk = (b"iCCP", b"p3\0\0" + zlib.compress(struct.pack(">I", len(large)) + large[4:]))
-        (tmp_path / "a").write_bytes(with_chunks(chunk))
-        found = both(tmp_path / "a")
-        assert (tuple(found[40, 10]) != (0, 0, 255)) == is_applied or (
-            found != np.asarray(upright())
-        ).any() == is_applied
+        (tmp_path / "a").write_bytes(with_chunks(chunk, image=Image.new("RGB", (64, 64), (234, 51, 35))))
+        right = (255, 0, 0) if is_applied else (234, 51, 35)
+        assert abs(both(tmp_path / "a") - right).max() <= 4
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 8), (8, 20_000)])

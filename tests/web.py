@@ -19,16 +19,20 @@ class Web:
         self.closing = threading.Event()
         self.url = ""
 
-    def status(self, name: str, *codes: int, then: bytes | None = None, **headers: str) -> None:
-        """Answer `name` with these codes, one after the other; then with a file, or with the last code for ever."""
+    def status(self, name: str, *codes: int, then: bytes | None = None, then_once: bytes = b"", **headers: str) -> None:
+        """Answer `name` with these codes, one after the other; then with the file `then`, or the last code for ever.
+
+        A 200 among them carries `then_once`.
+        """
         left = list(codes)
 
         def answer(handler: BaseHTTPRequestHandler) -> None:
-            code = left.pop(0) if len(left) > (then is None) else (left[0] if left else 200)
-            handler.send_response(code)
+            is_last = len(left) == 1 and then is None
+            code = left[0] if is_last else left.pop(0) if left else 0
+            body = then_once if code == 200 else b"" if code else then or b""
+            handler.send_response(code or 200)
             for key, value in headers.items():
                 handler.send_header(key.replace("_", "-"), value)
-            body = then if code == 200 and then else b""
             handler.send_header("Content-Length", str(len(body)))
             handler.end_headers()
             handler.wfile.write(body)
@@ -49,7 +53,11 @@ class Web:
 
     def hang(self, name: str) -> None:
         """Accept, and never answer."""
-        self.answers[name] = lambda handler: self.closing.wait(120) and None
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            self.closing.wait(120)
+
+        self.answers[name] = answer
 
 
 @contextmanager

@@ -194,10 +194,11 @@ def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image | None:
     if not profile:
         return None
     try:
-        embedded = ImageCms.getOpenProfile(io.BytesIO(profile))
-        if PROFILE_MODES.get(embedded.profile.xcolor_space) != image.mode:
+        embedded = ImageCms.core.profile_frombytes(profile)
+        if PROFILE_MODES.get(embedded.xcolor_space) != image.mode:
             return None
-        transform = ImageCms.buildTransform(embedded, ImageCms.createProfile("sRGB"), image.mode, "RGB")
+        own, srgb = ImageCms.ImageCmsProfile(embedded), ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(own, srgb, image.mode, "RGB")
         return None if _changes_nothing(transform, image.mode) else ImageCms.applyTransform(image, transform)
     except (ImageCms.PyCMSError, *DAMAGED):
         return None
