@@ -21,7 +21,7 @@ MAX_WHEEL_BYTES = 24_000_000
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
 STATE = {"disk", "verdicts", "store", "record", "keys", "frames", "checkpoint", "ledger"}
-INPUT = {"urls", "images", "values", "rows", "checks", "manifest"}
+INPUT = {"urls", "pictures", "images", "inspection", "values", "rows", "checks", "manifest"}
 OUTPUT = {"scratch", "files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
 COMPUTE = {"models", "samplers", "engine"}
@@ -46,8 +46,10 @@ MAY_IMPORT = {
     "record": NOUNS,
     "metrics": NOUNS,
     "outages": {"metrics", "store"},
-    "urls": NOUNS,
-    "images": NOUNS | {"urls"},
+    "urls": NOUNS | {"store", "verdicts"},
+    "pictures": set(),
+    "images": NOUNS | {"urls", "pictures"},
+    "inspection": NOUNS | {"urls", "images"},
     "frames": NOUNS | {"store", "record", "keys"},
     "checkpoint": NOUNS | {"store", "record", "keys", "frames"},
     "ledger": NOUNS | {"store", "record", "keys", "frames", "checkpoint", "rows"},
@@ -56,7 +58,7 @@ MAY_IMPORT = {
     "tally": NOUNS,
     "progress": NOUNS | {"tally"},
     "checks": NOUNS | {"rows"},
-    "manifest": NOUNS | {"urls", "images", "rows", "checks", "tables"},
+    "manifest": NOUNS | {"urls", "images", "inspection", "rows", "checks", "tables"},
     "scratch": NOUNS,
     "files": NOUNS | {"disk", "verdicts", "store", "urls", "scratch"},
     "codec": NOUNS | {"files", "scratch"},
@@ -67,7 +69,7 @@ MAY_IMPORT = {
     "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report", "tally"},
     "worker": NOUNS | COMPUTE | STATE | INPUT | {"codec", "dataset"},
     "ray_internals": set(),
-    "pool": NOUNS | STATE | {"metrics", "outages", "scratch", "worker", "ray_internals"},
+    "pool": NOUNS | STATE | {"urls", "metrics", "outages", "scratch", "worker", "ray_internals"},
     "upkeep": NOUNS | EDGE | {"outages", "tally"},
     "account": NOUNS | EDGE | {"scheduler", "outages", "upkeep"},
     "coordinator": NOUNS | EDGE | {"scheduler", "outages", "pool", "upkeep", "account"},
