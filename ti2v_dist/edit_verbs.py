@@ -13,7 +13,11 @@ IdOption = Annotated[str, typer.Option("--id", help="The video.")]
 def retry(
     output: RunArgument, address: AddressOption = None, detach: DetachOption = False, as_json: JsonOption = False
 ) -> None:
-    """Try the failed rows of a run again, and only those."""
+    """Try the failed rows of a run again, and only those: see failures.parquet for what is wrong with each.
+
+    To mend a row that was bad from the start, correct the manifest where it lies, or put its image there, and then
+    retry. A row that became a video is tried as it was asked for; to ask for something else, give it a new id.
+    """
     from ti2v_dist import edits
 
     _make(lambda store: edits.retry(store), output, address, detach, as_json)
@@ -89,7 +93,8 @@ def gc(
     found = edits.gc(edits.opened(output), delete, drop_frames)
     named = [*found["orphans"], *found["leftovers"], *(f"frames of {video_id}" for video_id in found["frames_of"])]
     said = f"{len(named)} deleted" if delete else f"{len(named)} found; --delete deletes them"
-    show(found, as_json, [*named, said])
+    strays = [f"{name} (no file of a run: passed over, and never deleted)" for name in found["strays"]]
+    show(found, as_json, [*named, *strays, said])
 
 
 def _make(work: Any, output: str, address: str | None, detach: bool, as_json: bool) -> None:

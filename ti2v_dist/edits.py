@@ -7,7 +7,8 @@ import hashlib
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +17,13 @@ from ti2v_dist.checkpoint import CheckpointStore, FramesDropped
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.manifest import Manifest
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
-from ti2v_dist.planning import Work, check_manifest, raise_unusable, record
+from ti2v_dist.planning import STORE_THREADS, Work, check_manifest, raise_unusable, record
 from ti2v_dist.prompts import changed
+from ti2v_dist.record import differences
+from ti2v_dist.rows import stand_in
 from ti2v_dist.urls import absolute_url, read_bytes
 from ti2v_dist.video import Origin, VideoRequest, check_id
 
@@ -35,14 +39,18 @@ def opened(output: str) -> CheckpointStore:
 
 
 def to_make(
-    store: CheckpointStore, *requests: VideoRequest, again: bool = False, refused: tuple[dict[str, Any], ...] = ()
+    store: CheckpointStore,
+    *requests: VideoRequest,
+    again: bool = False,
+    refused: tuple[dict[str, Any], ...] = (),
+    lines: dict[str, int] | None = None,
 ) -> Work:
     """Work on these videos of a run, under its own settings; failures that are on record do not count any more.
 
-    `again` makes finished ones anew, from the frames that they have.
+    `again` makes finished ones anew, from the frames that they have. `lines` are the ledger's unless given.
     """
     ledger, ids = Ledger(store), [request.id for request in requests]
-    lines = ledger.lines()
+    lines = ledger.lines() if lines is None else lines
     plan = Plan(
         requests=requests,
         lines=lines | {video_id: 0 for video_id in ids if video_id not in lines},
@@ -54,21 +62,43 @@ def to_make(
 
 
 def retry(store: CheckpointStore) -> Work:
-    """Work on the failed rows of a run, and on nothing else. A row that never became a video is read anew.
+    """Work on the failed rows of a run, and on nothing else.
 
-    Raises `ManifestError` when such a row's manifest has become unusable.
+    A row that never became a video is read anew, from the manifest where the run found it, and so is where the image
+    lies of a video without frame 0. Nothing else needs an image. Raises `ManifestError` when the manifest is unusable
+    though a row must be read.
     """
-    failed = store.failed_ids()
-    found = {video_id: store.read_request(video_id) for video_id in failed}
-    requests = [request for request in found.values() if request]
+    failed, imaged = store.failed_ids(), store.imaged_ids()
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
+        found = dict(zip(failed, pool.map(store.read_request, failed), strict=True))
     refused: tuple[dict[str, Any], ...] = ()
-    if len(requests) < len(failed):
+    lines = Ledger(store).lines()
+    if unmade := found.keys() - imaged:
         url = (store.read_run() or {})["manifest"]
-        manifest = check_manifest(url, _config(store))
-        raise_unusable(url, manifest)
-        requests += [request for request in manifest.requests if request.id in found and not found[request.id]]
-        refused = tuple(failure.to_row() for failure in manifest.failures if failure.id in found)
-    return to_make(store, *requests, refused=refused)
+        manifest = check_manifest(url, _config(store), lambda video_id: video_id in unmade or video_id not in lines)
+        if not all(found.values()):
+            raise_unusable(url, manifest)
+        mended = {video_id: line for video_id, line in lines.items() if _is_mended(video_id, line, found, manifest)}
+        lines = {video_id: line for video_id, line in lines.items() if video_id not in mended}
+        for request in manifest.requests:
+            is_new = manifest.lines[request.id] in mended.values() and not store.read_request(request.id)
+            if is_new or (request.id in unmade and _is_same(found[request.id], request)):
+                found[request.id] = request
+                lines[request.id] = manifest.lines[request.id]
+        refused = tuple(failure.to_row() for failure in manifest.failures if failure.id in unmade)
+        found |= {row["id"]: None for row in refused}
+    return to_make(store, *filter(None, found.values()), refused=refused, lines=lines)
+
+
+def _is_same(stored: VideoRequest | None, request: VideoRequest) -> bool:
+    """What was asked for is settled; only where its image lies may change."""
+    return stored is None or not differences(stored.identity(), request.identity())
+
+
+def _is_mended(video_id: str, line: int, found: Mapping[str, VideoRequest | None], manifest: Manifest) -> bool:
+    """Whether a stand-in for the id that a row did not have stands for nothing in the manifest of today."""
+    is_stand_in = video_id.startswith(stand_in(line)) and video_id in found and not found[video_id]
+    return is_stand_in and video_id not in manifest.lines
 
 
 def extend(store: CheckpointStore, video_id: str, num_frames: str) -> VideoRequest:
@@ -180,10 +210,12 @@ def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) 
     """List what no finished video needs, and `delete` it when told: mp4s that no `done` names, and leftovers.
 
     With `drop_frames` also the frames of finished videos whose mp4 is whole; those can never be extended or forked
-    again. Nothing of an unfinished video is touched, and each thing is looked at once more before it goes.
+    again. Nothing of an unfinished video is touched, and each thing is looked at once more before it goes. "strays" are
+    files that no run makes: whose they are is not known, so they stay.
     """
     orphans = list(_orphans(store))
     leftovers = list(store.leftovers())
+    strays = {*store.strays(), *(f"{MP4S}/{name}" for name in store.store.list(MP4S) if not dataset.id_of(name))}
     droppable = list(_droppable(store)) if drop_frames else []
     if delete:
         for name in orphans:
@@ -197,6 +229,7 @@ def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) 
         "deleted": delete,
         "orphans": [f"{MP4S}/{name}" for name in orphans],
         "leftovers": leftovers,
+        "strays": sorted(strays - {*leftovers}),
         "frames_of": droppable,
     }
 
@@ -231,7 +264,8 @@ def _orphans(store: CheckpointStore) -> Iterator[str]:
     """Names of mp4s beside which lies the one that a finished video has now."""
     names: dict[str, list[str]] = defaultdict(list)
     for name in store.store.list(MP4S):
-        names[_id_of(name)].append(name)
+        if video_id := dataset.id_of(name):
+            names[video_id].append(name)
     for video_id in store.done_ids():
         some = names[video_id]
         # A video's only file may be all that is left of it.
@@ -240,12 +274,9 @@ def _orphans(store: CheckpointStore) -> Iterator[str]:
 
 
 def _is_orphan(store: CheckpointStore, name: str) -> bool:
-    row = store.read_done(_id_of(name))
+    video_id = dataset.id_of(name)
+    row = store.read_done(video_id) if video_id else None
     return row is not None and row["file_name"] != f"videos/{name}"
-
-
-def _id_of(name: str) -> str:
-    return name.rpartition("/")[2].rpartition("-")[0]
 
 
 def _droppable(store: CheckpointStore) -> Iterator[str]:
