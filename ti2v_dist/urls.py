@@ -10,7 +10,7 @@ from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
 
 from ti2v_dist.errors import InputError, UserError
 from ti2v_dist.store import ATTEMPTS, StoreDenied, StoreUnavailable, persist
-from ti2v_dist.verdicts import transport_errors
+from ti2v_dist.verdicts import transport_errors, words_of
 from ti2v_dist.video import check_choice
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ _CREDENTIALS = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
+_NO_CREDENTIALS = (
+    "Credential",
+    "TokenRetrieval",
+    "SSOError",
+    "RefreshError",
+    "ClientAuthentication",
+    "ProfileNotFound",
+)
 
 
 class UrlRefused(InputError):
@@ -55,10 +63,6 @@ class Unreachable(UserError, ConnectionError):
 
 class HostUnreachable(Unreachable):
     """The same of a web server, one among many: no run is to wait for it."""
-
-
-class AccessRefused(UserError, RuntimeError):
-    """A store refuses whoever asks, whatever is asked for: no credentials, wrong ones, or expired ones."""
 
 
 class _GaveUp(Exception):
@@ -185,7 +189,7 @@ def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, bel
 
     Whatever comes of a busy or silent server is asked again. Raises `FileNotFoundError` for what does not exist,
     `PermissionError` for what is not permitted, another OSError if the file cannot be read, `Unreachable` when no try
-    had a whole answer, and `AccessRefused`.
+    had a whole answer, and `StoreDenied` where a store refuses whoever asks, whatever is asked for.
     """
     target = confined(absolute_url(check_url(url, allow_http)), below)
     scheme = target.split("://")[0] if "://" in target else "file"
@@ -196,10 +200,10 @@ def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, bel
     except _GaveUp as exc:
         raise _unreachable(url, scheme, f"not whole after {READ_S:.0f} s", exc) from exc
     except Exception as exc:
-        said = exc.__cause__ if isinstance(exc, StoreDenied) and isinstance(exc.__cause__, Exception) else exc
-        if 416 in _codes(said)[1]:  # how stores say that not even the first byte is there
+        cause = exc.__cause__ if isinstance(exc, StoreDenied) and isinstance(exc.__cause__, Exception) else exc
+        if 416 in _codes(cause)[1]:  # how stores say that not even the first byte is there
             return b""
-        if (named := _named(url, said)) is exc:
+        if (named := _named(url, cause)) is exc:
             raise
         raise named from exc
     if limit is not None and len(data) > limit:
@@ -241,15 +245,11 @@ def _read_file(url: str, path: str, end: int | None) -> bytes:
 
 def _in_time(fs: Any, call: Callable[..., Any], *arguments: Any, **options: Any) -> bytes:
     """Wait for a coroutine of the file system's loop, so that Ctrl-C is heard meanwhile."""
-    from aiohttp import ClientPayloadError
     from fsspec.asyn import sync
 
     began = time.monotonic()
     try:
         return cast(bytes, sync(fs.loop, call, *arguments, timeout=READ_S, **options))
-    except ClientPayloadError as exc:
-        # Without its cause, which has a number (400) that no server sent.
-        raise ConnectionError(f"its answer was cut short: {exc}") from None
     except TimeoutError as exc:
         if time.monotonic() - began < READ_S:  # the client's own
             raise TimeoutError(str(exc) or "it did not answer in time") from exc
@@ -259,8 +259,8 @@ def _in_time(fs: Any, call: Callable[..., Any], *arguments: Any, **options: Any)
 def _named(url: str, exc: Exception) -> Exception:
     """The error of a read by its right name, or as it is."""
     codes, statuses = _codes(exc)
-    if codes & _CREDENTIALS or 401 in statuses or "Credential" in type(exc).__name__:
-        return AccessRefused(f"{url!r} cannot be read: {', '.join([*sorted(codes), str(exc)])}")
+    if codes & _CREDENTIALS or 401 in statuses or any(word in type(exc).__name__ for word in _NO_CREDENTIALS):
+        return StoreDenied(f"{url!r} cannot be read: {words_of(exc)}")
     if 404 in statuses or (isinstance(exc, FileNotFoundError) and not str(exc).endswith("is not a file")):
         return FileNotFoundError(f"{url!r} does not exist")
     if 403 in statuses or isinstance(exc, PermissionError):
@@ -268,7 +268,8 @@ def _named(url: str, exc: Exception) -> Exception:
     if type(exc).__name__ == "ParamValidationError":
         return InputError(f"{url!r} is no URL of an object: {exc}")
     # Clients have families of errors of their own.
-    return Unreachable(f"{url!r} cannot be read: {exc}") if type(exc).__module__.split(".")[0] in _CLIENTS else exc
+    is_clients = type(exc).__module__.split(".")[0] in _CLIENTS and not isinstance(exc, UserError)
+    return OSError(f"{url!r} cannot be read: {words_of(exc)}") if is_clients else exc
 
 
 def _codes(exc: BaseException) -> tuple[set[str], set[int]]:

@@ -85,6 +85,8 @@ def _code(exc: BaseException | None) -> str | None:
 
 def _http_status(exc: BaseException) -> int | None:
     """The server's status. s3fs names 412 differently from server to server; its cause has the number."""
+    if type(exc).__name__ == "ClientPayloadError":  # a body cut short, whose cause has a number that no server sent
+        return None
     for error in (exc, exc.__cause__):
         response = getattr(error, "response", None)
         if isinstance(response, dict):
