@@ -50,8 +50,7 @@ class Account:
         if self._closing:
             return self._closing
         if self.scheduler.stopping or self.stopping:
-            calls = sum(len(worker.calls) for worker in self.scheduler.workers.values())
-            return f"stopping: {calls} calls in hand"
+            return f"stopping: {self.scheduler.crew.calls} calls in hand"
         return "" if self.upkeep.knows_what_was_made else "starting: reading what was made before"
 
     def progress(self) -> dict[str, Any]:
@@ -70,7 +69,7 @@ class Account:
             "frames_per_second": round(self.frames / seconds, 4),
             "in_flight": len(self.scheduler.videos),
             "waiting": len(self.scheduler.waiting),
-            "workers_ready": len(self.scheduler.workers),
+            "workers_ready": len(self.scheduler.crew.workers),
             "frames_left": self.tally.left,
             "stopping": self.scheduler.stopping,
             "seconds": round(seconds, 3),

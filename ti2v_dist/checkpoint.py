@@ -63,6 +63,15 @@ class CheckpointStore(FrameStore):
         """The run's fingerprint, None before `claim_fingerprint`."""
         return self._read_json(keys.FINGERPRINT)
 
+    def record_refusal(self, refusal: dict[str, Any]) -> None:
+        """Leave word, once, of a worker that does not match the fingerprint; `refusal` is JSON."""
+        self._settle_json(keys.refusal(canonical_sha256(refusal)), refusal)
+
+    def refusals(self) -> list[dict[str, Any]]:
+        """What `record_refusal` was told, by all lives of the run."""
+        found = map(keys.refusal, self.names("refused"))
+        return [parse_json(key, self.store.get(key)) for key in found]
+
     def next_epoch(self) -> int:
         """Take the run over: an epoch above every other. It is economy, not safety: older owners step down on sight."""
         who = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}

@@ -74,7 +74,7 @@ class Coordinator:
             events.Finish: self._finish,
             events.Fail: self._fail,
             events.Forget: self._forget,
-            events.StartWorker: lambda _: self.pool.start(),
+            events.StartWorker: self.pool.start,
             events.Recall: lambda command: self.pool.recall(command.worker),
             events.Release: lambda command: self.pool.release(command.worker),
             events.GiveUp: self._give_up,
@@ -105,10 +105,10 @@ class Coordinator:
             await self._admit(plan_sha256)
             self.pool.largest = max(self.requests.values(), key=lambda asked: asked.height * asked.width, default=None)
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.life))
-            watches = (*watches, self.pool.watch_drains(), self.endpoint.keep_trying())
+            watches = (*watches, self.pool.watch_drains(), self.pool.watch_places(), self.endpoint.keep_trying())
             background = [self._spawn(watch) for watch in watches]
-            for _ in range(min(self.target_workers, -(-len(self.requests) // self.config.engine.slots))):
-                self._spawn(self.pool.start())
+            full = -(-len(self.requests) // self.config.engine.slots)
+            self._emit(events.WorkersWanted(min(self.target_workers, full)))
             await self._handle_events()
         finally:
             for task in background:
@@ -144,7 +144,7 @@ class Coordinator:
 
     def progress(self) -> dict[str, Any]:
         """Counts of the run, whichever life made it, and the latest problem."""
-        return {**self.account.progress(), "error": self.error}
+        return {**self.account.progress(), "warnings": self.pool.warnings, "error": self.error}
 
     def life(self) -> dict[str, Any]:
         """Counts of this life of the coordinator, and the latest problem."""
@@ -184,10 +184,10 @@ class Coordinator:
         self._queue.put_nowait(happened)
 
     def _gauge(self) -> None:
-        self.metrics.workers.set(len(self.scheduler.workers))
+        self.metrics.workers.set(len(self.scheduler.crew.workers))
         self.metrics.in_flight.set(len(self.scheduler.videos))
         self.metrics.waiting.set(len(self.scheduler.waiting))
-        self.metrics.slots_used.set(self.scheduler.in_hand)
+        self.metrics.slots_used.set(self.scheduler.crew.in_hand)
 
     # Commands
 

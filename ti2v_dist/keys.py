@@ -2,6 +2,7 @@
 
     run.json                            what the run is, for people
     .ti2v/fingerprints/0                under what all frames are made
+    .ti2v/refused/<sha256>              a worker that would have computed other bits, and was not let in
     .ti2v/epochs/<E>, .ti2v/stops/<E>   who took the run over; that it was asked to stop
     .ti2v/requests/<id>/<g>             the request: 0 as the manifest or a fork has it, then one for each extension
     .ti2v/edits/<id>/<g>                that this request has no line in a manifest
@@ -29,7 +30,7 @@ PROBE = f"{ROOT}/probe"
 
 _ID, _G, _N, _SHA = "[A-Za-z0-9_-]{1,128}", "(?:0|[1-9][0-9]{0,8})", "[0-9]{10}", "[0-9a-f]{64}"
 _OURS = re.compile(
-    rf"fingerprints/0|(?:epochs|stops)/{_N}|(?:requests|edits|done)/{_ID}/{_G}|videos/{_ID}/{_N}"
+    rf"fingerprints/0|refused/{_SHA}|(?:epochs|stops)/{_N}|(?:requests|edits|done)/{_ID}/{_G}|videos/{_ID}/{_N}"
     rf"|quarantine/{_ID}/{_N}-[0-9a-f]{{16}}|failed/{_ID}/{_G}/{_N}|plans/{_SHA}|progress/{_SHA}/{_N}"
     rf"|usage/{_N}/{_N}|ledger/{_N}\.parquet|probe/[0-9a-f]{{32}}"
 )
@@ -78,6 +79,11 @@ def done(video_id: str, generation: int) -> str:
 def failures(video_id: str, generation: int) -> str:
     """The folder, below `ROOT`, of a video's failed attempts."""
     return f"failed/{check_id(video_id)}/{generation}"
+
+
+def refusal(sha256: str) -> str:
+    """A worker that was not let in."""
+    return f"{ROOT}/refused/{sha256}"
 
 
 def epoch(number: int) -> str:

@@ -90,6 +90,7 @@ def status(output: str) -> dict[str, Any]:
         "frames_total": tally.total,
         "in_progress": frames,
         "epoch": store.current_epoch(),
+        "workers_refused": store.refusals(),
         "metrics_url": summary.get("this_life", {}).get("metrics_url"),
     }
 
