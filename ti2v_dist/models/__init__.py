@@ -67,6 +67,8 @@ def _load_unet3d(info: ModelInfo, device: str, dtype: str, attention: str) -> Vi
 
 FAMILIES: dict[str, Callable[[ModelInfo, str, str, str], VideoModel]] = {"UNet3DConditionModel": _load_unet3d}
 """The class that `unet/config.json` names, to the loader of its family."""
+SPECIAL_TOKENS = 2
+"""Start and end of a text: a vocabulary of these alone has no word."""
 
 
 def read_info(model_id: str, revision: str | None = None) -> ModelInfo:
@@ -81,6 +83,7 @@ def read_info(model_id: str, revision: str | None = None) -> ModelInfo:
     _check_classes(folder, configs)
     _check_schedule(folder, configs["scheduler"])
     _check_widths(folder, configs)
+    _check_tokenizer(folder / "tokenizer")
     for part in _WEIGHTS:
         weight_files(folder, part)
     sample_size = unet.get("sample_size")
@@ -218,6 +221,26 @@ def _check_widths(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
             raise ModelFolderError(f"{folder}: {part} has {key} {value!r}, but {other} has {other_key} {needed!r}")
     if not isinstance(configs["vae"].get("block_out_channels"), list):
         raise ModelFolderError(f"{folder}: vae/config.json states no block_out_channels")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """A tokenizer without its words loads, and makes the same tokens of every prompt."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        model = _read_json(path).get("model")
+        words = model.get("vocab") if isinstance(model, dict) else None
+    else:
+        missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+        if missing:
+            raise ModelFolderError(
+                f"{folder} has no {' and no '.join(missing)}; a CLIP tokenizer needs tokenizer.json, "
+                "or both vocab.json and merges.txt"
+            )
+        path, words = folder / "vocab.json", _read_json(folder / "vocab.json")
+        if not (folder / "merges.txt").stat().st_size:
+            raise ModelFolderError(f"{folder / 'merges.txt'} is empty")
+    if not isinstance(words, dict) or len(words) <= SPECIAL_TOKENS:
+        raise ModelFolderError(f"{path} holds no vocabulary")
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
