@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -156,12 +157,27 @@ def test_a_reserved_column_used_for_something_else_is_a_problem(folder, column, 
     assert column in problem.message
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_fractional_rates_and_seeds_of_64_bits_are_taken(folder, ending):
+    rows = [row("a", fps=29.97, seed=2**64 - 1), row("b", fps=24.0, seed=2**63)]
+    table = pa.table({name: [one[name] for one in rows] for name in rows[0] if name != "seed"})
+    table = table.append_column("seed", pa.array([one["seed"] for one in rows], pa.uint64()))
+    sink = io.BytesIO()
+    {"csv": pa.csv.write_csv, "parquet": pq.write_table, "jsonl": lambda *_: None}[ending](table, sink)
+    path = folder / f"m.{ending}"
+    path.write_bytes(sink.getvalue() or "\n".join(map(json.dumps, rows)).encode())
+    first, second = read_manifest(str(path), DEFAULTS).requests
+    assert (first.fps, first.seed, second.seed) == (29.97, 2**64 - 1, 2**63)
+    assert repr(second.fps) == "24", "the JSON, and so the hash, of a whole rate is that of an int"
+
+
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [
         ("sampler", "magic", "choose one of ti2v_zero"),
         ("seed", -1, "seed is -1"),
-        ("seed", 2**63, "seed is"),
+        ("seed", 2**64, "seed is"),
+        ("fps", 0.5, "fps is 0.5; it must be 1 to 240"),
         ("height", 60, "multiple of 8"),
         ("context_frames", 8, "1 to 7"),
         ("guidance_scale", 0, "guidance_scale is 0"),

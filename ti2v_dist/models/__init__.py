@@ -250,9 +250,11 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if unknown:
         raise ModelFolderError(f"{path} has {', '.join(unknown)}; it may state {', '.join(DEFAULTS)}")
     settings = {**DEFAULTS, **given}
-    for name, least in (("window", 2), ("fps", 1)):
-        if type(settings[name]) is not int or settings[name] < least:
-            raise ModelFolderError(f"{path}: {name} is {settings[name]!r}; it must be a whole number from {least}")
+    window, fps = settings["window"], settings["fps"]
+    if type(window) is not int or window < 2:
+        raise ModelFolderError(f"{path}: window is {window!r}; it must be a whole number from 2")
+    if type(fps) not in (int, float) or not 1 <= fps <= 240:
+        raise ModelFolderError(f"{path}: fps is {fps!r}; it must be a number from 1 to 240")
     guidance = settings["guidance_scale"]
     if type(guidance) not in (int, float) or not 0 < guidance < float("inf"):
         raise ModelFolderError(f"{path}: guidance_scale is {guidance!r}; it must be a finite number above 0")
