@@ -268,7 +268,7 @@ def test_metadata_has_its_pinned_schema_and_the_users_columns():
     table = pq.read_table(io.BytesIO(metadata_table(rows)))
     assert table.column_names[: len(METADATA_TYPES)] == list(METADATA_TYPES)
     assert table.schema.field("started_at").type == pa.timestamp("us", tz="UTC")
-    assert (table.schema.field("seed").type, table.schema.field("fps").type) == (pa.uint64(), pa.float64())
+    assert (table.schema.field("seed").type, table.schema.field("fps").type) == (pa.int64(), pa.float64())
     assert table["id"].to_pylist() == ["a", "b"]
     first = table.to_pylist()[1]
     assert (first["text"], first["seed"], first["duration_s"], first["image_uri"]) == (PROMPT, 2**62, 0.25, "cat.png")
@@ -332,7 +332,7 @@ def test_the_hubs_loader_takes_the_folder_as_it_is(tmp_path, monkeypatch):
     output = str(tmp_path / "out")
     rows = []
     for video_id in ("test-a", "validation_b", "c"):  # words that the loader would take for splits
-        with write_video(moving_square(2), 8, {}) as written:
+        with write_video(moving_square(2), 29.97, {}) as written:
             asked = request(video_id, seed=2**64 - 1, fps=29.97)
             rows.append(metadata_row(asked, written, store_video(output, video_id, written), FACTS))
     dataset.write_views(output, rows, [], {})
@@ -340,4 +340,4 @@ def test_the_hubs_loader_takes_the_folder_as_it_is(tmp_path, monkeypatch):
     assert list(loaded) == ["train"]
     assert sorted(loaded["train"]["id"]) == ["c", "test-a", "validation_b"]
     assert "video" in loaded["train"].features
-    assert (set(loaded["train"]["seed"]), set(loaded["train"]["fps"])) == ({2**64 - 1}, {8.0})
+    assert (set(loaded["train"]["seed"]), set(loaded["train"]["fps"])) == ({2**64 - 1}, {29.97})

@@ -21,9 +21,12 @@ from ray.exceptions import (
 from ti2v_dist import events
 from ti2v_dist.checkpoint import FingerprintMismatch
 from ti2v_dist.config import RunConfig
+from ti2v_dist.errors import InputError, RunError
+from ti2v_dist.log import log_bug
 from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.outages import Outages
+from ti2v_dist.record import CorruptRecord
 from ti2v_dist.video import NonFiniteLatents, VideoRequest
 from ti2v_dist.worker import Worker
 
@@ -34,8 +37,8 @@ DEATH_IS_TOLD_S, DEATH_POLL_S = 3.0, 0.25
 DRAIN_POLL_S = 1.0
 CONTROL = "control"
 """The concurrency group in which a worker answers during a call."""
-VIDEO_ERRORS = (ValueError, NonFiniteLatents)
-"""What is wrong with a video itself; trying again would not help."""
+VIDEO_ERRORS = (InputError, CorruptRecord, NonFiniteLatents)
+"""What is wrong with a video itself; trying again would not help. Any other error may be a bug of ours: an attempt."""
 
 
 class WorkerPool:
@@ -78,11 +81,11 @@ class WorkerPool:
             if isinstance(error.cause, DeviceFailure):
                 self._bury(number, "cuda_error")
                 return
-            raise RuntimeError(f"a worker cannot load the model: {error.cause}") from error
+            raise RunError(f"a worker cannot load the model: {error.cause}") from error
         except FingerprintMismatch as mismatch:
             ray.kill(self.actors.pop(number, actor))
             if not self.actors:
-                raise RuntimeError(f"0 of {self.started} workers match: {mismatch}") from mismatch
+                raise RunError(f"0 of {self.started} workers match: {mismatch}") from mismatch
         else:
             if number in self.actors:
                 self.open.add(number)
@@ -114,6 +117,7 @@ class WorkerPool:
             elif isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
                 self.emit(video_error(ids[0], cause))
             else:
+                log_bug(f"worker {number}, {method}", error)
                 self.emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
         return None
 

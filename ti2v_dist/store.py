@@ -74,7 +74,7 @@ class Store:
         """
         assert data, key
         if len(data) > MAX_OBJECT_BYTES:
-            raise ValueError(f"{key} has {len(data)} bytes; one object holds at most {MAX_OBJECT_BYTES}")
+            raise InputError(f"{key} has {len(data)} bytes; one object holds at most {MAX_OBJECT_BYTES}")
         path = self._path(key)
         assert not _leaf(key).startswith(_TEMPORARY), key
         try:

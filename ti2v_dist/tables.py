@@ -17,7 +17,7 @@ METADATA_TYPES = {
     "negative_prompt": "string",
     "image_sha256": "string",
     "image_uri": "string",
-    "seed": "uint64",
+    "seed": "seed",
     "num_frames": "int32",
     "fps": "float64",
     "duration_s": "float64",
@@ -39,7 +39,10 @@ METADATA_TYPES = {
     "run_id": "string",
     "synthetic": "bool",
 }
-"""Arrow types of `metadata.parquet`'s own columns, in their order; timestamps are in microseconds, UTC."""
+"""Arrow types of `metadata.parquet`'s own columns, in their order; timestamps are in microseconds, UTC.
+
+Seeds are int64, or decimal128(20, 0) where one needs more bits: `datasets` cannot load uint64 beyond int64's range.
+"""
 
 FAILURE_TYPES = {
     "line": "int64",
@@ -83,6 +86,8 @@ def _pinned(values: list[Any], kind: str) -> "pa.Array":
         values = [
             value if value is None or isinstance(value, str) else canonical_json(value).decode() for value in values
         ]
+    if kind == "seed":
+        return pa.array(values, pa.int64() if max(values, default=0) < 2**63 else pa.decimal128(20, 0))
     return pa.array(values, pa.type_for_alias(kind))
 
 
