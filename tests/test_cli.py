@@ -302,7 +302,7 @@ def test_an_ascii_terminal_gets_the_report_escaped(folder, model):
         assert (done.returncode, "codec" in done.stderr) == (2, False)
         assert "\\xf6.png" in done.stdout or "\\u00f6.png" in done.stdout
     done = ti2v("status", "nö", cwd=folder, PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (2, "ti2v: 'n\\xf6' holds no run\n")
+    assert (done.returncode, done.stderr.split(";")[0]) == (2, "ti2v: 'n\\xf6' holds no run")
 
 
 BUG = """
