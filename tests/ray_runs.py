@@ -62,6 +62,11 @@ class Inputs:
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.manifest.read_text().splitlines()]
 
+    def without_images(self, folder: Path) -> Path:
+        """The manifest of good rows in another `folder`, where none of the images is."""
+        folder.mkdir(exist_ok=True)
+        return Path(shutil.copy(self.manifest, folder))
+
     def other_manifest(self, name: str, rows: list[dict[str, Any]]) -> Path:
         """A manifest of `rows` beside the images."""
         path = self.folder / name

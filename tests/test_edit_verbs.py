@@ -14,17 +14,18 @@ from ray_runs import NUM_FRAMES, PATIENCE_S, TI2V, Ended, Run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A copy of a whole run, and its manifest with one of the two bad rows mended."""
+    """A copy of a whole run, with a manifest of its own beside the images."""
     base = tmp_path_factory.getbasetemp()
     whole = ray_runs.undisturbed(base).run
     with ray_runs.opened(whole.inputs, tmp_path_factory.mktemp("grown") / "out") as run:
         shutil.copytree(whole.output, run.output)
-        rows = [json.loads(line) for line in (whole.inputs.folder / "bad-rows.jsonl").read_text().splitlines()]
-        mended = [{**row, "image": "ann.png"} if row["id"] == "broken" else row for row in rows]
         described = json.loads((run.output / "run.json").read_text())
-        described["manifest"] = str(whole.inputs.other_manifest("mended.jsonl", mended))
+        described["manifest"] = str(shutil.copy(whole.inputs.folder / "bad-rows.jsonl", whole.inputs.folder / OWN))
         (run.output / "run.json").write_text(json.dumps(described))
         yield run
+
+
+OWN = "own.jsonl"
 
 
 def verb(run: Run, name: str, *more: str) -> Ended:
@@ -43,9 +44,17 @@ def listed(run: Run) -> dict[str, dict]:
     return {row["id"]: row for row in pq.read_table(run.output / "dataset" / "metadata.parquet").to_pylist()}
 
 
-def test_retry_makes_the_failed_rows_and_no_others(run):
+def test_a_failed_row_is_mended_as_the_summary_says(run, tmp_path_factory):
+    """The manifest is corrected where it lies, then `retry` makes the failed rows and no others."""
+    said = ray_runs.undisturbed(tmp_path_factory.getbasetemp()).ended.stderr
+    assert "ti2v: 2 rows failed: see " in said
+    assert "/failures.parquet; correct the manifest where it lies, then `ti2v retry " in said
+    manifest = Path(json.loads((run.output / "run.json").read_text())["manifest"])
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    run.inputs.other_manifest(OWN, [{**row, "image": "ann.png"} if row["id"] == "broken" else row for row in rows])
     ended, computed = computed_by(run, "retry")
     assert ended.code == 3, ended.stderr
+    assert f"ti2v: 1 row failed: see {run.output}/failures.parquet; " in ended.stderr
     assert computed == {("broken", frame) for frame in range(1, 8)}
     assert (ended.result["rows"], ended.result["finished"], ended.result["failed"]) == (7, 6, 1)
     assert set(listed(run)) == {*NUM_FRAMES, "broken"}
@@ -73,7 +82,7 @@ def test_fork_makes_a_video_that_the_manifest_does_not_have(run):
 def test_the_run_knows_what_became_of_its_videos(run):
     """`run` finds nothing to do, the tables keep the fork, and every frame can be computed again."""
     before = run.frames_once()
-    ended = run.run(manifest=Path(run.inputs.folder / "mended.jsonl"))
+    ended = run.run(manifest=Path(run.inputs.folder / OWN))
     assert ended.code == 3, ended.stderr
     assert run.frames_once() == before
     assert set(listed(run)) == {*NUM_FRAMES, "broken", "bob2"}

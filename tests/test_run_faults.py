@@ -95,10 +95,12 @@ def stopped_life(run: Run) -> Life:
 
 
 def last_life(run: Run) -> Life:
-    """On a port that somebody else has."""
+    """On a port that somebody else has, and where no image is: every video has its frame 0."""
     life = Life.of(run)
+    manifest = run.inputs.without_images(run.output.parent / "elsewhere")
+    assert {key.partition("/")[0] for key in run.records()} == NUM_FRAMES.keys()
     with socket.create_server(("127.0.0.1", 0)) as other:
-        life.ended = run.run("--set", f"cluster.metrics_port={other.getsockname()[1]}")
+        life.ended = run.run("--set", f"cluster.metrics_port={other.getsockname()[1]}", manifest=manifest)
     return life
 
 
@@ -143,11 +145,12 @@ def test_a_finished_run_is_left_as_it_is(worker_killed: WorkerKilled):
 
 
 def test_a_lost_file_is_made_again_from_its_frames(worker_killed: WorkerKilled, reference: Run, tmp_path: Path):
+    """The images need not be there any more."""
     output = shutil.copytree(worker_killed.run.output, tmp_path / "out")
     (lost,) = output.glob("dataset/videos/*/bob-*.mp4")
     lost.unlink()
     with ray_runs.opened(worker_killed.run.inputs, output) as run:
-        ended = run.run(workers=1)
+        ended = run.run(workers=1, manifest=run.inputs.without_images(tmp_path / "elsewhere"))
         assert (ended.code, ended.result["status"]) == (0, "finished"), ended.stderr
         assert_same_videos(run, reference)
         assert run.frames() == [], "no frame was computed"

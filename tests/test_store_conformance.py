@@ -71,6 +71,13 @@ def test_list_is_sorted_and_stays_below_its_folder(store):
     assert store.list("v/x") == ["1", "2"]
 
 
+def test_folders_are_what_lies_right_below(store):
+    assert store.folders("v") == []
+    for key in ("v/x/2", "v/x/1", "v/y/1/1", "vx/1", "w"):
+        store.create(key, b"1")
+    assert store.folders("v") == ["x", "y"]
+
+
 def test_a_listing_sees_what_another_client_wrote(store):
     other = Store(f"{store.scheme}://{store.root}")
     assert store.list("v") == []

@@ -139,7 +139,14 @@ class CheckpointStore(FrameStore):
 
     def begun_ids(self) -> set[str]:
         """Ids that have a request, from one listing."""
-        return {name.partition("/")[0] for name in self.store.list(f"{ROOT}/requests")}
+        return set(self.store.folders(f"{ROOT}/requests"))
+
+    def imaged_ids(self) -> set[str]:
+        """Ids whose image is in the store as frame 0, or whose video was finished, from two listings: a hint.
+
+        The image that a manifest names for them is not read any more.
+        """
+        return {*self.store.folders(f"{ROOT}/videos"), *self.store.folders(f"{ROOT}/done")}
 
     # below
 

@@ -62,7 +62,7 @@ class Coordinator:
         self.frames = self.finished = self.failed = 0
         self.error: str | None = None
         self.began = time.monotonic()
-        self._queue: asyncio.Queue[events.Event | None] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[events.Event, ...]] = asyncio.Queue()
         self._plans = {plan_sha256}
         self._unread = 1
         self._tasks: set[asyncio.Future[None]] = set()
@@ -122,12 +122,11 @@ class Coordinator:
         return await self.upkeep.write_views(self.progress, report=True)
 
     async def _admit(self, plan_sha256: str) -> None:
-        for request in await self.upkeep.admit(plan_sha256):
-            if request.id not in self.requests:
-                self.requests[request.id] = request
-                self._emit(events.VideoSubmitted(request.id, request.batch_group, request.num_frames))
+        new = [asked for asked in await self.upkeep.admit(plan_sha256) if asked.id not in self.requests]
+        self.requests |= {asked.id: asked for asked in new}
         self._unread -= 1
-        self._queue.put_nowait(None)
+        # Also where there is none: perhaps there is nothing left to wait for.
+        self._emit(*(events.VideoSubmitted(asked.id, asked.batch_group, asked.num_frames) for asked in new))
 
     # What drivers ask
 
@@ -175,10 +174,7 @@ class Coordinator:
 
     async def _handle_events(self) -> None:
         while not (self.scheduler.is_idle and self._queue.empty() and not self._unread) and not self.error:
-            event = await self._queue.get()
-            if event is None:  # a plan was read: perhaps there is nothing in it to wait for
-                continue
-            for command in self.scheduler.handle(event):
+            for command in self.scheduler.handle(*await self._queue.get()):
                 self._spawn(self._do[type(command)](command))
             self._gauge()
 
@@ -200,8 +196,8 @@ class Coordinator:
         self.error = self.error or reason
         self.stop()
 
-    def _emit(self, event: events.Event) -> None:
-        self._queue.put_nowait(event)
+    def _emit(self, *happened: events.Event) -> None:
+        self._queue.put_nowait(happened)
 
     def _gauge(self) -> None:
         self.metrics.workers.set(len(self.scheduler.workers))
@@ -217,7 +213,7 @@ class Coordinator:
             self._discard(self.videos.pop(command.id).pending)
         try:
             done = await self.upkeep.storage(self.store.read_done, command.id)
-            if done and not self.upkeep.must_remake(command.id):
+            if done and command.id not in self.upkeep.remake:
                 # Finished since the last hint of it.
                 self.upkeep.final.add(command.id)
                 self._emit(events.AlreadyDone(command.id))

@@ -13,7 +13,11 @@ IdOption = Annotated[str, typer.Option("--id", help="The video.")]
 def retry(
     output: RunArgument, address: AddressOption = None, detach: DetachOption = False, as_json: JsonOption = False
 ) -> None:
-    """Try the failed rows of a run again, and only those."""
+    """Try the failed rows of a run again, and only those: see failures.parquet for what is wrong with each.
+
+    To mend a row that was bad from the start, correct the manifest where it lies, or put its image there, and then
+    retry. A row that became a video is tried as it was asked for; to ask for something else, give it a new id.
+    """
     from ti2v_dist import edits
 
     _make(lambda store: edits.retry(store), output, address, detach, as_json)

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +19,9 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
-from ti2v_dist.planning import Work, check_manifest, raise_unusable, record
+from ti2v_dist.planning import STORE_THREADS, Work, check_manifest, raise_unusable, record
 from ti2v_dist.prompts import changed
+from ti2v_dist.record import differences
 from ti2v_dist.urls import absolute_url, read_bytes
 from ti2v_dist.video import Origin, VideoRequest, check_id
 
@@ -54,21 +56,32 @@ def to_make(
 
 
 def retry(store: CheckpointStore) -> Work:
-    """Work on the failed rows of a run, and on nothing else. A row that never became a video is read anew.
+    """Work on the failed rows of a run, and on nothing else.
 
-    Raises `ManifestError` when such a row's manifest has become unusable.
+    A row that never became a video is read anew, from the manifest where the run found it, and so is where the image
+    lies of a video without frame 0. Nothing else needs an image. Raises `ManifestError` when the manifest is unusable
+    though a row must be read.
     """
-    failed = store.failed_ids()
-    found = {video_id: store.read_request(video_id) for video_id in failed}
-    requests = [request for request in found.values() if request]
+    failed, imaged = store.failed_ids(), store.imaged_ids()
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
+        found = dict(zip(failed, pool.map(store.read_request, failed), strict=True))
     refused: tuple[dict[str, Any], ...] = ()
-    if len(requests) < len(failed):
+    if unmade := found.keys() - imaged:
         url = (store.read_run() or {})["manifest"]
-        manifest = check_manifest(url, _config(store))
-        raise_unusable(url, manifest)
-        requests += [request for request in manifest.requests if request.id in found and not found[request.id]]
-        refused = tuple(failure.to_row() for failure in manifest.failures if failure.id in found)
-    return to_make(store, *requests, refused=refused)
+        manifest = check_manifest(url, _config(store), lambda video_id: video_id in unmade)
+        if not all(found.values()):
+            raise_unusable(url, manifest)
+        for request in manifest.requests:
+            if request.id in unmade and _is_same(found[request.id], request):
+                found[request.id] = request
+        refused = tuple(failure.to_row() for failure in manifest.failures if failure.id in unmade)
+        found |= {row["id"]: None for row in refused}
+    return to_make(store, *filter(None, found.values()), refused=refused)
+
+
+def _is_same(stored: VideoRequest | None, request: VideoRequest) -> bool:
+    """What was asked for is settled; only where its image lies may change."""
+    return stored is None or not differences(stored.identity(), request.identity())
 
 
 def extend(store: CheckpointStore, video_id: str, num_frames: str) -> VideoRequest:

@@ -6,7 +6,7 @@ A `Problem` makes the manifest itself unusable; a `RowFailure` is one bad row be
 import difflib
 import hashlib
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -109,8 +109,13 @@ class Manifest:
     lines: dict[str, int] = field(default_factory=dict)
 
 
-def read_manifest(url: str, defaults: RequestDefaults, variations: int = 1) -> Manifest:
-    """Read and check a manifest (`.jsonl`, `.csv` or `.parquet`) with the images it names.
+def read_manifest(
+    url: str,
+    defaults: RequestDefaults,
+    variations: int = 1,
+    needs_image: Callable[[str], bool] = lambda video_id: True,
+) -> Manifest:
+    """Read and check a manifest (`.jsonl`, `.csv` or `.parquet`) with the images of those ids that need theirs.
 
     Never raises for what is wrong with the manifest or a row: it is all in the result.
     """
@@ -130,7 +135,7 @@ def read_manifest(url: str, defaults: RequestDefaults, variations: int = 1) -> M
     manifest.problems = sorted(_distinct(manifest.problems), key=lambda problem: problem.line)
     bad_lines = {problem.line for problem in manifest.problems}
     folder = posixpath.dirname(absolute_url(url))
-    _fill(manifest, [row for row in rows if row.line not in bad_lines], folder, defaults)
+    _fill(manifest, [row for row in rows if row.line not in bad_lines], folder, defaults, needs_image)
     return manifest
 
 
@@ -186,8 +191,10 @@ def problem_table(manifest: Manifest) -> list[dict[str, Any]]:
     return sorted(table, key=lambda entry: entry["line"])
 
 
-def _fill(manifest: Manifest, rows: list[Row], folder: str, defaults: RequestDefaults) -> None:
-    """Sort rows into requests and failures, reading each image once."""
+def _fill(
+    manifest: Manifest, rows: list[Row], folder: str, defaults: RequestDefaults, needs_image: Callable[[str], bool]
+) -> None:
+    """Sort rows into requests and failures, reading each image that is needed once."""
     made: list[VideoRequest | ValueError] = []
     for row in rows:
         manifest.lines[row.columns["id"]] = row.line
@@ -195,7 +202,7 @@ def _fill(manifest: Manifest, rows: list[Row], folder: str, defaults: RequestDef
             made.append(make_request(row.columns, folder, defaults))
         except ValueError as exc:
             made.append(exc)
-    images = [_image_of(row.columns, folder, defaults) for row in rows]
+    images = [_image_of(row.columns, folder, defaults) if needs_image(row.columns["id"]) else None for row in rows]
     checked = _check_images({image for image in images if image}, defaults.allow_http)
     for row, request, image in zip(rows, made, images, strict=True):
         errors = [request] if isinstance(request, ValueError) else []

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,13 +80,16 @@ def pinned(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
 
 
-def check_manifest(url: str, config: RunConfig) -> Manifest:
-    """A manifest with all that is wrong with it, and warnings, for the model that `config` names; needs no device."""
+def check_manifest(url: str, config: RunConfig, needs_image: Callable[[str], bool] = lambda video_id: True) -> Manifest:
+    """A manifest with all that is wrong with it, and warnings, for the model that `config` names; needs no device.
+
+    The images of ids that do not need theirs are not read.
+    """
     info = read_info(config.model.id, config.model.revision)
     defaults = request_defaults(config, info)
     # Settings that no row could be made with are the run's mistake, not each row's.
     defaults.request(id="x", image="/x.png", prompt="x")
-    manifest = read_manifest(url, defaults, config.variations)
+    manifest = read_manifest(url, defaults, config.variations, needs_image)
     prompts = (prompt for request in manifest.requests for prompt in (*request.texts, request.negative_prompt))
     manifest.warnings += lost_words(info, prompts)
     return manifest
@@ -93,6 +97,8 @@ def check_manifest(url: str, config: RunConfig) -> Manifest:
 
 def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
     """Check everything that can be checked without a GPU, and record the run and its plan in the output.
+
+    Only videos that are not begun yet need their image: the others have it in the store, as frame 0.
 
     Raises:
         ManifestError: the manifest is unusable; every line is named.
@@ -106,11 +112,12 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
             "give an absolute path or a URL"
         )
     config = pinned(config)
-    manifest = check_manifest(manifest_url, config)
+    store = CheckpointStore(output_url)
+    imaged = store.imaged_ids()
+    manifest = check_manifest(manifest_url, config, lambda video_id: video_id not in imaged)
     for warning in manifest.warnings:
         warnings.warn(warning, stacklevel=2)
     raise_unusable(manifest_url, manifest)
-    store = CheckpointStore(output_url)
     requests = _with_edits(store, {request.id: request for request in manifest.requests})
     lines = {**dict.fromkeys(requests, 0), **manifest.lines}
     plan = Plan(tuple(requests.values()), lines, tuple(failure.to_row() for failure in manifest.failures))
@@ -127,14 +134,17 @@ def raise_unusable(url: str, manifest: Manifest) -> None:
 
 def _with_edits(store: CheckpointStore, requests: dict[str, VideoRequest]) -> dict[str, VideoRequest]:
     """The manifest's requests, each in its newest generation, and behind them those of forks."""
-    edited = {}
-    for video_id in store.edits():
+
+    def newest(video_id: str) -> VideoRequest:
         if video_id in requests:
             store.claim_request(requests[video_id])
-        newest = store.read_request(video_id)
-        assert newest, video_id
-        edited[video_id] = newest
-    return requests | edited
+        found = store.read_request(video_id)
+        assert found, video_id
+        return found
+
+    edited = store.edits()
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
+        return requests | dict(zip(edited, pool.map(newest, edited), strict=True))
 
 
 def record(store: CheckpointStore, config: RunConfig, plan: Plan, facts: dict[str, Any]) -> Work:

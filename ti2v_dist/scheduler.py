@@ -37,6 +37,10 @@ class _Video:
         return self.num_frames - 1
 
     @property
+    def frames_left(self) -> int:
+        return max(0, self.last - self.frame)
+
+    @property
     def is_suspect(self) -> bool:
         return max(self.attempts, self.crashes) >= 2
 
@@ -62,6 +66,7 @@ class Scheduler:
         self.waiting: deque[_Video] = deque()
         self.videos: dict[str, _Video] = {}  # admitted ones, in the order of the next turn
         self.workers: dict[int, _Worker] = {}
+        self.frames_left = 0  # frames still to be computed, of all videos: kept, for it is asked for all the time
         self.stopping = False
         self.barren = Counter[str]()  # losses in a row without one finished call, by reason
         self._handlers: dict[type, Callable] = {
@@ -82,9 +87,9 @@ class Scheduler:
             events.StopRequested: self._on_stop,
         }
 
-    def handle(self, event: events.Event) -> list[events.Command]:
-        """Take in one event and return what is to be done now."""
-        commands = self._handlers[type(event)](event)
+    def handle(self, *happened: events.Event) -> list[events.Command]:
+        """Take in events, many where videos are submitted together, and return what is to be done now."""
+        commands = [command for event in happened for command in self._handlers[type(event)](event)]
         return commands + self._release() + self._admit() + self._dispatch()
 
     @property
@@ -101,11 +106,6 @@ class Scheduler:
         return sum(video.status == status for video in self.videos.values())
 
     @property
-    def frames_left(self) -> int:
-        """Frames still to be computed."""
-        return sum(max(0, video.last - video.frame) for video in (*self.waiting, *self.videos.values()))
-
-    @property
     def in_hand(self) -> int:
         """Videos inside the calls that workers are carrying out; what waits behind them is not counted."""
         return sum(len(worker.calls[0]) for worker in self.workers.values() if worker.calls)
@@ -113,18 +113,21 @@ class Scheduler:
     # Events
 
     def _on_submitted(self, event: events.VideoSubmitted) -> list[events.Command]:
-        self.waiting.append(_Video(event.id, event.group, event.num_frames))
+        video = _Video(event.id, event.group, event.num_frames)
+        self.waiting.append(video)
+        self.frames_left += video.frames_left
         return []
 
     def _on_loaded(self, event: events.Loaded) -> list[events.Command]:
         video = self.videos[event.id]
         video.void = False
-        video.frame = video.committed = event.frame or 0
+        self._set_frame(video, event.frame or 0)
+        video.committed = video.frame
         video.status = "new" if event.frame is None else self._next_status(video)
         return []
 
     def _on_already_done(self, event: events.AlreadyDone) -> list[events.Command]:
-        del self.videos[event.id]
+        self._remove(event.id)
         return [events.Forget(event.id)]
 
     def _on_worker_ready(self, event: events.WorkerReady) -> list[events.Command]:
@@ -176,7 +179,8 @@ class Scheduler:
             if video.void:
                 commands.append(self._load(video))
                 continue
-            video.frame, video.attempts, video.crashes = frame, 0, 0
+            self._set_frame(video, frame)
+            video.attempts = video.crashes = 0
             commands.append(events.Commit(video.id, frame))
             self._requeue(video)
         return commands
@@ -229,7 +233,7 @@ class Scheduler:
     def _on_finished(self, event: events.Finished) -> list[events.Command]:
         if not self._returned(event.worker, (event.id,)):
             return []
-        del self.videos[event.id]
+        self._remove(event.id)
         return [events.Forget(event.id)]
 
     def _on_stop(self, event: events.StopRequested) -> list[events.Command]:
@@ -251,6 +255,14 @@ class Scheduler:
             return "complete" if video.committed == video.frame else "settling"
         return "ready" if video.frame - video.committed <= 1 else "settling"
 
+    def _set_frame(self, video: _Video, frame: int) -> None:
+        self.frames_left -= video.frames_left
+        video.frame = frame
+        self.frames_left += video.frames_left
+
+    def _remove(self, video_id: str) -> None:
+        self.frames_left -= self.videos.pop(video_id).frames_left
+
     def _requeue(self, video: _Video) -> None:
         """Put the video behind the others: turns go round, so that the last videos still fill their batches."""
         video.status = self._next_status(video)
@@ -267,7 +279,7 @@ class Scheduler:
         return []
 
     def _fail(self, video: _Video, error_type: str, message: str) -> list[events.Command]:
-        del self.videos[video.id]
+        self._remove(video.id)
         return [events.Fail(video.id, error_type, message, max(video.attempts, video.crashes, 1))]
 
     def _release(self) -> list[events.Command]:

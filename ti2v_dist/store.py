@@ -98,6 +98,15 @@ class Store:
         except _ABSENT as exc:
             raise KeyError(key) from exc
 
+    def folders(self, prefix: str) -> list[str]:
+        """Names right below the folder `prefix`, sorted. As `list` a hint; what lies deeper is not looked through."""
+        path = self._path(prefix)
+        try:
+            paths = self._ask(prefix, lambda: self.fs.ls(path, detail=False))
+        except _ABSENT:
+            return []
+        return sorted(name for found in paths if not (name := _leaf(found.rstrip("/"))).startswith(_TEMPORARY))
+
     def list(self, prefix: str) -> list[str]:
         """Names below the folder `prefix`, relative to it, sorted. It may lag behind: a hint, never a proof."""
         base = self._path(prefix) + "/"

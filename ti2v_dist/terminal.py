@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import signal
 import sys
 import traceback
@@ -74,10 +75,22 @@ def follow_and_exit(make: Callable[[Callable[[dict[str, Any]], None]], dict[str,
         summary = make(log.follow)
     lines = [f"{key}: {value}" for key, value in summary.items() if not isinstance(value, dict | list)]
     show(summary, as_json, lines)
+    if summary["status"] == "failed_rows":
+        print(f"ti2v: {how_to_mend(summary)}", file=sys.stderr)
     if summary["status"] == "interrupted":
         code = 128 + summary.get("signal", signal.SIGINT)
         _quit("stopped; every finished frame is kept, the same command goes on from there", code)
     raise SystemExit(SOME_FAILED if summary["status"] == "failed_rows" else 0)
+
+
+def how_to_mend(summary: dict[str, Any]) -> str:
+    """What to do about the failed rows of a run, in one line."""
+    count, output = summary["failed"], summary["output"]
+    rows = "1 row failed" if count == 1 else f"{count} rows failed"
+    return (
+        f"{rows}: see {output}/failures.parquet; correct the manifest where it lies, then "
+        f"`ti2v retry {shlex.quote(output)}`"
+    )
 
 
 def show(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:

@@ -34,15 +34,15 @@ class Upkeep:
         self.stop, self.end = stop, end
         self.epoch = 0
         self.plans: dict[str, Plan] = {}
+        self.lines: dict[str, int] = {}
+        """Manifest lines of all ids that the run's tables speak of."""
         self.final: set[str] = set()
+        self.remake: set[str] = set()
+        """Finished videos whose file was lost."""
         self._hinted: dict[str, int] = {}
+        self._noted = (0, 0)
         self._usage: dict[str, float] = {}
         self._usage_notes = 0
-
-    @property
-    def lines(self) -> dict[str, int]:
-        """Manifest lines of all ids that the run's tables speak of."""
-        return {video_id: line for plan in self.plans.values() for video_id, line in plan.lines.items()}
 
     async def storage(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Run a storage call on another thread. An outage or a full disk pauses the run; it fails no video."""
@@ -59,14 +59,12 @@ class Upkeep:
         if final is None:
             final = await self.storage(self.ledger.scan, plan)
         self.plans[sha256] = plan
+        self.lines |= plan.lines
+        self.remake |= set(plan.remake)
         self._hinted[sha256] = len(final)
         self.final -= set(plan.remake) | plan.attempts.keys()
         self.final |= final
         return [request for request in plan.requests if request.id not in self.final]
-
-    def must_remake(self, video_id: str) -> bool:
-        """True for a finished video whose file was lost."""
-        return any(video_id in plan.remake for plan in self.plans.values())
 
     async def watch_store(self) -> None:
         """Others reach this coordinator through the store alone: to stop it, or to take its run over."""
@@ -100,13 +98,18 @@ class Upkeep:
             await self.storage(self.ledger.note_usage, self.epoch, number, usage)
 
     async def hint(self) -> None:
-        """Leave a hint for each plan of which more is final than before."""
+        """Leave a hint for each plan of which more is final than before; where nothing is new, that costs nothing."""
+        known = len(self.final), len(self.plans)
+        if known == self._noted:
+            return
         final = set(self.final)
-        for sha256, plan in self.plans.items():
-            count = sum(request.id in final for request in plan.requests)
+        for sha256, plan in list(self.plans.items()):
+            # A plan may be of very many videos: the events of the run go on meanwhile.
+            count = await asyncio.to_thread(_count, plan, final)
             if count > self._hinted[sha256]:
                 await self.storage(self.ledger.note, plan, final)
                 self._hinted[sha256] = count
+        self._noted = known
 
     async def refresh_views(self, this_life: Callable[[], dict[str, Any]]) -> None:
         """Every few minutes, write the views anew, without the report, which takes its time."""
@@ -122,3 +125,7 @@ class Upkeep:
         return await self.storage(
             views.write, self.store, self.lines.keys(), pending, {**this_life(), **counted}, report
         )
+
+
+def _count(plan: Plan, final: set[str]) -> int:
+    return sum(request.id in final for request in plan.requests)
