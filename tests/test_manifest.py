@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pyarrow.csv import write_csv
 
 from ti2v_dist.images import ImageError, check_image, load_image
 from ti2v_dist.manifest import RequestDefaults, derive_seed, problem_table, read_manifest
@@ -163,7 +163,7 @@ def test_fractional_rates_and_seeds_of_64_bits_are_taken(folder, ending):
     table = pa.table({name: [one[name] for one in rows] for name in rows[0] if name != "seed"})
     table = table.append_column("seed", pa.array([one["seed"] for one in rows], pa.uint64()))
     sink = io.BytesIO()
-    {"csv": pa.csv.write_csv, "parquet": pq.write_table, "jsonl": lambda *_: None}[ending](table, sink)
+    {"csv": write_csv, "parquet": pq.write_table, "jsonl": lambda *_: None}[ending](table, sink)
     path = folder / f"m.{ending}"
     path.write_bytes(sink.getvalue() or "\n".join(map(json.dumps, rows)).encode())
     first, second = read_manifest(str(path), DEFAULTS).requests
