@@ -134,7 +134,7 @@ def test_an_extension_that_is_not_finished_is_replaced_by_another(place, elsewhe
     assert place.computed == list(range(1, max(9, made)))
     assert elsewhere.mp4(elsewhere.make(replace(request_, num_frames=made))) == place.mp4(row)
     assert place.store.finished() == {"cat": 2}
-    views.write(place.store, {"cat"}, (), {}, report=False)
+    views.write(place.store, {"cat"}, (), {})
     assert audit.verify(place.url, deep=True)["problems"] == []
 
 

@@ -34,7 +34,8 @@ from ti2v_dist.config import load_config
 from ti2v_dist.losses import LOSSES, DeviceFailure, DeviceOutOfMemory
 from ti2v_dist.metrics import LOSS_REASONS, Metrics
 from ti2v_dist.outages import Outages
-from ti2v_dist.pool import WORKER_DEATHS, WorkerPool, reason_of
+from ti2v_dist.pool import WORKER_DEATHS, WorkerPool
+from ti2v_dist.ray_internals import reason_of
 from ti2v_dist.worker import Worker
 
 POISON = Path(__file__).parent / "faults" / "poison"
@@ -134,7 +135,7 @@ def test_a_worker_killed_by_rays_memory_monitor_is_lost_to_host_oom(ray_without_
 
     metrics = Metrics()
     pool = WorkerPool(load_config(), str(tmp_path), 0, metrics, Outages(metrics), happened.append, accept)
-    asyncio.run(pool.start())
+    asyncio.run(pool.start(events.StartWorker()))
     assert happened == [events.WorkerLost(0, "host_oom")]
     assert pool.metrics.snapshot()['ti2v_worker_losses_total{reason="host_oom"}'] == 1
 

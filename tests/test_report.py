@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ti2v_dist import report
 from ti2v_dist.codec import write_video
 from ti2v_dist.dataset import metadata_row, store_video
-from ti2v_dist.report import CAPTION_LINES, CAPTION_WIDTH, _font, _wrap, contact_sheet, evenly, thumbnail, write_report
+from ti2v_dist.report import PREVIEW_SIDE, SHEET_VIDEOS, SHOWN_VIDEOS, write_page, write_report
+from ti2v_dist.sheet import CAPTION_LINES, CAPTION_WIDTH, _font, _wrap, contact_sheet, evenly, thumbnail
 from ti2v_dist.video import SamplingParams, VideoRequest
 
 PROMPT = '<script>alert("x")</script> & a circle'
@@ -43,7 +45,7 @@ def test_previews_last_as_long_as_their_videos(tmp_path):
     rows = [make(tmp_path, "short"), make(tmp_path, "long", frames=100, size=16)]
     write_report(str(tmp_path), rows)
     for row in rows:
-        with Image.open(tmp_path / f"report/previews/{row['id']}.webp") as preview:
+        with Image.open(tmp_path / f"report/previews/{Path(row['file_name']).stem}.webp") as preview:
             seconds = 0.0
             for number in range(getattr(preview, "n_frames", 1)):  # equal neighbours are stored as one
                 preview.seek(number)
@@ -102,6 +104,93 @@ def test_a_video_that_cannot_be_read_is_named_and_the_others_are_shown(tmp_path)
     (tmp_path / "dataset" / rows[1]["file_name"]).unlink()
     write_report(str(tmp_path), rows)
     page = (tmp_path / "report/index.html").read_text()
-    assert page.count("its mp4 cannot be read") == 4  # text and alternative text of two videos
+    assert page.count("its mp4 cannot be read") == 2
     sheet = np.asarray(Image.open(tmp_path / "report/contact_sheet.png")).astype(int)
     assert abs(sheet[-100:-60, CAPTION_WIDTH + 30] - GREY).max() <= 3
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_only_what_has_changed_is_made_again(tmp_path, monkeypatch):
+    """A report of the same videos touches no file and decodes none; a changed video costs its own preview."""
+    rows = [make(tmp_path, "a"), make(tmp_path, "b"), make(tmp_path, "c")]
+    write_report(str(tmp_path), rows)
+    before = contents(tmp_path / "report")
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "read_video", lambda url: pytest.fail(f"{url} was decoded"))
+        write_report(str(tmp_path), rows[::-1])
+        write_page(str(tmp_path), rows)
+    assert contents(tmp_path / "report") == before
+    longer = make(tmp_path, "b", frames=24)
+    write_report(str(tmp_path), [rows[0], longer, rows[2]])
+    after = contents(tmp_path / "report")
+    kept = [name for name in before if "previews" in name and after.get(name) == before[name]]
+    assert [Path(name).stem[0] for name in sorted(kept)] == ["a", "c"]
+    assert [Path(name).stem for name in after if "/b-" in name] == [Path(longer["file_name"]).stem], "the old one goes"
+    assert Path(longer["file_name"]).stem in (tmp_path / "report/index.html").read_text()
+    assert len(set(after) - set(before)) == 1
+    (sheet,) = (name for name in after if name.endswith("contact_sheet.png"))
+    assert after[sheet] != before[sheet]
+
+
+def test_a_page_without_new_pictures_links_what_there_is(tmp_path):
+    old = make(tmp_path, "a")
+    write_page(str(tmp_path), [old])
+    page = (tmp_path / "report/index.html").read_text()
+    assert "no preview yet" in page
+    assert "<img" not in page
+    write_report(str(tmp_path), [old])
+    write_page(str(tmp_path), [old, make(tmp_path, "b")])
+    page = (tmp_path / "report/index.html").read_text()
+    assert page.count("no preview yet") == 1
+    for link in re.findall(r'(?:href|src)="([^"]+)"', page):
+        assert (tmp_path / "report" / unquote(link)).is_file(), link
+
+
+def test_a_damaged_video_is_told_though_its_preview_is_there(tmp_path):
+    rows = [make(tmp_path, "a"), make(tmp_path, "b")]
+    write_report(str(tmp_path), rows)
+    path = tmp_path / "dataset" / rows[0]["file_name"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    write_report(str(tmp_path), rows)
+    assert (tmp_path / "report/index.html").read_text().count("its mp4 cannot be read") == 2
+    path.write_bytes(bytes(len(whole)))  # of the right length: only who decodes it can tell
+    for preview in (tmp_path / "report/previews").glob("a-*"):
+        preview.unlink()
+    for _ in range(2):
+        write_report(str(tmp_path), rows)
+        before = contents(tmp_path / "report")
+        assert "its mp4 cannot be read" in (tmp_path / "report/index.html").read_text()
+    path.write_bytes(whole)
+    write_report(str(tmp_path), rows)
+    assert "cannot be read" not in (tmp_path / "report/index.html").read_text()
+    assert contents(tmp_path / "report") != before
+
+
+def test_the_sheet_of_many_videos_keeps_a_readable_size(tmp_path):
+    one = make(tmp_path, "v", frames=3, size=16)
+    folder = (tmp_path / "dataset" / one["file_name"]).parent
+    rows = []
+    for number in range(SHOWN_VIDEOS + 60):
+        name = f"v{number:03d}"
+        file = folder / f"{name}-{one['frames_sha256'][:8]}.mp4"
+        file.hardlink_to(tmp_path / "dataset" / one["file_name"])
+        rows.append({**one, "id": name, "file_name": str(file.relative_to(tmp_path / "dataset"))})
+    (tmp_path / "report/previews").mkdir(parents=True)
+    for row in rows:  # those were made before
+        (tmp_path / f"report/previews/{Path(row['file_name']).stem}.webp").write_bytes(b"x")
+    write_report(str(tmp_path), rows)
+    with Image.open(tmp_path / "report/contact_sheet.png") as sheet:
+        assert sheet.height < 24 * 160
+    assert f"The first {SHOWN_VIDEOS} are shown." in (tmp_path / "report/index.html").read_text()
+    assert len(list((tmp_path / "report/previews").iterdir())) == SHOWN_VIDEOS
+    assert SHEET_VIDEOS == 24
+
+
+def test_previews_of_large_frames_are_reduced():
+    frames = [np.full((480, 832, 3), 40 * n, np.uint8) for n in range(3)]
+    with Image.open(io.BytesIO(report.animated_webp(frames, 100))) as preview:
+        assert preview.size == (PREVIEW_SIDE, round(PREVIEW_SIDE * 480 / 832))

@@ -77,6 +77,26 @@ def test_the_endpoint_counts_what_the_run_made(run: Run, done: Undisturbed):
     assert all(found["ti2v_frames_total"] <= found[denoised] <= FRAMES_TO_MAKE for found in done.scrapes)
 
 
+def test_the_same_command_again_touches_no_file(run: Run, done: Undisturbed):
+    def views() -> dict[str, tuple[int, bytes]]:
+        files = [path for path in run.output.rglob("*") if path.is_file() and ".ti2v" not in path.parts]
+        return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    before = views()
+    again = run.run(manifest=run.inputs.folder / "bad-rows.jsonl")
+    assert (again.code, again.result) == (3, done.ended.result)
+    assert views() == before
+    total = FRAMES_TO_MAKE
+    told = [f"{total} of {total} frames, writing the {what}" for what in ("tables", "report")]
+    assert [line for line in again.stderr.splitlines() if " frames, " in line] == told
+
+
+def test_status_tells_the_same_as_the_summary(run: Run):
+    shown = run.ti2v("status", str(run.output), "--json").result
+    assert (shown["rows"], shown["finished"], shown["failed"], shown["refused"]) == (7, 5, 2, 2)
+    assert (shown["frames"], shown["frames_total"]) == (FRAMES_TO_MAKE, FRAMES_TO_MAKE)
+
+
 def test_generate_with_the_same_slots_makes_the_same_frames(run: Run, tmp_path: Path):
     row = next(row for row in table(run.output / "dataset" / "metadata.parquet") if row["id"] == "ann")
     settings = [*SETTINGS, f"model.id={run.inputs.model}", f"engine.slots={SLOTS}"]

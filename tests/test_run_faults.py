@@ -1,6 +1,7 @@
 """Kills and stops of whole runs on a real Ray: they end with the very frames of a run that nobody disturbed."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -44,6 +45,8 @@ class Life:
     already_computed: int
     ended: Ended | None = None
     status: Ended | None = None
+    previews: int | None = None
+    """Of the report, when it ended."""
 
     @classmethod
     def of(cls, run: Run) -> "Life":
@@ -79,6 +82,7 @@ def interrupted_life(run: Run) -> Life:
     run.await_frames(process, len(run.frames()) + 4)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it too
     life.ended = run.finish(process)
+    life.previews = len(list(run.output.glob("report/previews/*")))
     life.status = run.ti2v("status", str(run.output), "--json")
     return life
 
@@ -91,6 +95,7 @@ def stopped_life(run: Run) -> Life:
     ray_runs.wait_until(lambda: len(list(epochs.iterdir())) > already, "new owner of the run")
     assert run.ti2v("stop", str(run.output)).code == 0
     life.ended = run.finish(process)
+    life.previews = len(list(run.output.glob("report/previews/*")))
     return life
 
 
@@ -101,6 +106,7 @@ def last_life(run: Run) -> Life:
     assert {key.partition("/")[0] for key in run.records()} == NUM_FRAMES.keys()
     with socket.create_server(("127.0.0.1", 0)) as other:
         life.ended = run.run("--set", f"cluster.metrics_port={other.getsockname()[1]}", manifest=manifest)
+    life.previews = len(list(run.output.glob("report/previews/*")))
     return life
 
 
@@ -220,6 +226,32 @@ def test_a_stopped_run_says_how_to_go_on(lives: tuple[Run, list[Life]], life: in
     assert ended
     assert (ended.code, ended.result["status"]) == (130, "interrupted"), ended.stderr
     assert "the same command goes on" in ended.stderr
+
+
+def told(life: Life) -> list[tuple[int, int, str]]:
+    """The lines of progress: frames, frames in all, and what was said."""
+    assert life.ended
+    found = re.findall(r"^(\d+) of (\d+) frames, (.*)$", life.ended.stderr, re.MULTILINE)
+    return [(int(frames), int(total), said) for frames, total, said in found]
+
+
+@pytest.mark.parametrize("life", [1, 2])
+def test_a_stopping_run_says_so_and_makes_no_pictures(lives: tuple[Run, list[Life]], life: int):
+    said = [said for _, _, said in told(lives[1][life])]
+    assert any(line.startswith(("stopping: ", "writing the ")) for line in said), said
+    assert not any(" s left" in line for line in said[-1:])
+    assert lives[1][life].previews == 0
+
+
+def test_a_resumed_run_counts_from_what_was_made_before(lives: tuple[Run, list[Life]]):
+    _, [_, interrupted, stopped, last] = lives
+    for life in (interrupted, stopped, last):
+        for frames, total, said in told(life):
+            assert total == FRAMES_TO_MAKE, said
+            if not said.startswith("starting"):  # a killed life's last hint may lack its newest frames
+                assert frames >= (0 if life is interrupted else len(life.stored)), said
+    assert told(last)[-1][:2] == (FRAMES_TO_MAKE, FRAMES_TO_MAKE)
+    assert last.previews == len(NUM_FRAMES)
 
 
 def test_a_run_does_not_end_for_want_of_metrics(lives: tuple[Run, list[Life]]):

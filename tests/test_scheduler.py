@@ -18,8 +18,10 @@ from ti2v_dist.events import (
     GiveUp,
     Load,
     Loaded,
+    Places,
     Recall,
     Release,
+    StartFailed,
     StartWorker,
     StopRequested,
     Superseded,
@@ -28,9 +30,12 @@ from ti2v_dist.events import (
     WorkerDraining,
     WorkerLost,
     WorkerReady,
+    WorkerRefused,
+    WorkersWanted,
 )
 from ti2v_dist.losses import LOSSES
 from ti2v_dist.scheduler import CALLS_PER_WORKER, MAX_ATTEMPTS, MAX_CRASHES, Scheduler
+from ti2v_dist.starts import MAX_IN_A_ROW
 
 GROUP = ("ti2v_zero", 10, 4)
 
@@ -88,10 +93,10 @@ def test_a_video_with_all_frames_settled_is_only_finished():
 
 def test_full_batches_are_queued_behind_a_call_in_hand_and_part_ones_wait_for_company():
     scheduler = started("a", "b", "c", "d", slots=2)
-    assert scheduler.workers[0].calls == [("a", "b"), ("c", "d")]
-    assert len(scheduler.workers[0].calls) == CALLS_PER_WORKER
+    assert scheduler.crew.workers[0].calls == [("a", "b"), ("c", "d")]
+    assert len(scheduler.crew.workers[0].calls) == CALLS_PER_WORKER
     scheduler = started("a", "b", "c", slots=2)
-    assert scheduler.workers[0].calls == [("a", "b")]
+    assert scheduler.crew.workers[0].calls == [("a", "b")]
     assert Advance(0, ("c", "a")) in advance(scheduler, 0, "a", "b", frame=1)
 
 
@@ -100,7 +105,7 @@ def test_videos_take_turns_so_that_the_last_ones_fill_their_batches():
     scheduler = started(*"abcdef", slots=4, frames=16)
     frames, batches = dict.fromkeys("abcdef", 0), 0
     while scheduler.videos:
-        ids = scheduler.workers[0].calls[0]
+        ids = scheduler.crew.workers[0].calls[0]
         video = scheduler.videos[ids[0]]
         if video.status == "finishing":
             scheduler.handle(Finished(0, ids[0]))
@@ -189,10 +194,10 @@ def test_what_waits_behind_a_killer_is_tried_alone_and_lives(slots: int):
     scheduler.handle(Loaded("bad", None))
     scheduler.handle(Loaded("good", None))
     for worker in range(2):
-        assert scheduler.workers[worker].calls == [("bad",), ("good",)]
+        assert scheduler.crew.workers[worker].calls == [("bad",), ("good",)]
         scheduler.handle(WorkerLost(worker))
         scheduler.handle(WorkerReady(worker + 1))
-    assert scheduler.workers[2].calls == [("bad",)]
+    assert scheduler.crew.workers[2].calls == [("bad",)]
     assert Fail in map(type, scheduler.handle(WorkerLost(2)))
     assert scheduler.handle(WorkerReady(3)) == [Encode(3, "good")]
     assert scheduler.handle(Encoded(3, "good")) == [Advance(3, ("good",))]
@@ -251,7 +256,7 @@ def test_a_video_that_breaks_its_device_is_quarantined():
 
 def test_a_draining_worker_finishes_the_frame_in_hand_and_leaves():
     scheduler = started("a", "b", slots=1, frames=9)
-    assert scheduler.workers[0].calls == [("a",), ("b",)]
+    assert scheduler.crew.workers[0].calls == [("a",), ("b",)]
     assert scheduler.handle(WorkerDraining(0)) == [Recall(0), StartWorker()]
     assert scheduler.handle(WorkerDraining(0)) == []
     assert scheduler.handle(ChunkDone(0, ("a",), {"a": 1})) == [Commit("a", 1)]
@@ -275,7 +280,7 @@ def test_a_call_given_back_unbegun_leaves_its_video_where_it_was():
     submit(scheduler, "new", "complete")
     scheduler.handle(Loaded("complete", 2))
     scheduler.handle(Loaded("new", None))
-    assert scheduler.workers[0].calls == [("complete",), ("new",)]
+    assert scheduler.crew.workers[0].calls == [("complete",), ("new",)]
     scheduler.handle(WorkerDraining(0))
     assert scheduler.handle(CallCancelled(0, ("complete",))) == []
     assert scheduler.handle(CallCancelled(0, ("new",))) == [Release(0)]
@@ -336,7 +341,7 @@ def test_a_video_error_fails_that_video_alone_and_at_once():
 def test_a_video_may_fail_while_its_next_frame_is_being_computed():
     scheduler = started("bad", "good", slots=2, frames=9)
     scheduler.handle(ChunkDone(0, ("bad", "good"), {"bad": 1, "good": 1}))
-    assert scheduler.workers[0].calls == [("bad", "good")]
+    assert scheduler.crew.workers[0].calls == [("bad", "good")]
     assert scheduler.handle(VideoError("bad", "CorruptRecord", "x")) == [Fail("bad", "CorruptRecord", "x", 1)]
     assert Commit("good", 2) in scheduler.handle(ChunkDone(0, ("bad", "good"), {"bad": 2, "good": 2}))
     assert scheduler.handle(CallFailed(0, ("bad", "good"), "RuntimeError", "late")) == []
@@ -348,7 +353,7 @@ def test_an_image_error_frees_the_worker():
     submit(scheduler, "a")
     scheduler.handle(Loaded("a", None))
     scheduler.handle(VideoError("a", "ImageError", "missing"))
-    assert scheduler.workers[0].calls == []
+    assert scheduler.crew.workers[0].calls == []
     assert scheduler.is_idle
 
 
@@ -389,3 +394,81 @@ def test_a_run_is_replayed_from_its_events():
         return log + scheduler.handle(WorkerReady(1))
 
     assert story(Scheduler(2)) == story(Scheduler(2))
+
+
+def test_a_start_that_fails_is_tried_again_and_costs_no_video():
+    scheduler = started("a", slots=1)
+    assert scheduler.handle(StartFailed(1, "n", "OSError: disk")) == [StartWorker(after_s=1.0)]
+    assert (scheduler.videos["a"].attempts, scheduler.videos["a"].crashes) == (0, 0)
+    assert not scheduler.stopping
+
+
+def test_a_node_that_fails_twice_in_a_row_is_avoided():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(Places(frozenset({"good", "bad"})))
+    assert scheduler.handle(WorkersWanted(2)) == [StartWorker(), StartWorker()]
+    scheduler.handle(WorkerReady(0, "good"))
+    assert scheduler.handle(StartFailed(1, "bad", "x")) == [StartWorker(after_s=1.0)]
+    assert scheduler.handle(StartFailed(2, "bad", "x")) == [StartWorker(frozenset({"bad"}), 2.0)]
+    scheduler.handle(WorkerReady(3, "bad"))
+    assert scheduler.starts.avoided == frozenset(), "it can, after all"
+
+
+def test_the_run_ends_with_the_first_cause_when_nobody_can_load_the_model():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(Places(frozenset({"m", "n"})))
+    scheduler.handle(WorkersWanted(2))
+    told = [scheduler.handle(StartFailed(i, node, f"cause {i}")) for i, node in enumerate("mnmn")]
+    assert [type(command) for commands in told[:2] for command in commands] == [StartWorker, StartWorker]
+    assert told[2] == [StartWorker(frozenset({"m"}), 4.0)]
+    assert told[3] == [], "one is still on its way"
+    assert told[3] + scheduler.handle(StartFailed(4, "n", "cause 4")) == [
+        GiveUp("no worker can load the model, in 5 tries: cause 0")
+    ]
+
+
+def test_starts_that_fail_everywhere_are_bounded():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(Places(frozenset(map(str, range(1000)))))
+    open_starts, failed = scheduler.handle(WorkersWanted(1000)), 0
+    while open_starts and not scheduler.stopping:
+        open_starts.pop()
+        found = scheduler.handle(StartFailed(failed, str(failed % 1000), "x"))
+        open_starts += [command for command in found if isinstance(command, StartWorker)]
+        failed += 1
+    assert scheduler.stopping
+    assert failed < 1000 + MAX_IN_A_ROW
+
+
+def test_what_a_sick_node_cannot_start_is_started_on_a_new_one():
+    scheduler = started("a", slots=1)
+    scheduler.handle(Places(frozenset({"n"})))
+    scheduler.handle(StartFailed(1, "n", "x"))
+    assert scheduler.handle(StartFailed(2, "n", "x")) == [], "another worker works, so the run goes on without"
+    assert scheduler.handle(Places(frozenset({"n", "new"}))) == [StartWorker(frozenset({"n"}))]
+
+
+def test_a_worker_of_another_kind_is_not_started_again_on_that_kind():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(Places(frozenset({"a100", "h1", "h2"})))
+    scheduler.handle(WorkersWanted(2))
+    scheduler.handle(WorkerReady(0, "a100"))
+    h100 = frozenset({"h1", "h2"})
+    assert scheduler.handle(WorkerRefused(1, h100, "device: stored A100, now H100")) == [StartWorker(h100)]
+
+
+def test_a_run_that_nobody_matches_ends_in_words():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(Places(frozenset({"h1"})))
+    scheduler.handle(WorkersWanted(1))
+    told = scheduler.handle(WorkerRefused(0, frozenset({"h1"}), "device: stored A100, now H100"))
+    assert told == [GiveUp("0 of 1 workers match: device: stored A100, now H100")]
+
+
+def test_a_stopping_run_starts_nobody():
+    scheduler = Scheduler(slots=1)
+    scheduler.handle(WorkersWanted(1))
+    scheduler.handle(StopRequested())
+    assert scheduler.handle(StartFailed(0, "n", "x")) == []
+    assert scheduler.handle(Places(frozenset({"n", "m"}))) == []
+    assert scheduler.is_idle

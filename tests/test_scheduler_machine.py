@@ -270,11 +270,6 @@ class World(RuleBasedStateMachine):
             assert len(self.calls.keys() - self.leaving) + self.to_start == self.workers, "each is replaced once"
 
     @invariant()
-    def the_frames_that_are_left_are_the_sum_over_all_videos(self) -> None:
-        videos = (*self.scheduler.waiting, *self.scheduler.videos.values())
-        assert self.scheduler.frames_left == sum(max(0, video.last - video.frame) for video in videos)
-
-    @invariant()
     def a_suspect_is_alone_on_its_worker(self) -> None:
         for calls in self.calls.values():
             in_hand = [id for call in calls for id in ids_of(call)]

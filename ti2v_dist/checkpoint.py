@@ -2,6 +2,7 @@
 
     run.json                            what the run is, for people
     .ti2v/fingerprints/0                under what all frames are made
+    .ti2v/refused/<sha256>              a worker that would have computed other bits, and was not let in
     .ti2v/epochs/<E>, .ti2v/stops/<E>   who took the run over; that it was asked to stop
     .ti2v/requests, edits, videos       the videos: see `frames`
     .ti2v/done/<id>/<g>                 a finished video; g counts how often it was extended
@@ -70,6 +71,15 @@ class CheckpointStore(FrameStore):
     def read_fingerprint(self) -> dict[str, Any] | None:
         """The run's fingerprint, None before `claim_fingerprint`."""
         return self._read_json(FINGERPRINT)
+
+    def record_refusal(self, refusal: dict[str, Any]) -> None:
+        """Leave word, once, of a worker that does not match the fingerprint; `refusal` is JSON."""
+        self._settle_json(f"{ROOT}/refused/{canonical_sha256(refusal)}", refusal)
+
+    def refusals(self) -> list[dict[str, Any]]:
+        """What `record_refusal` was told, by all lives of the run."""
+        keys = [f"{ROOT}/refused/{name}" for name in self.store.list(f"{ROOT}/refused")]
+        return [parse_json(key, self.store.get(key)) for key in keys]
 
     def next_epoch(self) -> int:
         """Take the run over: an epoch above every other. It is economy, not safety: older owners step down on sight."""

@@ -127,12 +127,12 @@ def validate(
 
     checked = check_manifest(manifest, _config(config, settings, {"model.id": model}))
     rows = problem_table(checked)
-    counts = {"rows": len(checked.requests) + len(rows), "usable": len(checked.requests)}
+    counts = {"rows": checked.rows, "usable": checked.usable}
     summary = {**counts, "problems": rows, "warnings": checked.warnings}
     for warning in checked.warnings:
         warnings.warn(warning, stacklevel=2)
     lines = [f"line {row['line']}: {row['message']}" for row in rows]
-    show(summary, as_json, [*lines, f"{len(checked.requests)} rows are usable, {len(rows)} are not"])
+    show(summary, as_json, [*lines, f"{checked.usable} rows are usable, {checked.rows - checked.usable} are not"])
     raise SystemExit(BAD_INPUT if rows else 0)
 
 

@@ -13,8 +13,10 @@ from typing import Any
 from ray.actor import exit_actor
 
 from ti2v_dist import dataset, events
+from ti2v_dist.account import Account
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
+from ti2v_dist.errors import UserError
 from ti2v_dist.log import log_bug
 from ti2v_dist.metrics import Endpoint, Metrics
 from ti2v_dist.outages import Outages
@@ -59,9 +61,8 @@ class Coordinator:
         self.fingerprint: str | None = None
         self.summary: dict[str, Any] | None = None
         self.endpoint = Endpoint(self.metrics, config.cluster.metrics_port, config.cluster.metrics_host)
-        self.frames = self.finished = self.failed = 0
+        self.account = Account(self.scheduler, self.upkeep, self.outages, self.endpoint)
         self.error: str | None = None
-        self.began = time.monotonic()
         self._queue: asyncio.Queue[tuple[events.Event, ...]] = asyncio.Queue()
         self._plans = {plan_sha256}
         self._unread = 1
@@ -74,7 +75,7 @@ class Coordinator:
             events.Finish: self._finish,
             events.Fail: self._fail,
             events.Forget: self._forget,
-            events.StartWorker: lambda _: self.pool.start(),
+            events.StartWorker: self.pool.start,
             events.Recall: lambda command: self.pool.recall(command.worker),
             events.Release: lambda command: self.pool.release(command.worker),
             events.GiveUp: self._give_up,
@@ -91,7 +92,7 @@ class Coordinator:
         try:
             # Once superseded, the views are the new owner's to write.
             stepped_down = await self.upkeep.step_down_if_superseded()
-            self.summary = {"status": "superseded"} if stepped_down else await self._close_books()
+            self.summary = {"status": "superseded"} if stepped_down else await self.account.close(self.life)
         except Exception as error:
             self.error = self.error or f"the views cannot be written: {type(error).__name__}: {error}"
             self.summary = {"status": "interrupted"}
@@ -105,11 +106,11 @@ class Coordinator:
             await self.upkeep.take_over()
             await self._admit(plan_sha256)
             self.pool.largest = max(self.requests.values(), key=lambda asked: asked.height * asked.width, default=None)
-            watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.progress))
-            watches = (*watches, self.pool.watch_drains(), self.endpoint.keep_trying())
+            watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.life))
+            watches = (*watches, self.pool.watch_drains(), self.pool.watch_places(), self.endpoint.keep_trying())
             background = [self._spawn(watch) for watch in watches]
-            for _ in range(min(self.target_workers, -(-len(self.requests) // self.config.engine.slots))):
-                self._spawn(self.pool.start())
+            full = -(-len(self.requests) // self.config.engine.slots)
+            self._emit(events.WorkersWanted(min(self.target_workers, full)))
             await self._handle_events()
         finally:
             for task in background:
@@ -117,12 +118,9 @@ class Coordinator:
             self.pool.close()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _close_books(self) -> dict[str, Any]:
-        await self.upkeep.hint()
-        return await self.upkeep.write_views(self.progress, report=True)
-
     async def _admit(self, plan_sha256: str) -> None:
         new = [asked for asked in await self.upkeep.admit(plan_sha256) if asked.id not in self.requests]
+        self._spawn(self.upkeep.recall(plan_sha256))
         self.requests |= {asked.id: asked for asked in new}
         self._unread -= 1
         # Also where there is none: perhaps there is nothing left to wait for.
@@ -147,27 +145,16 @@ class Coordinator:
         return self.progress(), self.summary
 
     def progress(self) -> dict[str, Any]:
-        """Counts of this life of the coordinator, rates over it, and the latest problem."""
-        seconds = time.monotonic() - self.began
-        return {
-            "finished": self.finished,
-            "failed": self.failed,
-            "frames": self.frames,
-            "frames_per_second": round(self.frames / seconds, 4),
-            "in_flight": len(self.scheduler.videos),
-            "waiting": len(self.scheduler.waiting),
-            "workers_ready": len(self.scheduler.workers),
-            "frames_left": self.scheduler.frames_left,
-            "stopping": self.scheduler.stopping,
-            "seconds": round(seconds, 3),
-            "metrics_url": self.endpoint.url,
-            "metrics_problem": self.endpoint.problem,
-            "note": self.outages.note,
-            "error": self.error,
-        }
+        """Counts of the run, whichever life made it, and the latest problem."""
+        return {**self.account.progress(), "warnings": self.pool.warnings, "error": self.error}
+
+    def life(self) -> dict[str, Any]:
+        """Counts of this life of the coordinator, and the latest problem."""
+        return {**self.account.life(), "error": self.error}
 
     def stop(self) -> None:
         """Start nothing new; the run ends when what is in hand is committed."""
+        self.account.stopping = True
         self._emit(events.StopRequested())
 
     # The loop
@@ -190,7 +177,7 @@ class Coordinator:
         error = None if task.cancelled() else task.exception()
         if error:
             log_bug("which ends the run", error)
-            self._end(str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}")
+            self._end(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
     def _end(self, reason: str) -> None:
         self.error = self.error or reason
@@ -200,10 +187,10 @@ class Coordinator:
         self._queue.put_nowait(happened)
 
     def _gauge(self) -> None:
-        self.metrics.workers.set(len(self.scheduler.workers))
+        self.metrics.workers.set(len(self.scheduler.crew.workers))
         self.metrics.in_flight.set(len(self.scheduler.videos))
         self.metrics.waiting.set(len(self.scheduler.waiting))
-        self.metrics.slots_used.set(self.scheduler.in_hand)
+        self.metrics.slots_used.set(self.scheduler.crew.in_hand)
 
     # Commands
 
@@ -216,6 +203,7 @@ class Coordinator:
             if done and command.id not in self.upkeep.remake:
                 # Finished since the last hint of it.
                 self.upkeep.final.add(command.id)
+                self.account.tally.finish(command.id)
                 self._emit(events.AlreadyDone(command.id))
                 return
             await self.upkeep.storage(self.store.claim_request, request)
@@ -230,6 +218,7 @@ class Coordinator:
 
     def _remember(self, state: VideoState, tip: Tip) -> None:
         self.videos[state.request.id] = _Video(state, tip, ready_since=time.monotonic())
+        self.account.settled(state.request.id, state.frame)
 
     async def _encode(self, command: events.Encode) -> None:
         request = self.requests[command.id]
@@ -294,7 +283,7 @@ class Coordinator:
                 self._emit(events.Superseded(command.id))
                 return
             video.tip = settled.tip
-            self.frames += len(chunk.latents_FCHW)
+            self.account.settled(command.id, chunk.last_frame, len(chunk.latents_FCHW))
             self.metrics.frames.inc(len(chunk.latents_FCHW))
             self._emit(events.Committed(command.id, chunk.last_frame))
 
@@ -311,7 +300,7 @@ class Coordinator:
         row, seconds = done
         self.metrics.observe("decode", seconds / (request.num_frames - 1), request.num_frames - 1)
         await self.upkeep.storage(self.store.finish, command.id, row, request.generation)
-        self.finished += 1
+        self.account.has_finished(command.id)
         self.upkeep.final.add(command.id)
         self.metrics.count_video("finished")
         self._emit(events.Finished(command.worker, command.id))
@@ -322,13 +311,13 @@ class Coordinator:
             request, command.error_type, command.message, command.attempts, self.upkeep.lines.get(command.id, 0)
         )
         await self.upkeep.storage(self.store.fail, command.id, failure, request.generation)
-        self.failed += 1
+        self.account.has_failed(command.id)
         self.upkeep.final.add(command.id)
         self.metrics.count_video("failed")
         self.metrics.count_failure(command.error_type)
         await self._forget(command)
-        if self.failed > self.config.max_failures * len(self.upkeep.lines):
-            self._end(f"{self.failed} of {len(self.upkeep.lines)} videos failed, more than max_failures allows")
+        if self.account.failed > self.config.max_failures * len(self.upkeep.lines):
+            self._end(f"{self.account.failed} of {len(self.upkeep.lines)} videos failed, more than max_failures allows")
 
     def _discard(self, chunks: list[Chunk]) -> None:
         self.metrics.discarded.inc(sum(len(chunk.latents_FCHW) for chunk in chunks))

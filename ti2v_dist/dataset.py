@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ti2v_dist.codec import CODEC, WrittenVideo
-from ti2v_dist.files import put_bytes, put_file
+from ti2v_dist.files import listed, put_bytes, put_file, read_view, remove
 from ti2v_dist.manifest import RowFailure
 from ti2v_dist.rows import COLUMN_TYPES, read_table
 from ti2v_dist.tables import METADATA_TYPES, dataset_card, failures_table, metadata_table
-from ti2v_dist.urls import open_filesystem, read_bytes
+from ti2v_dist.urls import read_bytes
 from ti2v_dist.video import VideoRequest, canonical_json, exact_rate
 
 VIDEOS = "dataset"
@@ -88,14 +88,15 @@ def failure_row(
     ).to_row()
 
 
+def stored_sizes(output_url: str) -> dict[str, int]:
+    """Bytes of each mp4 in the data set by its name without folders, from one listing."""
+    found = {Path(path).name: size for path, size in listed(f"{output_url}/{VIDEOS}/videos").items()}
+    return {name: size for name, size in found.items() if name.endswith(".mp4")}
+
+
 def stored_ids(output_url: str) -> set[str]:
     """Ids of the videos whose file is in the data set, from one listing."""
-    fs, root = open_filesystem(f"{output_url}/{VIDEOS}/videos")
-    try:
-        names = (Path(path).name for path in fs.find(root))
-    except FileNotFoundError:
-        return set()
-    return {name.rpartition("-")[0] for name in names if name.endswith(".mp4")}
+    return {name.rpartition("-")[0] for name in stored_sizes(output_url)}
 
 
 def write_views(
@@ -104,9 +105,15 @@ def write_views(
     """Write the tables, the card and `summary.json` of an output anew, each in place of the old one.
 
     `rows` are from `metadata_row`, `failures` from `failure_row` or `RowFailure.to_row`; both are sorted here.
+    Without a finished video there is no data set: `load_dataset` cannot read an empty one.
     """
-    put_bytes(output_url, f"{VIDEOS}/metadata.parquet", metadata_table(rows))
-    put_bytes(output_url, f"{VIDEOS}/README.md", dataset_card(rows).encode())
+    if rows:
+        table = metadata_table(rows)
+        put_bytes(output_url, f"{VIDEOS}/metadata.parquet", table)
+        put_bytes(output_url, f"{VIDEOS}/README.md", dataset_card(rows, table).encode())
+    else:
+        remove(output_url, f"{VIDEOS}/README.md")
+        remove(output_url, f"{VIDEOS}/metadata.parquet")
     put_bytes(output_url, "failures.parquet", failures_table(failures))
     put_bytes(output_url, "summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
 
@@ -117,6 +124,12 @@ def read_summary(output_url: str) -> dict[str, Any]:
         return json.loads(read_bytes(f"{output_url}/summary.json"))
     except FileNotFoundError:
         return {}
+
+
+def read_rows(output_url: str) -> list[dict[str, Any]]:
+    """The rows of `metadata.parquet`; none before it is first written."""
+    data = read_view(output_url, f"{VIDEOS}/metadata.parquet")
+    return [] if data is None else read_table(data).to_pylist()
 
 
 def read_hashes(output_url: str) -> dict[str, str]:

@@ -1,9 +1,7 @@
 """Makes a plan's videos on Ray: starts or joins a cluster, starts the coordinator or attaches to it, follows it."""
 
-import json
 import logging
 import os
-import secrets
 import signal
 import threading
 import time
@@ -14,8 +12,9 @@ from typing import Any
 
 from ti2v_dist import views
 from ti2v_dist.config import RunConfig
-from ti2v_dist.errors import InputError, RunError
+from ti2v_dist.errors import InputError, RunError, UserError
 from ti2v_dist.planning import Work, prepare
+from ti2v_dist.tally import counted
 
 NAMESPACE = "ti2v"
 MARKET_TYPE = "ray.io/market-type"
@@ -25,6 +24,8 @@ SIGNAL_POLL_S = 0.05
 ANSWER_TIMEOUT_S = 60
 """Long enough for a coordinator that is started again on another node."""
 WAITING_FOR_WORKERS_S = 10
+ENDING = ("stopping", "writing")
+"""How the phases begin in which a run waits for no worker."""
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -54,6 +55,8 @@ def run(
 def check_address(address: str | None, detach: bool) -> str | None:
     """The cluster to join, None for a local one of our own; `ValueError` if that one would have to be left going."""
     address = address or os.environ.get("RAY_ADDRESS")
+    if address == "local":
+        address = None
     if detach and not address:
         raise InputError("--detach needs a cluster that outlives this process: give --address or RAY_ADDRESS")
     return address
@@ -69,15 +72,27 @@ def make(
 ) -> dict[str, Any]:
     """Make what is left of a prepared plan, as `run` does."""
     if work.is_done:
-        return views.write(work.store, work.plan.lines.keys(), (), {}, report=True)
+        return _refresh(work, listener)
     # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
     with _ray(address) as ray, _signals() as received:
         coordinator = _coordinator(ray, work, address is not None, takeover)
         coordinator.ask("report", work.plan.sha256)
         if detach:
             return {"status": "running", "output": work.store.url}
-        summary = _follow(ray, coordinator, work.plan.sha256, received, listener)
+        summary = _follow(ray, coordinator, work, received, listener)
         return {**summary, **({"signal": received[0]} if received else {})}
+
+
+def _refresh(work: Work, listener: Listener) -> dict[str, Any]:
+    """The end of a run of which nothing is left to make: what people read of it, where that has changed."""
+    failed = {row["id"] for row in work.plan.refused} | work.final & set(work.store.failed_ids())
+    tally = counted(work.plan.requests, work.final, failed)
+
+    def tell(phase: str) -> None:
+        counts = {"finished": tally.finished, "failed": tally.failed, "frames": tally.done, "frames_left": tally.left}
+        listener({**counts, "frames_per_second": 0.0, "phase": phase, "note": None})
+
+    return views.refresh(work.store, work.plan.lines.keys(), tell)
 
 
 @contextmanager
@@ -102,34 +117,46 @@ def _signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _ray(address: str | None) -> Iterator[Any]:
-    """A connection to the cluster, or a local one of our own that ends with this process."""
-    if address is None:
-        # Nobody but this machine is to reach a port of the local cluster: Ray's own switch for that has an odd name.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        # Without a token anybody who does can run code in it.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    """A connection to the cluster, or a local one of our own that ends with this process; Ray's settings come back."""
     import ray
-    from ray import _raylet
 
-    if address is None and os.environ["RAY_AUTH_MODE"] == "token":
-        # A program that imported Ray before has it without a token: Ray reads its environment once.
-        raylet: Any = _raylet
-        raylet.Config.initialize(json.dumps({"AUTH_MODE": "token"}))
+    from ti2v_dist import ray_internals
+
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
+    with ray_internals.kept_environment(is_local=address is None):
+        if address:
+            _check_cluster(address)
+        try:
+            ray.init(
+                address=address or "local",
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **options,
+            )
+        except Exception as error:
+            # A bare Exception is how Ray says that it did not start within its 30 s, as on a very busy machine.
+            if type(error) is not Exception:
+                raise
+            raise RunError(f"Ray did not start; try the same command again: {error}") from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _check_cluster(address: str) -> None:
+    """Raise `UserError` for a cluster that is not there: Ray itself would look for it for many minutes."""
+    from ti2v_dist import ray_internals
+
+    given = "RAY_ADDRESS" if address == os.environ.get("RAY_ADDRESS") else "--address"
+    without = "unset RAY_ADDRESS" if given == "RAY_ADDRESS" else "leave --address out"
     try:
-        ray.init(
-            address=address or "local", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options
-        )
-    except Exception as error:
-        # A bare Exception is how Ray says that it did not start within its 30 s, as on a very busy machine.
-        if type(error) is not Exception:
-            raise
-        raise RunError(f"Ray did not start; try the same command again: {error}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+        ray_internals.check_reachable(address)
+    except ray_internals.Unreachable as error:
+        raise UserError(
+            f"no Ray cluster can be used at {given}={address}: {error}; {without} to run on this machine alone"
+        ) from error
 
 
 class _Coordinator:
@@ -172,6 +199,7 @@ class _Coordinator:
 
 def _coordinator(ray: Any, work: Work, detached: bool, takeover: bool) -> _Coordinator:
     """The run's coordinator: the one that is at work already, with this plan added to its own, or a new one."""
+    from ti2v_dist import ray_internals
     from ti2v_dist.coordinator import Coordinator
 
     name = f"ti2v-{work.config.run_id(work.store.url)}"
@@ -184,7 +212,7 @@ def _coordinator(ray: Any, work: Work, detached: bool, takeover: bool) -> _Coord
         options["lifetime"] = "detached"
     # An actor without a GPU of its own would otherwise see all of them.
     options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-    if any(node["Alive"] and node["Labels"].get(MARKET_TYPE) == "on-demand" for node in ray.nodes()):
+    if any(node["Labels"].get(MARKET_TYPE) == "on-demand" for node in ray_internals.nodes()):
         options["label_selector"] = {MARKET_TYPE: "on-demand"}
     arguments = (work.config, work.store.url, work.plan.sha256, workers, gpus)
     actor = ray.remote(Coordinator).options(**options).remote(*arguments)
@@ -215,24 +243,37 @@ def _workers(ray: Any, config: RunConfig) -> tuple[float, int]:
     resources = ray.cluster_resources()
     device = config.model.device
     gpus = 1.0 if device == "cuda" or (device == "auto" and resources.get("GPU", 0) >= 1) else 0.0
-    room = resources.get("GPU", 0) if gpus else resources.get("CPU", 1) // config.engine.threads
+    room = resources.get("GPU", 0) if gpus else resources.get("CPU", 0) // config.engine.threads
     return gpus, config.cluster.workers or max(1, int(room))
 
 
-def _follow(
-    ray: Any, coordinator: _Coordinator, plan_sha256: str, received: list[int], listener: Listener
-) -> dict[str, Any]:
+def _waiting_for(ray: Any, config: RunConfig) -> str:
+    """What a worker wants of the cluster, against what there is and what is free."""
+    from ti2v_dist import ray_internals
+    from ti2v_dist.pool import worker_resources
+
+    have, free, most = ray.cluster_resources(), ray.available_resources(), ray_internals.most_resources()
+    gpus, _ = _workers(ray, config)
+    wants = {name: count for name, count in worker_resources(config, gpus).items() if count}
+    found = []
+    for name, count in wants.items():
+        grows = f", can grow to {most[name]:g}" if most.get(name, 0) > have.get(name, 0) else ""
+        found.append(f"{count:g} {name} (the cluster has {have.get(name, 0):g}, {free.get(name, 0):g} free{grows})")
+    return f"waiting for a worker, which wants {' and '.join(found) or 'no resources'}"
+
+
+def _follow(ray: Any, coordinator: _Coordinator, work: Work, received: list[int], listener: Listener) -> dict[str, Any]:
     """Wait for the end of the run, passing its progress on and a signal to the coordinator."""
-    stopping = False
+    stopping, shown = False, set[str]()
     while True:
-        progress, summary = coordinator.ask("report", plan_sha256)
-        if not progress["note"] and progress["workers_ready"] == 0 and progress["seconds"] > WAITING_FOR_WORKERS_S:
-            have = {name: count for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
-            progress["note"] = (
-                f"waiting for a worker: the cluster has {have.get('GPU', 0):g} GPUs, {have['CPU']:g} CPUs"
-            )
-        if progress["metrics_problem"]:
-            warnings.warn(progress["metrics_problem"], stacklevel=2)  # which is shown once
+        progress, summary = coordinator.ask("report", work.plan.sha256)
+        has_time = progress["seconds"] <= WAITING_FOR_WORKERS_S or progress["phase"].startswith(ENDING)
+        if not progress["note"] and progress["workers_ready"] == 0 and not has_time:
+            progress["note"] = _waiting_for(ray, work.config)
+        for problem in (progress["metrics_problem"], progress["report_problem"], *progress["warnings"]):
+            if problem and problem not in shown:
+                shown.add(problem)
+                warnings.warn(problem, stacklevel=2)
         listener(progress)
         if summary:
             coordinator.kill()

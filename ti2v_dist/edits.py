@@ -7,7 +7,7 @@ import hashlib
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -17,11 +17,13 @@ from ti2v_dist.checkpoint import CheckpointStore, FramesDropped
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.manifest import Manifest
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.planning import STORE_THREADS, Work, check_manifest, raise_unusable, record
 from ti2v_dist.prompts import changed
 from ti2v_dist.record import differences
+from ti2v_dist.rows import stand_in
 from ti2v_dist.urls import absolute_url, read_bytes
 from ti2v_dist.video import Origin, VideoRequest, check_id
 
@@ -37,14 +39,18 @@ def opened(output: str) -> CheckpointStore:
 
 
 def to_make(
-    store: CheckpointStore, *requests: VideoRequest, again: bool = False, refused: tuple[dict[str, Any], ...] = ()
+    store: CheckpointStore,
+    *requests: VideoRequest,
+    again: bool = False,
+    refused: tuple[dict[str, Any], ...] = (),
+    lines: dict[str, int] | None = None,
 ) -> Work:
     """Work on these videos of a run, under its own settings; failures that are on record do not count any more.
 
-    `again` makes finished ones anew, from the frames that they have.
+    `again` makes finished ones anew, from the frames that they have. `lines` are the ledger's unless given.
     """
     ledger, ids = Ledger(store), [request.id for request in requests]
-    lines = ledger.lines()
+    lines = ledger.lines() if lines is None else lines
     plan = Plan(
         requests=requests,
         lines=lines | {video_id: 0 for video_id in ids if video_id not in lines},
@@ -66,22 +72,33 @@ def retry(store: CheckpointStore) -> Work:
     with ThreadPoolExecutor(STORE_THREADS) as pool:
         found = dict(zip(failed, pool.map(store.read_request, failed), strict=True))
     refused: tuple[dict[str, Any], ...] = ()
+    lines = Ledger(store).lines()
     if unmade := found.keys() - imaged:
         url = (store.read_run() or {})["manifest"]
-        manifest = check_manifest(url, _config(store), lambda video_id: video_id in unmade)
+        manifest = check_manifest(url, _config(store), lambda video_id: video_id in unmade or video_id not in lines)
         if not all(found.values()):
             raise_unusable(url, manifest)
+        mended = {video_id: line for video_id, line in lines.items() if _is_mended(video_id, line, found, manifest)}
+        lines = {video_id: line for video_id, line in lines.items() if video_id not in mended}
         for request in manifest.requests:
-            if request.id in unmade and _is_same(found[request.id], request):
+            is_new = manifest.lines[request.id] in mended.values() and not store.read_request(request.id)
+            if is_new or (request.id in unmade and _is_same(found[request.id], request)):
                 found[request.id] = request
+                lines[request.id] = manifest.lines[request.id]
         refused = tuple(failure.to_row() for failure in manifest.failures if failure.id in unmade)
         found |= {row["id"]: None for row in refused}
-    return to_make(store, *filter(None, found.values()), refused=refused)
+    return to_make(store, *filter(None, found.values()), refused=refused, lines=lines)
 
 
 def _is_same(stored: VideoRequest | None, request: VideoRequest) -> bool:
     """What was asked for is settled; only where its image lies may change."""
     return stored is None or not differences(stored.identity(), request.identity())
+
+
+def _is_mended(video_id: str, line: int, found: Mapping[str, VideoRequest | None], manifest: Manifest) -> bool:
+    """Whether a stand-in for the id that a row did not have stands for nothing in the manifest of today."""
+    is_stand_in = video_id.startswith(stand_in(line)) and video_id in found and not found[video_id]
+    return is_stand_in and video_id not in manifest.lines
 
 
 def extend(store: CheckpointStore, video_id: str, num_frames: str) -> VideoRequest:

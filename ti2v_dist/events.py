@@ -28,10 +28,43 @@ class AlreadyDone:
 
 
 @dataclass(frozen=True)
+class WorkersWanted:
+    """So many workers more are to be at work."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Places:
+    """The nodes that are large enough for a worker, told whenever that changes."""
+
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True)
 class WorkerReady:
     """A worker has its model loaded and is accepted."""
 
     worker: int
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class StartFailed:
+    """A worker has not come so far: its environment, its process or its model failed. `node` is "" if none is known."""
+
+    worker: int
+    node: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class WorkerRefused:
+    """A worker would compute other bits than the run has; so would every one on these nodes, of the same kind."""
+
+    worker: int
+    nodes: frozenset[str]
+    cause: str
 
 
 @dataclass(frozen=True)
@@ -122,8 +155,9 @@ class StopRequested:
 
 
 Event = (
-    VideoSubmitted | Loaded | AlreadyDone | WorkerReady | WorkerLost | WorkerDraining | Encoded | ChunkDone | CallFailed
-    | CallCancelled | VideoError | Committed | Superseded | Finished | StopRequested
+    VideoSubmitted | Loaded | AlreadyDone | WorkersWanted | Places | WorkerReady | StartFailed | WorkerRefused
+    | WorkerLost | WorkerDraining | Encoded | ChunkDone | CallFailed | CallCancelled | VideoError | Committed
+    | Superseded | Finished | StopRequested
 )  # fmt: skip
 
 
@@ -185,7 +219,10 @@ class Forget:
 
 @dataclass(frozen=True)
 class StartWorker:
-    """Start a worker in place of one that is gone or going."""
+    """Start a worker, on none of the nodes to `avoid`, in `after_s` seconds."""
+
+    avoid: frozenset[str] = frozenset()
+    after_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -204,7 +241,7 @@ class Release:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """End the run: its workers are lost again and again without finishing a call."""
+    """End the run: nobody can start, or workers are lost again and again without finishing a call."""
 
     reason: str
 

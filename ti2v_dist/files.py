@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,11 +14,45 @@ from ti2v_dist.urls import open_filesystem
 
 
 def put_bytes(output_url: str, key: str, data: bytes) -> None:
-    """Write a view of an output in place of the one that is there: readers see the old one or the new one."""
+    """Write a view of an output in place of the one that is there: readers see the old one or the new one.
+
+    Nothing is written where the very same bytes are there.
+    """
+    if read_view(output_url, key) == data:
+        return
     with tempfile.NamedTemporaryFile(prefix="ti2v-") as file:
         file.write(data)
         file.flush()
         put_file(Path(file.name), output_url, key)
+
+
+def read_view(output_url: str, key: str) -> bytes | None:
+    """The bytes of a view as it is now, None before it is first written."""
+    fs, root = open_filesystem(output_url)
+
+    def read() -> bytes | None:
+        fs.invalidate_cache()  # another process may have written it since
+        try:
+            return fs.cat_file(f"{root}/{key}")
+        except FileNotFoundError:
+            return None
+
+    return persist(key, read, transport_errors(check_scheme(output_url)))
+
+
+def listed(url: str) -> dict[str, int]:
+    """Paths of all files below a folder, with their sizes in bytes."""
+    fs, root = open_filesystem(url)
+
+    def find() -> dict[str, int]:
+        fs.invalidate_cache()
+        try:
+            found = fs.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {path: info["size"] for path, info in found.items()}
+
+    return persist(url, find, transport_errors(check_scheme(url)))
 
 
 def put_file(source: Path, output_url: str, key: str) -> None:
@@ -32,6 +66,17 @@ def put_file(source: Path, output_url: str, key: str) -> None:
 
     # A view is many files: each is asked for again by itself, or an unwell store would never see the last of them.
     persist(key, put, transport_errors(check_scheme(output_url)))
+
+
+def remove(output_url: str, key: str) -> None:
+    """Take a view of an output away, if it is there."""
+    fs, root = open_filesystem(output_url)
+
+    def take() -> None:
+        with suppress(FileNotFoundError):
+            fs.rm_file(f"{root}/{key}")
+
+    persist(key, take, transport_errors(check_scheme(output_url)))
 
 
 def _replace_file(source: Path, root: Path, key: str) -> None:

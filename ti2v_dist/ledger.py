@@ -22,7 +22,7 @@ from typing import Any
 
 from ti2v_dist.checkpoint import ROOT, CheckpointStore
 from ti2v_dist.record import CorruptRecord, parse_json
-from ti2v_dist.rows import read_table
+from ti2v_dist.rows import read_table, stand_in
 from ti2v_dist.video import VideoRequest, canonical_json
 
 COMPACT_ROWS = 500
@@ -32,6 +32,8 @@ KEPT_HINTS = 2
 MAX_PLAN_BYTES = 2**31
 """Of a plan unzipped: what is longer is cut off, and then is no JSON."""
 READERS = 16
+FEW_VIDEOS = 64
+"""Up to which their records are listed one by one: one listing of all is a call for each 1000 frames of the run."""
 
 Row = dict[str, Any]
 Key = tuple[str, int]
@@ -101,30 +103,65 @@ class Ledger:
         return Plan.from_bytes(key, self.store.get(key))
 
     def lines(self) -> dict[str, int]:
-        """Manifest lines of all ids that any plan of the run speaks of."""
-        plans = (self.read_plan(name) for name in self.store.list(f"{ROOT}/plans"))
-        return {video_id: line for plan in plans for video_id, line in plan.lines.items()}
+        """Manifest lines of all ids that any plan of the run speaks of.
+
+        A stand-in for the id that a row did not have goes when a plan has a video of that line: the row was mended.
+        """
+        plans = list(self.plans())
+        lines = {video_id: line for plan in plans for video_id, line in plan.lines.items()}
+        made = {request.id for plan in plans for request in plan.requests}
+        named = {lines[video_id] for video_id in made & lines.keys()}
+        refused = {row["id"] for plan in plans for row in plan.refused if row["id"].startswith(stand_in(row["line"]))}
+        return {key: line for key, line in lines.items() if key not in refused - made or line not in named}
+
+    def plans(self) -> Iterator[Plan]:
+        """Every plan of the run, in no order."""
+        return (self.read_plan(name) for name in self.store.list(f"{ROOT}/plans"))
 
     # progress
 
     def hinted(self, plan: Plan) -> set[str] | None:
         """Ids of the plan that are final, from the newest hint; None without one. It may lack the latest."""
+        hint = self._newest_hint(plan)
+        return None if hint is None else _ids_at(plan, hint["final"])
+
+    def made_before(self, plan: Plan, final: set[str]) -> tuple[dict[str, int], set[str]]:
+        """For people: the last settled frame of half-made videos, and which `final` ids of the plan have failed.
+
+        The newest hint says so in two calls. Without it, or with one of an older version, the records are listed.
+        """
+        hint = self._newest_hint(plan)
+        if hint and "frames" in hint:
+            return hint["frames"], _ids_at(plan, hint["failed"])
+        failed = final & set(self.run.failed_ids()) if final else set()
+        unfinished = [request.id for request in plan.requests if request.id not in final]
+        if len(unfinished) > FEW_VIDEOS:
+            return self.run.last_frames(), failed
+        with ThreadPoolExecutor(READERS) as pool:
+            records = pool.map(lambda video_id: self.store.list(f"{ROOT}/videos/{video_id}"), unfinished)
+            last = [max(map(int, filter(str.isdecimal, names)), default=0) for names in records]
+        return dict(zip(unfinished, last, strict=True)), failed
+
+    def _newest_hint(self, plan: Plan) -> dict[str, Any] | None:
         folder = _hints(plan.sha256)
         for name in reversed(self.store.list(folder)):
             try:
-                hint = parse_json(name, self.store.get(f"{folder}/{name}"))
+                return parse_json(name, self.store.get(f"{folder}/{name}"))
             except KeyError:  # deleted since it was listed: the next one is as old, and as true
                 continue
-            indexes = (index for first, end in hint["final"] for index in range(first, end))
-            return {plan.requests[index].id for index in indexes}
         return None
 
-    def note(self, plan: Plan, final: set[str]) -> None:
-        """Leave a hint that these ids are final. Call it after their `done` or `failed` is settled."""
+    def note(self, plan: Plan, final: set[str], made: tuple[dict[str, int], set[str]] | None = None) -> None:
+        """Leave a hint that these ids are final. Call it after their `done` or `failed` is settled.
+
+        `made` is what `made_before` is to find, where that is known.
+        """
         folder = _hints(plan.sha256)
         names = self.store.list(folder)
-        indexes = (index for index, request in enumerate(plan.requests) if request.id in final)
-        data = canonical_json({"final": _ranges(indexes)})
+        hint: dict[str, Any] = {"final": _ranges_of(plan, final)}
+        if made is not None:
+            hint |= {"frames": made[0], "failed": _ranges_of(plan, made[1])}
+        data = canonical_json(hint)
         number = int(names[-1]) + 1 if names else 0
         while not self._is_left(f"{folder}/{number:010d}", data):
             number += 1
@@ -213,6 +250,14 @@ def _parquet(rows: dict[Key, Row]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue()
+
+
+def _ids_at(plan: Plan, ranges: list[list[int]]) -> set[str]:
+    return {plan.requests[index].id for first, end in ranges for index in range(first, end)}
+
+
+def _ranges_of(plan: Plan, ids: set[str]) -> list[list[int]]:
+    return _ranges(index for index, request in enumerate(plan.requests) if request.id in ids)
 
 
 def _ranges(indexes: Iterable[int]) -> list[list[int]]:

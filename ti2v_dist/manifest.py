@@ -3,22 +3,32 @@
 A `Problem` makes the manifest itself unusable; a `RowFailure` is one bad row beside which the others run.
 """
 
-import difflib
 import hashlib
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+from ti2v_dist.checks import (
+    REQUIRED,
+    BadValue,
+    Problem,
+    check_columns,
+    check_row,
+    check_twins,
+    failure_ids,
+    first_lines,
+    warn_near_names,
+)
 from ti2v_dist.errors import InputError
 from ti2v_dist.images import ImageError, check_image
 from ti2v_dist.prompts import entries, read_prompt
-from ti2v_dist.rows import COLUMN_TYPES, OUTPUT_COLUMNS, Row, is_a, parse_rows
+from ti2v_dist.rows import COLUMN_TYPES, MAX_BYTES, Row, check_count, parse_rows
+from ti2v_dist.tables import text_columns
 from ti2v_dist.urls import UrlRefused, absolute_url, read_bytes, resolve_url
-from ti2v_dist.video import SamplingParams, VideoRequest, canonical_json, check_id
+from ti2v_dist.video import SamplingParams, VideoRequest, canonical_json
 
-REQUIRED = ("id", "image", "prompt")
 IMAGE_READERS = 8
 T = TypeVar("T")
 SEED_BITS = 53
@@ -66,16 +76,6 @@ class RequestDefaults:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Something that makes the manifest unusable. `line` counts from 1; 0 is the file as a whole."""
-
-    line: int
-    field: str | None
-    value: Any
-    message: str
-
-
-@dataclass(frozen=True)
 class RowFailure:
     """A row that cannot become a video, or a video that failed; `columns` are all of the row's own columns.
 
@@ -99,7 +99,10 @@ class RowFailure:
 
 @dataclass
 class Manifest:
-    """What a manifest holds. `lines` maps each id to its line; `warnings` are for the user's eyes only."""
+    """What a manifest holds. `lines` maps each id to its line; `warnings` are for the user's eyes only.
+
+    With a problem nothing of it is run. `rows` counts all its rows, `variations` included.
+    """
 
     sha256: str = ""
     requests: list[VideoRequest] = field(default_factory=list)
@@ -107,6 +110,12 @@ class Manifest:
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     lines: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+
+    @property
+    def usable(self) -> int:
+        """How many rows a run would make."""
+        return 0 if self.problems else len(self.requests)
 
 
 def read_manifest(
@@ -120,8 +129,9 @@ def read_manifest(
     Never raises for what is wrong with the manifest or a row: it is all in the result.
     """
     try:
-        data = read_bytes(url, allow_http=defaults.allow_http)
+        data = read_bytes(url, MAX_BYTES, allow_http=defaults.allow_http)
         parsed = list(parse_rows(url, data))
+        check_count(len(parsed) * variations)
     except (OSError, ValueError) as exc:
         return Manifest(problems=[Problem(0, None, url, f"manifest {url!r} cannot be read: {exc}")])
     manifest = Manifest(hashlib.sha256(data).hexdigest())
@@ -129,13 +139,16 @@ def read_manifest(
     if not parsed:
         manifest.problems.append(Problem(0, None, url, f"manifest {url!r} has no row"))
     rows = list(expand([row for row in parsed if not row.error], variations))
-    manifest.warnings += _warn_near_names(rows)
-    manifest.problems += [problem for row in rows for problem in _check_types(row)]
-    manifest.problems += _check_ids(rows)
+    manifest.rows = len(rows) + sum(bool(row.error) for row in parsed)
+    columns = first_lines(rows)
+    manifest.warnings += warn_near_names(columns)
+    manifest.problems += check_columns(url, columns) if rows else []
+    manifest.problems += check_twins(rows)
     manifest.problems = sorted(_distinct(manifest.problems), key=lambda problem: problem.line)
     bad_lines = {problem.line for problem in manifest.problems}
     folder = posixpath.dirname(absolute_url(url))
     _fill(manifest, [row for row in rows if row.line not in bad_lines], folder, defaults, needs_image)
+    manifest.warnings += _warn_text(manifest.requests)
     return manifest
 
 
@@ -152,7 +165,7 @@ def expand(rows: Iterable[Row], variations: int) -> Iterator[Row]:
             columns = {**row.columns, "id": f"{row_id}-{number:03d}"}
             if type(seed) is int and seed >= 0:
                 columns["seed"] = derive_seed(seed, columns["id"])
-            yield Row(row.line, columns)
+            yield replace(row, columns=columns)
 
 
 def derive_seed(run_seed: int, video_id: str) -> int:
@@ -197,14 +210,17 @@ def _fill(
     """Sort rows into requests and failures, reading each image that is needed once."""
     made: list[VideoRequest | ValueError] = []
     for row in rows:
-        manifest.lines[row.columns["id"]] = row.line
         try:
+            check_row(row)
             made.append(make_request(row.columns, folder, defaults))
         except ValueError as exc:
             made.append(exc)
-    images = [_image_of(row.columns, folder, defaults) if needs_image(row.columns["id"]) else None for row in rows]
+    ids = failure_ids(rows)
+    manifest.lines |= {video_id: row.line for video_id, row in zip(ids, rows, strict=True)}
+    pairs = zip(ids, rows, strict=True)
+    images = [_image_of(row.columns, folder, defaults) if needs_image(video_id) else None for video_id, row in pairs]
     checked = _check_images({image for image in images if image}, defaults.allow_http)
-    for row, request, image in zip(rows, made, images, strict=True):
+    for row, video_id, request, image in zip(rows, ids, made, images, strict=True):
         errors = [request] if isinstance(request, ValueError) else []
         errors += [checked[image]] if image in checked else []
         if isinstance(request, VideoRequest) and not errors:
@@ -212,13 +228,13 @@ def _fill(
             manifest.warnings += _warn_size(request, row.line, defaults)
             manifest.warnings += _warn_unreached(request, row.line)
         else:
-            manifest.failures.append(_failure(row, errors))
+            manifest.failures.append(_failure(row, video_id, errors))
     manifest.warnings = list(_distinct(manifest.warnings))
 
 
 def _image_of(columns: dict[str, Any], folder: str, defaults: RequestDefaults) -> str | None:
     """The absolute image URL of a row, None where there is none that may be read."""
-    if columns.get("image") is None:
+    if not isinstance(columns.get("image"), str):
         return None
     try:
         return resolve_url(columns["image"], folder, defaults.allow_http)
@@ -242,57 +258,25 @@ def _check_images(urls: set[str], allow_http: bool) -> dict[str, ImageError]:
         return {url: exc for url, exc in found if exc is not None}
 
 
-def _failure(row: Row, errors: list[ValueError]) -> RowFailure:
+def _failure(row: Row, video_id: str, errors: list[ValueError]) -> RowFailure:
     first, columns = errors[0], row.columns
-    named = str(first).split()[0]
+    named = first.field if isinstance(first, BadValue) else str(first).split()[0]
     is_image = isinstance(first, ImageError | UrlRefused)
+    image = columns.get("image") or ""
     return RowFailure(
         line=row.line,
-        id=columns["id"],
-        image=columns.get("image") or "",
+        id=video_id,
+        image=image if isinstance(image, str) else canonical_json(image).decode(),
         columns=columns,
         error_type=type(first).__name__,
         error_message="; ".join(map(str, errors)),
-        field="image" if is_image else named if named in COLUMN_TYPES else None,
+        field="image" if is_image else named if named in columns or named in COLUMN_TYPES else None,
     )
 
 
-def _check_types(row: Row) -> Iterator[Problem]:
-    """Reserved columns that hold something else, and columns that the output needs for itself."""
-    for name, value in row.columns.items():
-        expected = COLUMN_TYPES.get(name)
-        if name in OUTPUT_COLUMNS:
-            yield Problem(row.line, name, value, f"column {name!r} is one of the output's own; rename it")
-        elif expected is not None and value is not None and not is_a(name, value):
-            kind = {str: "text", int: "a whole number", float: "a number"}[expected]
-            yield Problem(row.line, name, value, f"{name} is {value!r}; this reserved column must hold {kind}")
-
-
-def _check_ids(rows: list[Row]) -> Iterator[Problem]:
-    lines: dict[str, int] = {}
-    for row in rows:
-        value = row.columns.get("id")
-        if value is None:
-            yield Problem(row.line, "id", None, "id is missing")
-        elif isinstance(value, str):
-            first_line = lines.setdefault(value, row.line)
-            if first_line != row.line:
-                yield Problem(row.line, "id", value, f"id {value!r} is on line {first_line} and on line {row.line}")
-            try:
-                check_id(value)
-            except ValueError as exc:
-                yield Problem(row.line, "id", value, str(exc))
-
-
-def _warn_near_names(rows: list[Row]) -> Iterator[str]:
-    first_lines: dict[str, int] = {}
-    for row in rows:
-        for name in row.columns:
-            first_lines.setdefault(name, row.line)
-    for name, line in first_lines.items():
-        near = difflib.get_close_matches(name.lower().replace("-", "_"), COLUMN_TYPES, n=1, cutoff=0.8)
-        if name not in COLUMN_TYPES and near:
-            yield f"line {line}: column {name!r} is not a setting and passes through; did you mean {near[0]!r}?"
+def _warn_text(requests: list[VideoRequest]) -> Iterator[str]:
+    for name in text_columns(request.extra for request in requests):
+        yield f"column {name!r} has values of different types, or of none that Parquet has: its values become JSON text"
 
 
 def _warn_size(request: VideoRequest, line: int, defaults: RequestDefaults) -> list[str]:

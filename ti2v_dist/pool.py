@@ -6,22 +6,20 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray._private.state import actors as actors_in_gcs
-from ray._private.state import state as gcs
 from ray.exceptions import (
     ActorUnavailableError,
     NodeDiedError,
     OutOfMemoryError,
     RayActorError,
+    RayError,
     RayTaskError,
-    RpcError,
     WorkerCrashedError,
 )
 
-from ti2v_dist import events
-from ti2v_dist.checkpoint import FingerprintMismatch
+from ti2v_dist import events, ray_internals
+from ti2v_dist.checkpoint import CheckpointStore, FingerprintMismatch
 from ti2v_dist.config import RunConfig
-from ti2v_dist.errors import InputError, RunError
+from ti2v_dist.errors import InputError, UserError
 from ti2v_dist.log import log_bug
 from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.metrics import Metrics
@@ -34,7 +32,10 @@ WORKER_DEATHS = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryEr
 """Ray's exceptions for a dead worker process or node; they share no base class."""
 DEATH_IS_TOLD_S, DEATH_POLL_S = 3.0, 0.25
 """A node that lives tells of the death of its processes at once; after this silence it is taken for dead itself."""
-DRAIN_POLL_S = 1.0
+DRAIN_POLL_S, PLACES_POLL_S = 1.0, 10.0
+MOST_WARNINGS = 20
+NODE_ID, ACCELERATOR = "ray.io/node-id", "ray.io/accelerator-type"
+"""Ray's labels of a node."""
 CONTROL = "control"
 """The concurrency group in which a worker answers during a call."""
 VIDEO_ERRORS = (InputError, CorruptRecord, NonFiniteLatents)
@@ -61,35 +62,99 @@ class WorkerPool:
         self.actors: dict[int, Any] = {}
         self.open: set[int] = set()
         self.leaving: set[int] = set()
+        self.warnings: list[str] = []
+        """What whoever follows the run should know of its workers."""
         self.started = 0
+        self._places: frozenset[str] = frozenset()
+        self._closed = asyncio.Event()
 
-    async def start(self) -> None:
-        """Start one more worker and load its model.
-
-        Raises:
-            RuntimeError: the model cannot be loaded, or no worker matches the run's fingerprint.
-        """
+    async def start(self, command: events.StartWorker) -> None:
+        """Start one more worker and load its model; what becomes of it is told as an event."""
+        if command.after_s:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), command.after_s)
+        if self._closed.is_set():
+            return
         number, self.started = self.started, self.started + 1
         # The coordinator replaces a dead worker itself; a call that Ray repeats would be computed twice.
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {CONTROL: 1}, **self._resources()}
+        if command.avoid:
+            options["label_selector"] = {NODE_ID: f"!in({','.join(sorted(command.avoid))})"}
         actor = self.actors[number] = ray.remote(**options)(Worker).remote(self.config, self.output_url)
+        numerics: dict[str, Any] = {}
         try:
-            await self.accept(await actor.open.remote(self.largest))
-        except WORKER_DEATHS as error:
-            self._bury(number, await death(actor, error))
+            numerics = await actor.open.remote(self.largest)
+            await self.accept(numerics)
         except RayTaskError as error:
-            if isinstance(error.cause, DeviceFailure):
-                self._bury(number, "cuda_error")
-                return
-            raise RunError(f"a worker cannot load the model: {error.cause}") from error
+            log_bug(f"worker {number}, open", error)
+            await self._start_failed(number, actor, error.cause)
+        except RayError as error:
+            reason = await death(actor, error) if isinstance(error, WORKER_DEATHS) else "died"
+            if reason == "died" and number not in self.leaving:
+                await self._start_failed(number, actor, error)
+            else:
+                self._bury(number, reason)
         except FingerprintMismatch as mismatch:
-            ray.kill(self.actors.pop(number, actor))
-            if not self.actors:
-                raise RunError(f"0 of {self.started} workers match: {mismatch}") from mismatch
+            await self._refuse(number, actor, numerics, str(mismatch))
         else:
+            node, _ = await node_of(actor)
             if number in self.actors:
                 self.open.add(number)
-                self.emit(events.WorkerReady(number))
+                self.emit(events.WorkerReady(number, node))
+
+    async def _start_failed(self, number: int, actor: Any, cause: BaseException) -> None:
+        node, ip = await node_of(actor)
+        if not self._remove(number, "start_failed"):
+            return
+        text = str(cause).strip().rpartition("\n")[2].strip()
+        told = text if isinstance(cause, UserError) else f"{type(cause).__name__}: {text}"
+        self._warn(f"a worker could not be started on node {ip or 'unknown'}: {told}")
+        await self._look_for_places()
+        self.emit(events.StartFailed(number, node, told))
+
+    async def _refuse(self, number: int, actor: Any, numerics: dict[str, Any], mismatch: str) -> None:
+        """Who would compute other bits is ended at once, so that it holds no device, and is named where people look."""
+        node, ip = await node_of(actor)
+        if not self._remove(number, "refused"):
+            return
+        store = CheckpointStore(self.output_url)
+        stored = await self._ask_storage(store.read_fingerprint) or {}
+        keys = sorted(key for key in {*stored, *numerics} if stored.get(key) != numerics.get(key))
+        differs = {key: {"run": stored.get(key), "worker": numerics.get(key)} for key in keys}
+        device = numerics.get("device")
+        await self._ask_storage(store.record_refusal, {"node": ip, "device": device, "differs": differs})
+        named = "; ".join(f"{key} is {pair['worker']!r}, the run's {pair['run']!r}" for key, pair in differs.items())
+        self._warn(f"a worker on node {ip or 'unknown'} ({device}) was refused: {named}")
+        living = await self._look_for_places()
+        kind = kind_of(living.get(node, {}))
+        same = {other for other, entry in living.items() if kind and kind_of(entry) == kind}
+        refused = frozenset({node, *(same if "device" in differs else ())} - {""})
+        self.emit(events.WorkerRefused(number, refused, mismatch))
+
+    async def _ask_storage(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return await self.outages.outlast(lambda: asyncio.to_thread(call, *arguments))
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings and len(self.warnings) < MOST_WARNINGS:
+            self.warnings.append(text)
+
+    async def _look_for_places(self) -> dict[str, dict[str, Any]]:
+        """Tell which nodes are large enough for a worker, when that has changed; returns the living nodes by id."""
+        try:
+            living = {node["NodeID"]: node for node in await asyncio.to_thread(ray_internals.nodes)}
+        except RayError:  # a head that is silent for a while
+            return {}
+        wants = worker_resources(self.config, self.gpus)
+        large = (
+            node
+            for node, entry in living.items()
+            if all(entry["Resources"].get(name, 0) >= count for name, count in wants.items())
+        )
+        places = frozenset(large)
+        if places != self._places:
+            self._places = places
+            self.emit(events.Places(places))
+        return living
 
     async def call(self, number: int, ids: tuple[str, ...], method: str, *arguments: Any) -> Any:
         """A worker's value for these videos and its seconds; None when it failed, which has been told as an event."""
@@ -127,13 +192,9 @@ class WorkerPool:
         Ray's drain is only a notice: it places nothing new on the node, and ends nothing there.
         """
         while True:
-            try:
-                nodes = await asyncio.to_thread(gcs.get_draining_nodes)
-            except RpcError:  # a head that is silent for a while drains nobody
-                nodes = {}
+            nodes = await ray_internals.draining_nodes()
             for number, actor in list(self.actors.items()) if nodes else ():
-                entry = await asyncio.to_thread(actors_in_gcs, actor._actor_id.hex())
-                if number in self.leaving or not entry or entry["Address"]["NodeID"] not in nodes:
+                if number in self.leaving or (await node_of(actor))[0] not in nodes:
                     continue
                 self.leaving.add(number)
                 if number in self.open:
@@ -141,6 +202,12 @@ class WorkerPool:
                 else:
                     self._bury(number, "preempted")
             await asyncio.sleep(DRAIN_POLL_S)
+
+    async def watch_places(self) -> None:
+        """Tell of nodes that come and go; without end."""
+        while True:
+            await self._look_for_places()
+            await asyncio.sleep(PLACES_POLL_S)
 
     async def recall(self, number: int) -> None:
         """Let a worker finish the frame in hand and nothing else."""
@@ -157,28 +224,53 @@ class WorkerPool:
             ray.kill(actor)
 
     def close(self) -> None:
-        """End every worker at once."""
+        """End every worker at once, and start none any more."""
+        self._closed.set()
         while self.actors:
             ray.kill(self.actors.popitem()[1])
 
     def _resources(self) -> dict[str, Any]:
-        if self.gpus:
-            return {"num_gpus": self.gpus, "num_cpus": 1}
-        cpus = self.config.cluster.cpus_per_worker
+        wants = worker_resources(self.config, self.gpus)
+        options: dict[str, Any] = {"num_gpus": wants["GPU"], "num_cpus": wants["CPU"]}
         # Without a GPU of its own a worker would otherwise see all of them.
-        no_gpu = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
-        return {"num_cpus": self.config.engine.threads if cpus is None else cpus, **no_gpu}
+        return options if self.gpus else {**options, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
+
+    def _remove(self, number: int, reason: str) -> bool:
+        """End a worker and count it under `reason`; False if it was gone already."""
+        actor = self.actors.pop(number, None)
+        if actor is None:
+            return False
+        self.metrics.count_worker_loss(reason)
+        ray.kill(actor)  # an unreachable actor may still live; it must not hold a GPU
+        return True
 
     def _bury(self, number: int, reason: str) -> None:
         """Every outstanding call of a lost worker fails; the first one reports the loss."""
-        actor = self.actors.pop(number, None)
-        if actor is None:
-            return
         if number in self.leaving and reason in ("died", "node_died"):
             reason = "preempted"  # the notice may have been shorter than it said
-        self.metrics.count_worker_loss(reason)
-        ray.kill(actor)  # an unreachable actor may still live; it must not hold a GPU
-        self.emit(events.WorkerLost(number, reason))
+        if self._remove(number, reason):
+            self.emit(events.WorkerLost(number, reason))
+
+
+def worker_resources(config: RunConfig, gpus: float) -> dict[str, float]:
+    """What a worker with `gpus` GPUs reserves of a node, by Ray's names."""
+    cpus = config.cluster.cpus_per_worker
+    return {"GPU": gpus, "CPU": 1 if gpus else config.engine.threads if cpus is None else cpus}
+
+
+def kind_of(node: dict[str, Any]) -> str:
+    """The kind of GPU that Ray says a node has, "" for none."""
+    label = node.get("Labels", {}).get(ACCELERATOR, "")
+    return label or ",".join(sorted(name for name in node.get("Resources", {}) if name.startswith("accelerator_type:")))
+
+
+async def node_of(actor: Any) -> tuple[str, str]:
+    """Id and IP address of the node of an actor, "" where Ray cannot tell."""
+    try:
+        address = (await ray_internals.actor_entry(actor)).get("Address", {})
+    except RayError:
+        address = {}
+    return address.get("NodeID", ""), address.get("IPAddress", "")
 
 
 async def death(actor: Any, error: Exception) -> str:
@@ -188,21 +280,11 @@ async def death(actor: Any, error: Exception) -> str:
     if isinstance(error, RayActorError) and error.preempted:
         return "preempted"
     for _ in range(round(DEATH_IS_TOLD_S / DEATH_POLL_S)):
-        entry = await asyncio.to_thread(actors_in_gcs, actor._actor_id.hex())
-        if entry and entry["State"] == "DEAD":
-            return reason_of(entry["DeathCause"])
+        entry = await ray_internals.actor_entry(actor)
+        if entry.get("State") == "DEAD":
+            return ray_internals.reason_of(entry["DeathCause"])
         await asyncio.sleep(DEATH_POLL_S)
     return "node_died" if isinstance(error, ActorUnavailableError | NodeDiedError) else "died"
-
-
-def reason_of(cause: Any) -> str:
-    """Ray's own record of an actor's death, an `ActorDeathCause`, as a key of `losses.LOSSES`."""
-    if cause.HasField("oom_context"):
-        return "host_oom"
-    context = cause.actor_died_error_context
-    if context.node_death_info.reason == context.node_death_info.AUTOSCALER_DRAIN_PREEMPTED:
-        return "preempted"
-    return "node_died" if context.reason == context.NODE_DIED else "died"
 
 
 def video_error(video_id: str, error: BaseException) -> events.VideoError:

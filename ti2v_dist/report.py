@@ -4,29 +4,30 @@ H height, W width, C channels of frames; sizes in pixels.
 """
 
 import io
-import math
-import unicodedata
-from collections.abc import Iterator
-from functools import cache
-from itertools import islice
+from collections.abc import Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ti2v_dist.codec import CodecError, read_video
-from ti2v_dist.dataset import VIDEOS
-from ti2v_dist.files import put_bytes
+from ti2v_dist.dataset import VIDEOS, stored_sizes
+from ti2v_dist.files import listed, put_bytes, read_view
+from ti2v_dist.sheet import contact_sheet, evenly, shown_by, thumbnail
+from ti2v_dist.urls import open_filesystem
+from ti2v_dist.video import canonical_sha256
 
+REPORT = "report"
+PREVIEWS, SHEET = f"{REPORT}/previews", f"{REPORT}/contact_sheet.png"
 SHOWN_VIDEOS = 200
-SHEET_FRAMES = 8
-PREVIEW_FRAMES = 48
-THUMBNAIL = 128
-SMALLEST = 96
-CAPTION_WIDTH, CAPTION_LINES, LONGEST_TEXT = 230, 5, 2000
-MARGIN, LINE_HEIGHT, FONT_SIZE = 10, 19, 14
-INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (120, 120, 120)
+SHEET_VIDEOS, SHEET_FRAMES = 24, 8
+PREVIEW_FRAMES, PREVIEW_SIDE = 48, 320
+AT_ONCE = 4
+"""Videos read at the same time: each has its frames of the preview in memory."""
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -39,7 +40,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1200
 ul { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 1rem; padding: 0 }
 li { list-style: none; border: 1px solid #ddd; border-radius: 6px; overflow: hidden; overflow-wrap: anywhere }
 li img { width: 100%; display: block; background: #eee }
-li div { padding: .6rem .8rem }
+li div, li p { padding: .6rem .8rem }
 small { color: #666; display: block }
 .sheet { max-width: 100% }
 .pixels { image-rendering: pixelated }
@@ -51,97 +52,97 @@ small { color: #666; display: block }
 {% if total > videos|length %}The first {{ videos|length }} are shown.{% endif %}</p>
 <ul>
 {% for video in videos %}
-<li><a href="{{ video.file }}"><img src="{{ video.preview }}" alt="{{ video.text }}" loading="lazy"
-{%- if video.height < 210 %} class="pixels"{% endif %}></a>
+<li><a href="{{ video.file }}">
+{%- if video.preview %}<img src="{{ video.preview }}" alt="{{ video.text }}" loading="lazy"
+{%- if video.height < 210 %} class="pixels"{% endif %}>{% else %}<p>no preview yet</p>{% endif %}</a>
 <div>{{ video.text }}
 <small>{{ video.id }} · {{ video.width }}×{{ video.height }}</small>
 <small>{{ video.num_frames }} frames at {{ video.fps }}/s</small>
 <small>seed {{ video.seed }} · {{ video.sampler }} · {{ video.model_id or "" }}</small></div></li>
 {% endfor %}
 </ul>
-<h2>Contact sheet</h2>
+{% if has_sheet %}<h2>Contact sheet</h2>
 <p>Left the input image (frame 0), then evenly spaced frames up to the last.</p>
-<p><a href="contact_sheet.png"><img class="sheet" src="contact_sheet.png" alt="contact sheet"></a></p>
+<p><a href="contact_sheet.png"><img class="sheet" src="contact_sheet.png" alt="contact sheet"></a></p>{% endif %}
 </body>
 </html>
 """
 
 
 def write_report(output_url: str, rows: list[dict[str, Any]]) -> None:
-    """Write `report/` of an output: index.html, contact_sheet.png and previews/ID.webp; it opens from a disk.
+    """Write `report/` of an output: index.html, contact_sheet.png and previews/; it opens from a disk.
 
-    `rows` are those of `metadata.parquet`; frames come from their mp4s. The first `SHOWN_VIDEOS` by id are shown.
-    A video whose file is damaged or gone is listed as such.
+    `rows` are those of `metadata.parquet`; frames come from their mp4s. The first `SHOWN_VIDEOS` by id are shown, and
+    `SHEET_VIDEOS` of all in the sheet. Only pictures of videos that are new or have changed are made. A video whose
+    file is damaged or gone is listed as such.
     """
-    shown = sorted(rows, key=lambda row: row["id"])[:SHOWN_VIDEOS]
-    strips = []
-    for row in shown:
+    rows = sorted(rows, key=lambda row: row["id"])
+    chosen = {rows[place]["id"]: rows[place] for place in evenly(len(rows), SHEET_VIDEOS)}
+    shown = {row["id"]: row for row in rows[:SHOWN_VIDEOS]}
+    have, spoilt = _previews(output_url), _spoilt(output_url, [*shown.values(), *chosen.values()])
+    missing = {video_id for video_id, row in shown.items() if _preview(row) not in have}
+    shows = _shows(list(chosen.values()), len(rows), spoilt)
+    needs_sheet = shown_by(_sheet(output_url)) != shows
+    in_sheet = set(chosen) if needs_sheet else set[str]()
+
+    def pictures(row: dict[str, Any]) -> dict[int, Image.Image] | None:
+        """Store the video's preview; its line of the sheet, None where it cannot be read."""
         try:
             strip, preview = _read(output_url, row)
         except (CodecError, FileNotFoundError):  # one bad file must not keep the others from being seen
-            strip, preview = {}, [np.full((row["height"], row["width"], 3), 238, np.uint8)]
-            row = {**row, "text": f"(its mp4 cannot be read) {row['text']}"}
-        strips.append((row, strip))
-        put_bytes(output_url, f"report/previews/{row['id']}.webp", animated_webp(preview, _preview_ms(row)))
-    put_bytes(output_url, "report/contact_sheet.png", contact_sheet(strips))
-    put_bytes(output_url, "report/index.html", gallery_page([row for row, _ in strips], len(rows)).encode())
+            return None
+        if row["id"] in missing:
+            put_bytes(output_url, f"{PREVIEWS}/{_preview(row)}", animated_webp(preview, _preview_ms(row)))
+        return strip if row["id"] in in_sheet else {}
+
+    wanted = {video_id: row for video_id, row in (shown | chosen).items() if video_id in (missing | in_sheet) - spoilt}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        strips = dict(zip(wanted, pool.map(pictures, wanted.values()), strict=True))
+    unread = {video_id for video_id, strip in strips.items() if strip is None}
+    if needs_sheet:
+        lines = [(_told(row, spoilt | unread), strips.get(video_id) or {}) for video_id, row in chosen.items()]
+        title = f"{len(chosen)} of {len(rows)} videos, evenly chosen by id" if len(chosen) < len(rows) else ""
+        # A file that could not be read may be mended as it was: then the sheet is made again.
+        put_bytes(output_url, SHEET, contact_sheet(lines, title, "" if unread & in_sheet else shows))
+    write_page(output_url, rows, unread)
+    for name in have - {_preview(row) for row in shown.values()}:
+        _delete_preview(output_url, name)
 
 
-def gallery_page(rows: list[dict[str, Any]], total: int) -> str:
-    """The HTML page of these of all `total` videos; every text in it is escaped."""
+def write_page(output_url: str, rows: list[dict[str, Any]], unread: Set[str] = frozenset()) -> None:
+    """Write index.html alone, with those pictures that are there. `unread` are ids of mp4s that cannot be read."""
+    shown = sorted(rows, key=lambda row: row["id"])[:SHOWN_VIDEOS]
+    spoilt = _spoilt(output_url, shown) | unread
+    told = [_told(row, spoilt) for row in shown]
+    page = gallery_page(told, len(rows), _previews(output_url), has_sheet=bool(_sheet(output_url)))
+    put_bytes(output_url, f"{REPORT}/index.html", page.encode())
+
+
+def gallery_page(rows: list[dict[str, Any]], total: int, previews: Set[str], has_sheet: bool) -> str:
+    """The HTML page of these of all `total` videos, with these previews; every text in it is escaped."""
     import jinja2
 
     links = [
-        {"file": quote(f"../{VIDEOS}/{row['file_name']}"), "preview": quote(f"previews/{row['id']}.webp")}
+        {
+            "file": quote(f"../{VIDEOS}/{row['file_name']}"),
+            "preview": quote(f"previews/{_preview(row)}") if _preview(row) in previews else None,
+        }
         for row in rows
     ]
     videos = [{**row, **link} for row, link in zip(rows, links, strict=True)]
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
-    return template.render(videos=videos, total=total)
-
-
-def contact_sheet(lines: list[tuple[dict[str, Any], dict[int, Image.Image]]]) -> bytes:
-    """A PNG with one line per video: caption, input image, then the other frames, each with its number.
-
-    A line is a row and the thumbnails of some of its frames by number; frame 0 is the input image.
-    """
-    widths = [sum(image.width + MARGIN for image in images.values()) for _, images in lines]
-    heights = [_line_height(images) for _, images in lines]
-    size = (CAPTION_WIDTH + 3 * MARGIN + max(widths, default=0), MARGIN + sum(heights) or 1)
-    sheet = Image.new("RGB", (size[0], max(size[1], 2 * MARGIN + LINE_HEIGHT)), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    if not lines:
-        draw.text((MARGIN, MARGIN), "no finished videos yet", INK, _font())
-    top = MARGIN
-    for (row, images), height in zip(lines, heights, strict=True):
-        _draw_line(sheet, draw, top, row, images)
-        top += height
-    sink = io.BytesIO()
-    sheet.save(sink, "PNG", optimize=True)
-    return sink.getvalue()
-
-
-def thumbnail(frame_HWC: np.ndarray) -> Image.Image:
-    """A frame at a size to look at: a small one enlarged by a whole factor, pixel by pixel, a large one reduced."""
-    image = Image.fromarray(frame_HWC)
-    if max(image.size) < SMALLEST:
-        factor = math.ceil(SMALLEST / max(image.size))
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    return image
+    return template.render(videos=videos, total=total, has_sheet=has_sheet)
 
 
 def animated_webp(frames_HWC: list[np.ndarray], frame_ms: int) -> bytes:
-    """Frames as an endless animated WebP, `frame_ms` milliseconds each."""
-    first, *rest = [Image.fromarray(frame) for frame in frames_HWC]
+    """Frames as an endless animated WebP, `frame_ms` milliseconds each, large ones reduced."""
+    images = [Image.fromarray(frame) for frame in frames_HWC]
+    for image in images:
+        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
+    first, *rest = images
     sink = io.BytesIO()
     first.save(sink, "WEBP", save_all=True, append_images=rest, duration=frame_ms, loop=0, quality=85, method=4)
     return sink.getvalue()
-
-
-def evenly(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of `count` frame numbers, evenly spaced, with the first and the last."""
-    return sorted({round(number) for number in np.linspace(0, count - 1, min(wanted, count))})
 
 
 def _read(output_url: str, row: dict[str, Any]) -> tuple[dict[int, Image.Image], list[np.ndarray]]:
@@ -162,51 +163,39 @@ def _preview_ms(row: dict[str, Any]) -> int:
     return round(1000 * row["duration_s"] / min(row["num_frames"], PREVIEW_FRAMES))
 
 
-@cache
-def _font() -> Any:
-    return ImageFont.load_default(FONT_SIZE)
+def _preview(row: dict[str, Any]) -> str:
+    """The preview's name: like the mp4's it holds a hash of the frames, so a video that changed has another one."""
+    return f"{PurePosixPath(row['file_name']).stem}.webp"
 
 
-def _line_height(images: dict[int, Image.Image]) -> int:
-    tallest = max((image.height for image in images.values()), default=0)
-    return max(tallest + LINE_HEIGHT, (CAPTION_LINES + 1) * LINE_HEIGHT) + MARGIN
+def _told(row: dict[str, Any], spoilt: Set[str]) -> dict[str, Any]:
+    return {**row, "text": f"(its mp4 cannot be read) {row['text']}"} if row["id"] in spoilt else row
 
 
-def _draw_line(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, top: int, row: dict[str, Any], images: dict[int, Image.Image]
-) -> None:
-    caption = _wrap(row["text"], CAPTION_LINES)
-    for number, text in enumerate(caption):
-        draw.text((MARGIN, top + number * LINE_HEIGHT), text, INK, _font())
-    draw.text((MARGIN, top + len(caption) * LINE_HEIGHT), _wrap(row["id"], 1)[0], FAINT, _font())
-    left = CAPTION_WIDTH + 2 * MARGIN
-    for number, image in images.items():
-        sheet.paste(image, (left, top))
-        label = str(number) if number else "input"
-        draw.text((left, top + image.height + 1), label, FAINT, _font())
-        left += image.width + MARGIN
+def _spoilt(output_url: str, rows: list[dict[str, Any]]) -> set[str]:
+    """Ids of the videos whose mp4 is gone, or has another length than it was written with; from one listing."""
+    sizes = stored_sizes(output_url)
+    return {row["id"] for row in rows if sizes.get(PurePosixPath(row["file_name"]).name) != row["bytes"]}
 
 
-def _wrap(text: str, lines: int) -> list[str]:
-    """`text` broken into at most `lines` lines of the caption's width; what does not fit ends in an ellipsis."""
-    # The font that comes with Pillow has no accents; a prompt can be a book, of which little is shown.
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text[:LONGEST_TEXT]) if not unicodedata.combining(c))
-    wrapped = list(islice(_broken(" ".join(plain.split())), lines + 1))
-    if len(wrapped) <= lines:
-        return wrapped
-    last = wrapped[lines - 1]
-    while _font().getlength(last + "...") > CAPTION_WIDTH:
-        last = last[:-1]
-    return [*wrapped[: lines - 1], last.rstrip() + "..."]
+def _shows(rows: list[dict[str, Any]], total: int, spoilt: Set[str]) -> str:
+    """A hash of all that a sheet of these rows is made from."""
+    parts = [[row["file_name"], row["frames_sha256"], row["text"], row["id"] in spoilt] for row in rows]
+    return canonical_sha256({"total": total, "lines": parts})
 
 
-def _broken(text: str) -> Iterator[str]:
-    """Lines of the caption's width, broken at spaces or, within a longer word, anywhere."""
-    while text:
-        end = 1
-        while end < len(text) and _font().getlength(text[: end + 1]) <= CAPTION_WIDTH:
-            end += 1
-        space = text.rfind(" ", 0, end + 1) if end < len(text) else -1
-        cut = space if space > 0 else end
-        yield text[:cut]
-        text = text[cut:].lstrip()
+def _sheet(output_url: str) -> bytes:
+    """The contact sheet that is there; no bytes before the first."""
+    return read_view(output_url, SHEET) or b""
+
+
+def _previews(output_url: str) -> set[str]:
+    """Names of the previews that are there, from one listing."""
+    return {PurePosixPath(path).name for path in listed(f"{output_url}/{PREVIEWS}")}
+
+
+def _delete_preview(output_url: str, name: str) -> None:
+    """It is only litter: who may not delete keeps it."""
+    fs, root = open_filesystem(f"{output_url}/{PREVIEWS}")
+    with suppress(OSError):
+        fs.rm_file(f"{root}/{name}")

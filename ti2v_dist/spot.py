@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from http.client import HTTPMessage
-from typing import Any
 from urllib.error import HTTPError
 
 from ti2v_dist.errors import InputError, RunError
@@ -118,30 +117,21 @@ def _ask(
 def _node_of_this_machine(address: str) -> str:
     import ray.util
 
+    from ti2v_dist import ray_internals
+
     here = ray.util.get_node_ip_address()
-    nodes = _gcs(address).get_all_node_info(timeout=TIMEOUT_S)
-    alive = [(key.hex(), node) for key, node in nodes.items() if node.state == node.ALIVE]
-    found = [key for key, node in alive if node.node_manager_address == here]
+    nodes = ray_internals.addresses_of_nodes(address)
+    found = [node_id for node_id, ip in nodes.items() if ip == here]
     if len(found) != 1:
-        addresses = sorted(node.node_manager_address for _, node in alive)
+        addresses = sorted(nodes.values())
         raise InputError(f"{len(found)} nodes of the cluster are at {here} ({addresses}); name one with --node-id")
     return found[0]
 
 
 def _drain(address: str, node_id: str, notice: Notice) -> None:
-    """What `ray drain-node` does: a message to the cluster, which ends nothing by itself."""
-    from ray.core.generated import autoscaler_pb2
+    from ti2v_dist import ray_internals
 
-    reasons: Any = autoscaler_pb2
     deadline_ms = round((time.time() + notice.remaining_s) * 1000)
-    preempted = reasons.DRAIN_NODE_REASON_PREEMPTION
-    accepted, why_not = _gcs(address).drain_node(node_id, preempted, notice.message, deadline_ms)
+    accepted, why_not = ray_internals.drain(address, node_id, notice.message, deadline_ms)
     if not accepted:
         raise InputError(f"node {node_id} cannot be drained: {why_not}")
-
-
-def _gcs(address: str) -> Any:
-    from ray import _raylet
-
-    raylet: Any = _raylet
-    return raylet.GcsClient(address=address)

@@ -12,6 +12,7 @@ from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.outages import Outages
+from ti2v_dist.tally import Tally
 from ti2v_dist.video import VideoRequest
 
 VIEWS_EVERY_S = 120.0
@@ -33,14 +34,16 @@ class Upkeep:
         self.store, self.ledger, self.metrics, self.outages = store, Ledger(store), metrics, outages
         self.stop, self.end = stop, end
         self.epoch = 0
+        self.tally = Tally()
         self.plans: dict[str, Plan] = {}
         self.lines: dict[str, int] = {}
         """Manifest lines of all ids that the run's tables speak of."""
         self.final: set[str] = set()
         self.remake: set[str] = set()
         """Finished videos whose file was lost."""
-        self._hinted: dict[str, int] = {}
-        self._noted = (0, 0)
+        self._hinted: dict[str, tuple[int, dict[str, int]]] = {}
+        self._noted: tuple[int, dict[str, int], int] = (0, {}, 0)
+        self._recalled: set[str] = set()
         self._usage: dict[str, float] = {}
         self._usage_notes = 0
 
@@ -61,10 +64,34 @@ class Upkeep:
         self.plans[sha256] = plan
         self.lines |= plan.lines
         self.remake |= set(plan.remake)
-        self._hinted[sha256] = len(final)
+        self._hinted[sha256] = (len(final), {})
         self.final -= set(plan.remake) | plan.attempts.keys()
         self.final |= final
+        self._count(plan)
         return [request for request in plan.requests if request.id not in self.final]
+
+    def _count(self, plan: Plan) -> None:
+        for request in plan.requests:
+            is_final = request.id in self.final
+            if is_final and self.tally.is_final(request.id):
+                continue  # how it ended is known better
+            self.tally.want(request.id, request.num_frames)
+            if is_final:
+                self.tally.finish(request.id)
+        for row in plan.refused:
+            self.tally.fail(row["id"])
+
+    async def recall(self, sha256: str) -> None:
+        """Look up what earlier lives have made of a plan's videos, for the progress; work does not wait for it."""
+        plan = self.plans[sha256]
+        final = self.tally.ids("finished")
+        self.tally.recall(*await self.storage(self.ledger.made_before, plan, final))
+        self._recalled.add(sha256)
+
+    @property
+    def knows_what_was_made(self) -> bool:
+        """True once that is looked up."""
+        return bool(self.plans) and self._recalled == self.plans.keys()
 
     async def watch_store(self) -> None:
         """Others reach this coordinator through the store alone: to stop it, or to take its run over."""
@@ -98,34 +125,34 @@ class Upkeep:
             await self.storage(self.ledger.note_usage, self.epoch, number, usage)
 
     async def hint(self) -> None:
-        """Leave a hint for each plan of which more is final than before; where nothing is new, that costs nothing."""
-        known = len(self.final), len(self.plans)
+        """Leave a hint for each plan of which more is made than before; where nothing is new, that costs nothing."""
+        final, failed, half_made = set(self.final), self.tally.ids("failed"), self.tally.half_made()
+        known = len(final), half_made, len(self.plans)
         if known == self._noted:
             return
-        final = set(self.final)
         for sha256, plan in list(self.plans.items()):
             # A plan may be of very many videos: the events of the run go on meanwhile.
-            count = await asyncio.to_thread(_count, plan, final)
-            if count > self._hinted[sha256]:
-                await self.storage(self.ledger.note, plan, final)
-                self._hinted[sha256] = count
+            reached = await asyncio.to_thread(_reached, plan, final, half_made)
+            if reached != self._hinted[sha256]:
+                made = (reached[1], failed & final) if sha256 in self._recalled else None
+                await self.storage(self.ledger.note, plan, final, made)
+                self._hinted[sha256] = reached
         self._noted = known
 
     async def refresh_views(self, this_life: Callable[[], dict[str, Any]]) -> None:
         """Every few minutes, write the views anew, without the report, which takes its time."""
         while True:
             await asyncio.sleep(VIEWS_EVERY_S)
-            await self.write_views(this_life, report=False)
+            await self.write_views(this_life)
 
-    async def write_views(self, this_life: Callable[[], dict[str, Any]], report: bool) -> dict[str, Any]:
-        """Write what people read of the run; returns the summary."""
+    async def write_views(self, this_life: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Write the tables that people read of the run; returns the summary."""
         await self.note_usage()
         pending = {request.id for plan in self.plans.values() for request in plan.requests} - self.final
         counted = {"percentiles_s": self.metrics.percentiles(), "counters": self.metrics.snapshot()}
-        return await self.storage(
-            views.write, self.store, self.lines.keys(), pending, {**this_life(), **counted}, report
-        )
+        return await self.storage(views.write, self.store, self.lines.keys(), pending, {**this_life(), **counted})
 
 
-def _count(plan: Plan, final: set[str]) -> int:
-    return sum(request.id in final for request in plan.requests)
+def _reached(plan: Plan, final: set[str], half_made: dict[str, int]) -> tuple[int, dict[str, int]]:
+    ids = {request.id for request in plan.requests}
+    return len(final & ids), {video_id: frame for video_id, frame in half_made.items() if video_id in ids}

@@ -1,6 +1,6 @@
 """What people read of a run, rebuilt from its store alone: tables, card, summary, report, status."""
 
-from collections.abc import Collection, Set
+from collections.abc import Callable, Collection, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -8,16 +8,17 @@ from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import Ledger
-from ti2v_dist.report import write_report
+from ti2v_dist.report import write_page, write_report
+from ti2v_dist.tally import counted
 from ti2v_dist.urls import absolute_url
+from ti2v_dist.video import VideoRequest
 
 READERS = 16
+WRITING_TABLES, WRITING_REPORT = "writing the tables", "writing the report"
 
 
-def write(
-    store: CheckpointStore, ids: Set[str], pending: Collection[str], this_life: dict[str, Any], report: bool
-) -> dict[str, Any]:
-    """Write the views of a run anew, with a `report` or, in a run's middle, without it, and return the summary.
+def write(store: CheckpointStore, ids: Set[str], pending: Collection[str], this_life: dict[str, Any]) -> dict[str, Any]:
+    """Write the tables, the card and the summary of a run anew where they have changed; returns the summary.
 
     `ids` are the manifest's, `pending` those of them that are being worked on, an earlier failure or not. `this_life`
     is what one life of the coordinator has counted; it goes into the summary as it is. `usage` is of all lives.
@@ -31,6 +32,7 @@ def write(
         "status": "interrupted" if unfinished else "failed_rows" if failures else "finished",
         "run_id": (store.read_run() or {}).get("run_id"),
         "output": store.url,
+        "dataset": f"{store.url}/{dataset.VIDEOS}" if rows else "none: no video is finished",
         "report": f"{store.url}/report/index.html",
         "contact_sheet": f"{store.url}/report/contact_sheet.png",
         "rows": len(ids),
@@ -41,19 +43,41 @@ def write(
         "this_life": this_life,
     }
     dataset.write_views(store.url, rows, failures, summary)
-    if report:  # it decodes videos, which takes its time
-        write_report(store.url, rows)
+    return summary
+
+
+def write_gallery(output: str, with_pictures: bool = True) -> None:
+    """Write the report of the videos that the tables name; without new pictures it decodes no video."""
+    rows = dataset.read_rows(output)
+    if with_pictures:
+        write_report(output, rows)
+    else:
+        write_page(output, rows)
+
+
+def refresh(store: CheckpointStore, ids: Set[str], tell: Callable[[str], None]) -> dict[str, Any]:
+    """The views of a run at which nobody works, without a new life; returns the summary. `tell` hears each phase."""
+    tell(WRITING_TABLES)
+    summary = write(store, ids, (), dataset.read_summary(store.url).get("this_life", {}))
+    tell(WRITING_REPORT)
+    write_gallery(store.url)
     return summary
 
 
 def status(output: str) -> dict[str, Any]:
-    """How far a run is, from its store alone: rows, finished, failed, and frames settled of videos in progress.
+    """How far a run is, from its store alone: rows, finished, failed, frames, and those of videos in progress.
 
+    `refused` of the failed rows never became a video. `frames` of `frames_total` are settled, frame 0 not counted.
     Raises `ValueError` where no run was begun.
     """
     store = _opened(output)
     done, failed = set(store.done_ids()), set(store.failed_ids())
     frames = {video_id: frame for video_id, frame in store.last_frames().items() if video_id not in done | failed}
+    newest: dict[str, VideoRequest] = {}
+    for request in sorted((r for plan in Ledger(store).plans() for r in plan.requests), key=lambda r: r.generation):
+        newest[request.id] = request
+    tally = counted(newest.values(), done, failed)
+    tally.recall(frames, ())
     run, summary = store.read_run() or {}, dataset.read_summary(store.url)
     return {
         "output": store.url,
@@ -61,8 +85,12 @@ def status(output: str) -> dict[str, Any]:
         "rows": summary.get("rows", run.get("rows")),
         "finished": len(done),
         "failed": len(failed),
+        "refused": len(failed - store.begun_ids()),
+        "frames": tally.done,
+        "frames_total": tally.total,
         "in_progress": frames,
         "epoch": store.current_epoch(),
+        "workers_refused": store.refusals(),
         "metrics_url": summary.get("this_life", {}).get("metrics_url"),
     }
 

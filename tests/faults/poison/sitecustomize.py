@@ -2,6 +2,7 @@
 
 TI2V_POISON is a JSON object of ids: `exit` ends the process, `oom` and `cuda` raise what torch raises, `slow` takes a
 while; `-once` does so a single time in all processes, which is what the folder TI2V_POISON_MARKS is for.
+TI2V_POISON_START is what every worker does as it loads its model: `fail`, `exit`, or be of `another` kind of device.
 """
 
 import importlib.util
@@ -48,6 +49,18 @@ def _poison(engine):
         return advance(self, states)
 
     engine.advance = poisoned
+    begin, report = engine.__init__, engine.report
+
+    def poisoned_begin(self, *arguments, **options):
+        if start == "fail":
+            raise OSError(5, "Input/output error", "/models/unet.safetensors")
+        if start == "exit":
+            os._exit(1)
+        begin(self, *arguments, **options)
+
+    engine.__init__ = poisoned_begin
+    if start == "another":
+        engine.report = lambda self: {**report(self), "device": "Another GPU"}
 
 
 def _strikes(video_id, kind):
@@ -74,5 +87,6 @@ def _break(kind):
 
 
 poison = json.loads(os.environ.get("TI2V_POISON", "{}"))
-if poison:
+start = os.environ.get("TI2V_POISON_START")
+if poison or start:
     sys.meta_path.insert(0, _AfterTheEngine())
