@@ -20,9 +20,9 @@ MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
-STATE = {"store", "record", "frames", "checkpoint", "ledger"}
-INPUT = {"urls", "images", "values", "rows", "checks", "manifest"}
-OUTPUT = {"files", "codec", "tables", "dataset", "report", "views"}
+STATE = {"disk", "verdicts", "store", "record", "keys", "frames", "checkpoint", "ledger"}
+INPUT = {"urls", "pictures", "images", "inspection", "values", "rows", "checks", "manifest"}
+OUTPUT = {"scratch", "files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
 COMPUTE = {"models", "samplers", "engine"}
 MAY_IMPORT = {
@@ -40,23 +40,29 @@ MAY_IMPORT = {
     "turns": set(),
     "crew": {"turns"},
     "scheduler": NOUNS | {"starts", "crew", "turns"},
-    "store": NOUNS,
+    "disk": NOUNS,
+    "verdicts": NOUNS,
+    "store": NOUNS | {"disk", "verdicts"},
+    "keys": NOUNS,
     "record": NOUNS,
     "metrics": NOUNS,
-    "outages": {"metrics"},
-    "urls": NOUNS,
-    "images": NOUNS | {"urls"},
-    "frames": NOUNS | {"store", "record"},
-    "checkpoint": NOUNS | {"store", "record", "frames"},
-    "ledger": NOUNS | {"store", "record", "frames", "checkpoint", "rows"},
+    "outages": {"metrics", "store"},
+    "urls": NOUNS | {"store", "verdicts"},
+    "pictures": set(),
+    "images": NOUNS | {"urls", "pictures"},
+    "inspection": NOUNS | {"urls", "images"},
+    "frames": NOUNS | {"store", "record", "keys"},
+    "checkpoint": NOUNS | {"store", "record", "keys", "frames"},
+    "ledger": NOUNS | {"store", "record", "keys", "frames", "checkpoint", "rows"},
     "values": NOUNS,
     "rows": NOUNS | {"values"},
     "tally": NOUNS,
     "progress": NOUNS | {"tally"},
     "checks": NOUNS | {"rows"},
-    "manifest": NOUNS | {"urls", "images", "rows", "checks", "tables"},
-    "files": NOUNS | {"store", "urls"},
-    "codec": NOUNS | {"files"},
+    "manifest": NOUNS | {"urls", "images", "inspection", "rows", "checks", "tables"},
+    "scratch": NOUNS,
+    "files": NOUNS | {"disk", "verdicts", "store", "urls", "scratch"},
+    "codec": NOUNS | {"files", "scratch"},
     "tables": NOUNS | {"rows"},
     "dataset": NOUNS | INPUT | {"files", "codec", "tables"},
     "sheet": set(),
@@ -64,7 +70,7 @@ MAY_IMPORT = {
     "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report", "tally"},
     "worker": NOUNS | COMPUTE | STATE | INPUT | {"codec", "dataset"},
     "ray_internals": set(),
-    "pool": NOUNS | STATE | {"log", "metrics", "outages", "worker", "ray_internals"},
+    "pool": NOUNS | STATE | {"log", "urls", "metrics", "outages", "scratch", "worker", "ray_internals"},
     "upkeep": NOUNS | EDGE | {"outages", "tally"},
     "account": NOUNS | EDGE | {"scheduler", "outages", "upkeep"},
     "coordinator": NOUNS | EDGE | {"log", "scheduler", "outages", "pool", "upkeep", "account"},
@@ -81,7 +87,7 @@ MAY_IMPORT = {
     | {"models", "progress", "single", "planning", "driver", "audit", "terminal", "edit_verbs", "spot"},
     "__init__": NOUNS | {"engine", "single", "driver"},
 }
-STORAGE = {"store", "checkpoint", "urls"}
+STORAGE = {"store", "verdicts", "checkpoint", "urls"}
 # A library's row: the rooms that may import it, at the top of the file or lazily.
 ONLY_IN = {
     "ray": {"pool", "coordinator", "driver", "spot", "account", "ray_internals"},

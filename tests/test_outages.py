@@ -1,28 +1,38 @@
 """A store that is away for a while: the run waits, says so, and goes on."""
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from ti2v_dist import outages
+from ti2v_dist import store as store_module
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.outages import Outages
-from ti2v_dist.store import Store
+from ti2v_dist.store import Store, StoreDenied
 
 
 def test_a_call_waits_for_its_store_and_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(outages, "TOLD_AFTER_S", 0.2)
-    place = tmp_path / "out"
-    place.write_text("no folder can be made here")
-    store, metrics = Store(str(place)), Metrics()
+    monkeypatch.setattr(store_module, "ATTEMPTS", 1)
+    store, metrics = Store(str(tmp_path / "out")), Metrics()
+    link, away = os.link, [True]
+
+    def stale(source: str, target: str) -> None:
+        if away:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", stale)
     waiting, notes = Outages(metrics), []
 
     async def watch() -> None:
         while not waiting.note:
             await asyncio.sleep(0.01)
         notes.append(waiting.note)
-        place.unlink()
+        away.clear()
 
     async def settle() -> bytes:
         watching = asyncio.create_task(watch())
@@ -33,9 +43,16 @@ def test_a_call_waits_for_its_store_and_tells_why(tmp_path: Path, monkeypatch: p
     assert asyncio.run(settle()) == b"value" == store.get("x")
     (note,) = notes
     assert note.startswith("waiting for storage for 0 s: ")
-    assert str(place) in note
+    assert "Stale" in note
     assert waiting.note is None
     assert metrics.usage()["storage_retries"] >= 1
+
+
+def test_a_refusal_is_not_waited_for(tmp_path: Path):
+    (tmp_path / "file").write_text("no folder can be made here")
+    store = Store(str(tmp_path / "file"))
+    with pytest.raises(StoreDenied, match="Not a directory"):
+        asyncio.run(Outages(Metrics()).outlast(lambda: asyncio.to_thread(store.settle, "x", b"value")))
 
 
 def test_other_errors_are_not_waited_for():

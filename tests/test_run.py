@@ -37,7 +37,7 @@ def test_good_rows_finish_and_bad_rows_are_named(run: Run, done: Undisturbed):
     assert (failures["broken"]["line"], failures["negative"]["line"]) == (1, 2)
     assert "broken.png" in failures["broken"]["error_message"]
     assert "num_frames is -3" in failures["negative"]["error_message"]
-    assert {row["error_type"] for row in failures.values()} == {"ImageError", "ValueError"}
+    assert {row["error_type"] for row in failures.values()} == {"ImageError", "InputError"}
 
 
 def test_every_video_is_an_mp4_of_the_right_length(run: Run):

@@ -29,11 +29,13 @@ import ray_runs
 import typer
 from ray_runs import Inputs, Run
 
-from ti2v_dist import cli, planning
+from ti2v_dist import cli, edits, planning
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import load_config
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.store import Store, StoreRefused
+from ti2v_dist.urls import UrlRefused
+from ti2v_dist.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 VERBS: dict[str, Any] = typer.main.get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
@@ -362,13 +364,39 @@ def test_a_refused_url_meets_no_client(place: Path, given: Inputs, monkeypatch, 
     assert files(place) == before
 
 
+def test_every_reader_keeps_images_below_their_place(place: Path, given: Inputs, monkeypatch, capsys):
+    """`validate` and `run` by their option, a worker and `generate` by the setting, `retry` by what the run kept."""
+    inside = place / "in"
+    inside.mkdir()
+    secret = given.image("ann")
+    (inside / "link.png").symlink_to(secret)
+    rows = [{"id": "a", "image": str(secret), "prompt": "red"}, {"id": "b", "image": "in/link.png", "prompt": "red"}]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["rows.jsonl", "--model", str(given.model), "--images-below", "in"]
+    said = refusal("validate", words, monkeypatch, capsys)
+    assert said.count(f"is not below {str(inside)!r}") == 2
+    config = load_config(None, [f"model.id={given.model}", "images_below=[in]"])
+    assert config.images_below == (str(inside),)
+    assert config.identity() == load_config(None, [f"model.id={given.model}"]).identity()
+    work = planning.prepare("rows.jsonl", "kept", config)
+    assert {row["error_type"] for row in work.plan.refused} == {"UrlRefused"}
+    monkeypatch.chdir("/")
+    again = edits.retry(CheckpointStore(str(place / "kept")))
+    assert (again.plan.requests, len(again.plan.refused)) == ((), 2)
+    (request,) = planning.check_manifest(
+        str(place / "rows.jsonl"), load_config(None, [f"model.id={given.model}", f"images_below=[{secret}]"])
+    ).requests[:1]
+    with pytest.raises(UrlRefused, match="is not below"):
+        Worker(again.config, str(place / "kept")).encode(request)
+
+
 # The page
 
 
 def test_every_item_names_tests_that_exist():
     page = (ROOT / "docs" / "security.md").read_text()
     items = re.split(r"(?m)^\d+\. ", page)[1:]
-    assert len(items) == 8
+    assert len(items) == 9
     for item in items:
         named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", item)
         assert named, item

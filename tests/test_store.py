@@ -1,8 +1,11 @@
 """The create-only primitive on real backends: a local disk, `memory://`, and S3 spoken to a server in this process."""
 
+import errno
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +107,45 @@ def test_an_object_too_large_for_one_put_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "MAX_OBJECT_BYTES", 10)
     with pytest.raises(ValueError, match="k has 11 bytes"):
         Store(str(tmp_path)).create("k", b"x" * 11)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_disk_without_hard_links_is_refused_with_the_reason_and_a_way_out(tmp_path, monkeypatch, number):
+    """As exFAT, vfat and gcsfuse answer; no such file system can be had in a test."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StoreRefused, match=r"no hard links.*ext4, xfs or NFS.*s3://, gs:// or az://"):
+        Store(str(tmp_path)).probe("probe")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+NOBODY = """
+import os, sys
+from ti2v_dist.store import Store, StoreDenied, StoreRefused
+store = Store(sys.argv[1])
+os.setgid(65534), os.setuid(65534)
+for call in (lambda: store.create("new/k", b"1"), lambda: store.get("secret"), lambda: store.delete("open")):
+    try:
+        call()
+    except StoreDenied as exc:
+        print(exc)
+try:
+    store.probe("probe")
+except StoreRefused as exc:
+    print(exc)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_real_permissions_of_a_disk_are_denied_at_once():
+    with tempfile.TemporaryDirectory() as folder:  # below one that others may enter
+        os.chmod(folder, 0o755)
+        for name, mode in (("secret", 0o600), ("open", 0o644)):
+            Path(folder, name).write_bytes(b"x")
+            os.chmod(Path(folder, name), mode)
+        done = subprocess.run([sys.executable, "-c", NOBODY, folder], capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("Permission denied") == 4, done
+    assert "cannot write below" in done.stdout

@@ -8,7 +8,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from ti2v_dist import store as store_module
-from ti2v_dist.store import Store, StoreRefused, StoreUnavailable, transport_errors
+from ti2v_dist.store import Store, StoreDenied, StoreRefused, StoreUnavailable, transport_errors
 
 
 class Overwriting(MemoryFileSystem):
@@ -113,11 +113,11 @@ def test_googles_own_errors_are_asked_again(faulty, applied, status):
     assert faulty.get("k") == b"mine"
 
 
-@pytest.mark.parametrize("status", [400, 401, 403])
+@pytest.mark.parametrize("status", [400, 403])
 def test_what_google_refuses_is_not_asked_again(faulty, status):
     faulty._transport_errors = transport_errors("gs")
     faulty.fs.faults = [(False, google_error(status)), (False, AssertionError("a refusal is asked again"))]
-    with pytest.raises(OSError, match="as asked"):
+    with pytest.raises(StoreDenied, match="as asked"):
         faulty.create("k", b"mine")
 
 
@@ -139,6 +139,75 @@ def test_a_412_under_any_name_means_exists(faulty):
     assert error.errno == errno.EINVAL
     faulty.fs.faults = [(False, error)]
     assert faulty.settle("k", b"mine") == b"theirs"
+
+
+def test_credentials_that_lapsed_are_asked_again_for_the_client_may_have_new_ones(faulty):
+    lapsed = s3_error(400, "ExpiredToken"), s3_error(403, "RequestTimeTooSkewed"), google_error(401)
+    faulty._transport_errors = transport_errors("gs") + transport_errors("s3")
+    for error in lapsed:
+        faulty.fs.faults = [(False, error)]
+        faulty.settle("k", b"mine")
+        faulty.fs.faults = [(False, error)] * store_module.ATTEMPTS
+        with pytest.raises(StoreDenied):
+            faulty.create("other", b"mine")
+        assert not faulty.fs.faults
+
+
+def boto(name: str, **values: str) -> Exception:
+    """An error that Amazon's client raises before it asks the server; none is an `OSError`."""
+    return getattr(pytest.importorskip("botocore.exceptions"), name)(**values)
+
+
+REFUSED = {
+    "no permission": lambda: s3_error(403, "AccessDenied"),
+    "another's key": lambda: s3_error(403, "InvalidAccessKeyId"),
+    "no bucket": lambda: s3_error(404, "NoSuchBucket"),
+    "half a key": lambda: boto("PartialCredentialsError", provider="env", cred_var="aws_secret_access_key"),
+    "a bad name": lambda: boto("ParamValidationError", report="Invalid bucket name"),
+    "wrong region": lambda: s3_error(400, "AuthorizationHeaderMalformed"),
+    "azure": lambda: azure_error(403),
+    "a name that is too long": lambda: OSError(errno.ENAMETOOLONG, "File name too long"),
+    "a read-only disk": lambda: OSError(errno.EROFS, "Read-only file system"),
+    "local permissions": lambda: PermissionError(errno.EACCES, "Permission denied"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_no_retry_can_mend_is_denied_at_once_in_the_stores_words(faulty, why):
+    error = REFUSED[why]()
+    faulty._transport_errors = transport_errors("az") + transport_errors("s3")
+    faulty.fs.faults = [(False, error), (False, AssertionError("a refusal is asked again"))]
+    with pytest.raises(StoreDenied) as denied:
+        faulty.create("k", b"mine")
+    assert str(error) in str(denied.value)
+    assert not isinstance(denied.value, StoreUnavailable)
+
+
+@pytest.mark.parametrize("error", [s3_error(403, "QuotaExceeded"), OSError(errno.EDQUOT, "Disk quota exceeded")])
+def test_a_store_whose_quota_is_used_up_pauses_the_run(faulty, error):
+    faulty.fs.faults = [(False, error)]
+    with pytest.raises(StoreUnavailable):
+        faulty.create("k", b"mine")
+
+
+def test_an_error_that_nobody_knows_is_asked_again_and_then_an_outage(faulty):
+    faulty.fs.faults = [(False, OSError(errno.EIO, "Input/output error"))] * store_module.ATTEMPTS
+    with pytest.raises(StoreUnavailable, match="Input/output"):
+        faulty.create("k", b"mine")
+
+
+def test_a_refused_delete_of_what_nobody_needs_is_told_once(faulty, monkeypatch):
+    def refuse(path: str) -> None:
+        raise s3_error(403, "AccessDenied")
+
+    monkeypatch.setattr(faulty.fs, "rm_file", refuse)
+    with pytest.warns(UserWarning, match="AccessDenied") as told:
+        faulty.tidy(["a", "b"])
+    faulty.tidy(["a", "b"])
+    faulty.probe("probe")
+    assert len(told) == 1
+    with pytest.raises(StoreDenied, match="AccessDenied"):
+        faulty.delete("a")
 
 
 def test_silence_and_a_full_disk_are_unavailable_and_a_refusal_is_itself(faulty):

@@ -37,13 +37,17 @@ def verify(output: str, deep: bool = False) -> dict[str, Any]:
     if run is None:
         raise InputError(f"{output!r} holds no run; give the --output of `ti2v run`, or what ends in .ti2v")
     is_data_set = "manifest" in run
-    folder = f"{store.url}/{dataset.VIDEOS}" if is_data_set else os.path.dirname(run["output"])
+    # Not where it was made: an output may have been moved, and `generate` leaves its state beside the mp4.
+    folder = f"{store.url}/{dataset.VIDEOS}" if is_data_set else os.path.dirname(store.url)
+    mp4 = store.url.removesuffix(".ti2v")
     last_frames, done = store.last_frames(), store.finished()
     with ThreadPoolExecutor(READERS) as pool:
         ids = sorted({*last_frames, *done})
         dropped = {video_id for video_id, gone in zip(ids, pool.map(store.is_dropped, ids), strict=True) if gone}
         rows = dict(zip(done, pool.map(lambda key: store.read_done(*key) or {}, done.items()), strict=True))
         found = [*pool.map(lambda video_id: _check_records(store, video_id), sorted({*ids} - dropped))]
+        if mp4.endswith(".mp4") and not is_data_set and len(rows) == 1:
+            rows = {video_id: row | {"file_name": os.path.basename(mp4)} for video_id, row in rows.items()}
         found += pool.map(lambda item: _check_file(folder, *item), rows.items())
     problems = [problem for some in found for problem in some]
     problems += _check_table(store, rows) if is_data_set else []

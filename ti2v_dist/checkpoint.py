@@ -1,33 +1,20 @@
-"""A run's truth on object storage. With `frames`, the only file that knows keys.
-
-    run.json                            what the run is, for people
-    .ti2v/fingerprints/0                under what all frames are made
-    .ti2v/refused/<sha256>              a worker that would have computed other bits, and was not let in
-    .ti2v/epochs/<E>, .ti2v/stops/<E>   who took the run over; that it was asked to stop
-    .ti2v/requests, edits, videos       the videos: see `frames`
-    .ti2v/done/<id>/<g>                 a finished video; g counts how often it was extended
-    .ti2v/failed/<id>/<g>/<attempt>     a failure; success always beats it
-
-Every key is created once and never changed.
-"""
+"""A run's truth on object storage: who owns it, under what it is made, how its videos end. See `keys`."""
 
 import os
 import socket
 import uuid
 from typing import Any
 
+from . import keys
 from .errors import InputError
-from .frames import ROOT, FramesDropped, FrameStore, RequestMismatch, Settled
+from .frames import FramesDropped, FrameStore, RequestMismatch, Settled
 from .record import differences, parse_json, plain
-from .video import canonical_sha256, check_id
+from .video import canonical_sha256
 
 __all__ = ["CheckpointStore", "FingerprintMismatch", "FramesDropped", "RequestMismatch", "Settled"]
 
-RUN = "run.json"
-PROBE = f"{ROOT}/probe"
 LEFT_S = 3600.0
 """Older temporaries were left by dead processes: the living keep one for a moment."""
-FINGERPRINT = f"{ROOT}/fingerprints/0"
 
 
 class FingerprintMismatch(InputError):
@@ -42,81 +29,85 @@ class CheckpointStore(FrameStore):
 
     def probe(self) -> None:
         """Raise `StoreRefused` unless the store can keep the promises; run it before the first commit."""
-        self.store.probe(PROBE)
+        self.store.probe(keys.PROBE)
 
     def leftovers(self) -> tuple[str, ...]:
         """Keys of what dead processes left behind: temporary files and parts of a probe."""
-        return self.store.leftovers(PROBE, LEFT_S)
+        return self.store.leftovers(keys.PROBE, LEFT_S)
+
+    def strays(self) -> list[str]:
+        """Keys in the run's state that no run makes."""
+        return [f"{keys.ROOT}/{name}" for name in self.store.list(keys.ROOT) if not keys.is_ours(name)]
 
     # the run
 
     def claim_run(self, run: dict[str, Any]) -> dict[str, Any]:
         """Write `run.json`, or read the one that is there: the run's settled description."""
-        return self._settle_json(RUN, run, indent=2)
+        return self._settle_json(keys.RUN, run, indent=2)
 
     def read_run(self) -> dict[str, Any] | None:
         """`run.json`, None before `claim_run`."""
-        return self._read_json(RUN)
+        return self._read_json(keys.RUN)
 
     def claim_fingerprint(self, fingerprint: dict[str, Any]) -> str:
         """Settle the run's fingerprint and return its sha256.
 
         Raises `FingerprintMismatch`, with each differing key and both values, where the run began under another one.
         """
-        stored = self._settle_json(FINGERPRINT, fingerprint)
+        stored = self._settle_json(keys.FINGERPRINT, fingerprint)
         if lines := differences(stored, fingerprint):
             raise FingerprintMismatch("\n".join(["this run began under another fingerprint:", *lines]))
         return canonical_sha256(stored)
 
     def read_fingerprint(self) -> dict[str, Any] | None:
         """The run's fingerprint, None before `claim_fingerprint`."""
-        return self._read_json(FINGERPRINT)
+        return self._read_json(keys.FINGERPRINT)
 
     def record_refusal(self, refusal: dict[str, Any]) -> None:
         """Leave word, once, of a worker that does not match the fingerprint; `refusal` is JSON."""
-        self._settle_json(f"{ROOT}/refused/{canonical_sha256(refusal)}", refusal)
+        self._settle_json(keys.refusal(canonical_sha256(refusal)), refusal)
 
     def refusals(self) -> list[dict[str, Any]]:
         """What `record_refusal` was told, by all lives of the run."""
-        keys = [f"{ROOT}/refused/{name}" for name in self.store.list(f"{ROOT}/refused")]
-        return [parse_json(key, self.store.get(key)) for key in keys]
+        found = map(keys.refusal, self.names("refused"))
+        return [parse_json(key, self.store.get(key)) for key in found]
 
     def next_epoch(self) -> int:
         """Take the run over: an epoch above every other. It is economy, not safety: older owners step down on sight."""
         who = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
         epoch = self.current_epoch() + 1
-        while self._settle_json(_epoch_key(epoch), who) != who:
+        while self._settle_json(keys.epoch(epoch), who) != who:
             epoch += 1
         return epoch
 
     def current_epoch(self) -> int:
         """The newest epoch, 0 where nobody has owned the run."""
-        epoch = max(self._numbers(f"{ROOT}/epochs"), default=0)
+        epoch = max(self._numbers("epochs"), default=0)
         while self.is_superseded(epoch):
             epoch += 1
         return epoch
 
     def is_superseded(self, epoch: int) -> bool:
         """True once somebody has taken the run over from the owner of `epoch`."""
-        return self._get(_epoch_key(epoch + 1)) is not None
+        return self._get(keys.epoch(epoch + 1)) is not None
 
     def request_stop(self, epoch: int) -> None:
         """Ask the owner of `epoch` to stop; a later owner is not concerned."""
-        self.store.settle(f"{ROOT}/stops/{epoch:010d}", b"{}")
+        self.store.settle(keys.stop(epoch), b"{}")
 
     def stop_requested(self, epoch: int) -> bool:
         """True once `request_stop` was called for this epoch."""
-        return self._get(f"{ROOT}/stops/{epoch:010d}") is not None
+        return self._get(keys.stop(epoch)) is not None
 
     # a video's end
 
     def finish(self, video_id: str, result: dict[str, Any], generation: int = 0) -> dict[str, Any]:
         """Record a finished video; the first result counts and is returned. Call it after the last frame is settled."""
-        return self._settle_json(_done_key(video_id, generation), result)
+        return self._settle_json(keys.done(video_id, generation), result)
 
     def read_done(self, video_id: str, generation: int | None = None) -> dict[str, Any] | None:
         """The settled result of a generation, by default of the newest; None while that is unfinished."""
-        return self._read_json(_done_key(video_id, self.generation(video_id) if generation is None else generation))
+        return self._read_json(keys.done(video_id, self.generation(video_id) if generation is None else generation))
 
     def done_ids(self) -> list[str]:
         """Ids of the finished videos, sorted. One that was extended is unfinished until its new end."""
@@ -128,9 +119,9 @@ class CheckpointStore(FrameStore):
 
     def fail(self, video_id: str, failure: dict[str, Any], generation: int = 0) -> int:
         """Record a failed attempt and return its number, from 0."""
-        folder = _failed_folder(video_id, generation)
-        attempt = len(self.store.list(folder))
-        while self._settle_json(f"{folder}/{attempt:010d}", failure) != plain(failure):
+        folder = keys.failures(video_id, generation)
+        attempt = len(self.names(folder))
+        while self._settle_json(f"{keys.ROOT}/{folder}/{attempt:010d}", failure) != plain(failure):
             attempt += 1
         return attempt
 
@@ -141,39 +132,27 @@ class CheckpointStore(FrameStore):
     def read_failures(self, video_id: str) -> list[dict[str, Any]]:
         """Failed attempts of an id, oldest first; none for a video that succeeded in the end."""
         generation = self.generation(video_id)
-        if self._read_json(_done_key(video_id, generation)) is not None:
+        if self._read_json(keys.done(video_id, generation)) is not None:
             return []
-        folder = _failed_folder(video_id, generation)
-        keys = [f"{folder}/{name}" for name in self.store.list(folder)]
-        return [parse_json(key, self.store.get(key)) for key in keys]
+        folder = keys.failures(video_id, generation)
+        attempts = [f"{keys.ROOT}/{folder}/{name}" for name in self.names(folder)]
+        return [parse_json(key, self.store.get(key)) for key in attempts]
 
     def begun_ids(self) -> set[str]:
         """Ids that have a request, from one listing."""
-        return set(self.store.folders(f"{ROOT}/requests"))
+        return set(self.store.folders(f"{keys.ROOT}/requests"))
 
     def imaged_ids(self) -> set[str]:
         """Ids whose image is in the store as frame 0, or whose video was finished, from two listings: a hint.
 
         The image that a manifest names for them is not read any more.
         """
-        return {*self.store.folders(f"{ROOT}/videos"), *self.store.folders(f"{ROOT}/done")}
+        return {*self.store.folders(f"{keys.ROOT}/videos"), *self.store.folders(f"{keys.ROOT}/done")}
 
     # below
 
     def _ids(self, folder: str) -> list[str]:
         """Ids that have a key below `folder` for their newest generation, from listings."""
         newest = {video_id: generations[-1] for video_id, generations in self.edits().items()}
-        found = (name.split("/") for name in self.store.list(f"{ROOT}/{folder}"))
+        found = (name.split("/") for name in self.names(folder))
         return sorted({video_id for video_id, generation, *_ in found if int(generation) >= newest.get(video_id, 0)})
-
-
-def _done_key(video_id: str, generation: int) -> str:
-    return f"{ROOT}/done/{check_id(video_id)}/{generation}"
-
-
-def _failed_folder(video_id: str, generation: int) -> str:
-    return f"{ROOT}/failed/{check_id(video_id)}/{generation}"
-
-
-def _epoch_key(epoch: int) -> str:
-    return f"{ROOT}/epochs/{epoch:010d}"

@@ -39,6 +39,10 @@ SlotsOption = Annotated[int | None, typer.Option("--slots", help="Videos in one 
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Default: derived from the id.")]
 FramesOption = Annotated[int | None, typer.Option("--num-frames", help="Frames of a video.")]
 OutputOption = Annotated[str, typer.Option("--output", help="Folder or URL of the data set.")]
+BelowOption = Annotated[
+    list[str] | None,
+    typer.Option("--images-below", metavar="PLACE", help="Folder or URL that images must lie below; repeatable."),
+]
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Default: as many as the cluster has room for.")]
 
 
@@ -89,6 +93,7 @@ def run(
     workers: WorkersOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
+    images_below: BelowOption = None,
     address: AddressOption = None,
     detach: DetachOption = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="End a coordinator that does not answer.")] = False,
@@ -100,6 +105,7 @@ def run(
         "model.id": model,
         "engine.slots": slots,
         "cluster.workers": workers,
+        "images_below": images_below or None,
     }
     run_and_exit(
         manifest, output, _config(config, settings, chosen), as_json, address=address, detach=detach, takeover=takeover
@@ -119,13 +125,15 @@ def validate(
     model: ModelOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
+    images_below: BelowOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row before a GPU is started; exit 2 if anything is wrong."""
     from ti2v_dist.manifest import problem_table
     from ti2v_dist.planning import check_manifest
 
-    checked = check_manifest(manifest, _config(config, settings, {"model.id": model}))
+    chosen = {"model.id": model, "images_below": images_below or None}
+    checked = check_manifest(manifest, _config(config, settings, chosen))
     rows = problem_table(checked)
     counts = {"rows": checked.rows, "usable": checked.usable}
     summary = {**counts, "problems": rows, "warnings": checked.warnings}

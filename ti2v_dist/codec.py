@@ -18,6 +18,7 @@ import numpy as np
 
 from ti2v_dist.errors import UserError
 from ti2v_dist.files import local_copy
+from ti2v_dist.scratch import full_disk_named, scratch_folder
 from ti2v_dist.video import canonical_json, exact_rate
 
 CODEC = "h264"
@@ -70,8 +71,8 @@ def write_video(
     other; None leaves it to x264 (at most 250 frames apart). Equal arguments give equal bytes. Raises `CodecError` with
     ffmpeg's message; whatever `frames_HWC` raises comes through.
     """
-    with tempfile.TemporaryDirectory(prefix="ti2v-") as folder:
-        tags, target = Path(folder, "tags.txt"), Path(folder, "video.mp4")
+    with scratch_folder() as folder:
+        tags, target = folder / "tags.txt", folder / "video.mp4"
         tags.write_text(_ffmetadata({"comment": canonical_json(provenance).decode()}), encoding="utf-8")
         frames = iter(frames_HWC)
         first = next(frames, None)
@@ -84,7 +85,7 @@ def write_video(
         keyframes = ["-g", str(keyframe_interval), "-sc_threshold", "0"] if keyframe_interval else []
         output = [*_COLOURS, *_ENCODE, *keyframes, *_BITEXACT, "-movflags", "+faststart", f"file:{target}"]
         digest, count = hashlib.sha256(), 0
-        with _ffmpeg([*inputs, *output], stdin=subprocess.PIPE) as process:
+        with full_disk_named(folder), _ffmpeg([*inputs, *output], stdin=subprocess.PIPE) as process:
             for frame in chain([first], frames):
                 assert (frame.shape, frame.dtype) == (first.shape, np.uint8), (frame.shape, frame.dtype)
                 data = np.ascontiguousarray(frame).tobytes()

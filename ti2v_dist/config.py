@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +92,17 @@ class RunConfig(_Section):
     variations: int = Field(default=1, ge=1, description="videos made of each row")
     max_failures: float = Field(default=1.0, gt=0, le=1, description="share of failed rows at which the run ends")
     allow_http: bool = Field(default=False, description="read images from http and https URLs")
+    images_below: tuple[str, ...] = Field(
+        default=(), description="folders and URLs outside of which no image is read; none: all are"
+    )
+
+    @field_validator("images_below")
+    @classmethod
+    def _absolute(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+        """A worker has a working directory of its own."""
+        if not all(places):
+            raise ValueError("an empty place; name a folder or a URL")
+        return tuple(place if "://" in place else os.path.abspath(place) for place in places)
 
     def identity(self) -> dict[str, Any]:
         """The settings that must not change when a run is resumed."""

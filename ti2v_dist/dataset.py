@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ti2v_dist.video import VideoRequest, canonical_json, exact_rate
 
 VIDEOS = "dataset"
 """Folder of the data set inside an output; `file_name` is relative to it."""
+_OURS = re.compile(r"(?:[0-9a-f]{2}/)?(?P<id>[A-Za-z0-9_-]{1,128})-[0-9a-f]{8}\.mp4")
 
 
 def store_video(output_url: str, video_id: str, written: WrittenVideo) -> str:
@@ -91,12 +93,18 @@ def failure_row(
 def stored_sizes(output_url: str) -> dict[str, int]:
     """Bytes of each mp4 in the data set by its name without folders, from one listing."""
     found = {Path(path).name: size for path, size in listed(f"{output_url}/{VIDEOS}/videos").items()}
-    return {name: size for name, size in found.items() if name.endswith(".mp4")}
+    return {name: size for name, size in found.items() if id_of(name)}
 
 
 def stored_ids(output_url: str) -> set[str]:
     """Ids of the videos whose file is in the data set, from one listing."""
-    return {name.rpartition("-")[0] for name in stored_sizes(output_url)}
+    return {video_id for name in stored_sizes(output_url) if (video_id := id_of(name))}
+
+
+def id_of(name: str) -> str | None:
+    """The id in the name, without folders or below `VIDEOS/videos`, of a file of `store_video`; None for others'."""
+    found = _OURS.fullmatch(name)
+    return found and found["id"]
 
 
 def write_views(

@@ -93,7 +93,8 @@ def gc(
     found = edits.gc(edits.opened(output), delete, drop_frames)
     named = [*found["orphans"], *found["leftovers"], *(f"frames of {video_id}" for video_id in found["frames_of"])]
     said = f"{len(named)} deleted" if delete else f"{len(named)} found; --delete deletes them"
-    show(found, as_json, [*named, said])
+    strays = [f"{name} (no file of a run: passed over, and never deleted)" for name in found["strays"]]
+    show(found, as_json, [*named, *strays, said])
 
 
 def _make(work: Any, output: str, address: str | None, detach: bool, as_json: bool) -> None:

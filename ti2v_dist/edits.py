@@ -210,10 +210,12 @@ def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) 
     """List what no finished video needs, and `delete` it when told: mp4s that no `done` names, and leftovers.
 
     With `drop_frames` also the frames of finished videos whose mp4 is whole; those can never be extended or forked
-    again. Nothing of an unfinished video is touched, and each thing is looked at once more before it goes.
+    again. Nothing of an unfinished video is touched, and each thing is looked at once more before it goes. "strays" are
+    files that no run makes: whose they are is not known, so they stay.
     """
     orphans = list(_orphans(store))
     leftovers = list(store.leftovers())
+    strays = {*store.strays(), *(f"{MP4S}/{name}" for name in store.store.list(MP4S) if not dataset.id_of(name))}
     droppable = list(_droppable(store)) if drop_frames else []
     if delete:
         for name in orphans:
@@ -227,6 +229,7 @@ def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) 
         "deleted": delete,
         "orphans": [f"{MP4S}/{name}" for name in orphans],
         "leftovers": leftovers,
+        "strays": sorted(strays - {*leftovers}),
         "frames_of": droppable,
     }
 
@@ -261,7 +264,8 @@ def _orphans(store: CheckpointStore) -> Iterator[str]:
     """Names of mp4s beside which lies the one that a finished video has now."""
     names: dict[str, list[str]] = defaultdict(list)
     for name in store.store.list(MP4S):
-        names[_id_of(name)].append(name)
+        if video_id := dataset.id_of(name):
+            names[video_id].append(name)
     for video_id in store.done_ids():
         some = names[video_id]
         # A video's only file may be all that is left of it.
@@ -270,12 +274,9 @@ def _orphans(store: CheckpointStore) -> Iterator[str]:
 
 
 def _is_orphan(store: CheckpointStore, name: str) -> bool:
-    row = store.read_done(_id_of(name))
+    video_id = dataset.id_of(name)
+    row = store.read_done(video_id) if video_id else None
     return row is not None and row["file_name"] != f"videos/{name}"
-
-
-def _id_of(name: str) -> str:
-    return name.rpartition("/")[2].rpartition("-")[0]
 
 
 def _droppable(store: CheckpointStore) -> Iterator[str]:

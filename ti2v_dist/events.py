@@ -69,10 +69,11 @@ class WorkerRefused:
 
 @dataclass(frozen=True)
 class WorkerLost:
-    """A worker is gone; `reason` is a key of `losses.LOSSES`, which says what that costs."""
+    """A worker is gone; `reason` is a key of `losses.LOSSES`, which says what that costs; `detail` its own words."""
 
     worker: int
     reason: str = "died"
+    detail: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """Files of an output that are replaced whole: readers see the old one or the new one."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from ti2v_dist.store import check_scheme, persist, transport_errors
+from ti2v_dist.disk import replace_file
+from ti2v_dist.scratch import full_disk_named, scratch_folder
+from ti2v_dist.store import StoreDenied, check_scheme, persist, transport_errors
 from ti2v_dist.urls import open_filesystem
+from ti2v_dist.verdicts import ABSENT
 
 
 def put_bytes(output_url: str, key: str, data: bytes) -> None:
@@ -20,10 +20,10 @@ def put_bytes(output_url: str, key: str, data: bytes) -> None:
     """
     if read_view(output_url, key) == data:
         return
-    with tempfile.NamedTemporaryFile(prefix="ti2v-") as file:
-        file.write(data)
-        file.flush()
-        put_file(Path(file.name), output_url, key)
+    with scratch_folder() as folder:
+        source = folder / "view"
+        source.write_bytes(data)
+        put_file(source, output_url, key)
 
 
 def read_view(output_url: str, key: str) -> bytes | None:
@@ -60,12 +60,16 @@ def put_file(source: Path, output_url: str, key: str) -> None:
 
     def put() -> None:
         if _is_local(fs):
-            _replace_file(source, Path(root), key)
+            # The temporary lies beside `dataset/`, in which nothing else may lie, not even after a crash.
+            replace_file(source, Path(root, key), Path(root, f".{uuid4().hex}.tmp"))
         else:
             fs.put_file(str(source), f"{root}/{key}")
 
     # A view is many files: each is asked for again by itself, or an unwell store would never see the last of them.
-    persist(key, put, transport_errors(check_scheme(output_url)))
+    try:
+        persist(key, put, transport_errors(check_scheme(output_url)))
+    except ABSENT as exc:
+        raise StoreDenied(f"{key}: the store cannot write it: {exc}") from exc
 
 
 def remove(output_url: str, key: str) -> None:
@@ -79,31 +83,8 @@ def remove(output_url: str, key: str) -> None:
     persist(key, take, transport_errors(check_scheme(output_url)))
 
 
-def _replace_file(source: Path, root: Path, key: str) -> None:
-    # The temporary lies beside `dataset/`, in which nothing else may lie, not even after a crash.
-    target, temporary = root / key, root / f".{uuid4().hex}.tmp"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with source.open("rb") as reader, temporary.open("xb") as writer:
-            shutil.copyfileobj(reader, writer)
-            writer.flush()
-            os.fsync(writer.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
-
-
 def _is_local(fs: Any) -> bool:
     return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -113,7 +94,12 @@ def local_copy(url: str) -> Iterator[Path]:
     if _is_local(fs):
         yield Path(path)
         return
-    with tempfile.TemporaryDirectory(prefix="ti2v-") as folder:
-        copy = Path(folder, "video.mp4")
-        fs.get_file(path, str(copy))
+    with scratch_folder() as folder:
+        copy = folder / "video.mp4"
+        persist(url, lambda: _fetch(fs, path, copy), transport_errors(check_scheme(url)))
         yield copy
+
+
+def _fetch(fs: Any, path: str, copy: Path) -> None:
+    with full_disk_named(copy.parent):
+        fs.get_file(path, str(copy))

@@ -1,10 +1,5 @@
 """A video's request and its frames: a chain of records, each keyed by its first frame and created once.
 
-    .ti2v/requests/<id>/<g>      the request: 0 as the manifest or a fork has it, then one for each time it was extended
-    .ti2v/edits/<id>/<g>         that this request has no line in a manifest
-    .ti2v/videos/<id>/<frame>    one record = one commit; frame 0 starts the video. All generations share the chain
-    .ti2v/quarantine/<id>/...    records that `repair` moved away
-
 Whoever comes second to a key adopts what is there. Each record holds the sha256 of the one before, so a value computed
 on a loser's frame cannot join the winner's history.
 Suffixes: C channels, F frames, H height, W width.
@@ -18,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from . import keys
 from .errors import InputError
 from .record import BrokenChain, CorruptRecord, RecipeMismatch, Record, Tip, differences, follower, parse_json, tip_of
 from .store import Store
-from .video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState, canonical_json, check_id
+from .video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState, canonical_json
 
-ROOT = ".ti2v"
 DROPPED = {"dropped": True}
 """Stands in the place of the next generation: a video is either extended or loses its frames, never both."""
 
@@ -59,6 +54,10 @@ class FrameStore:
         self.url = output_url
         self.store = Store(output_url)
 
+    def names(self, folder: str) -> list[str]:
+        """Names of a run's own objects below a folder of its state, sorted. Those of others are passed over."""
+        return [name for name in self.store.list(f"{keys.ROOT}/{folder}") if keys.is_ours(f"{folder}/{name}")]
+
     # what is asked for
 
     def claim_request(self, request: VideoRequest) -> None:
@@ -66,7 +65,7 @@ class FrameStore:
 
         Once a video was extended, the request that it began with and its newest one are both the right one.
         """
-        key = _request_key(request.id, 0)
+        key = keys.request(request.id, 0)
         stored = self._request_of(key, self._settle_json(key, request.to_json()))
         if not (lines := differences(stored.identity(), request.identity())):
             return
@@ -79,19 +78,19 @@ class FrameStore:
 
         Raises `RequestMismatch` where another was there first, and `FramesDropped`.
         """
-        key = _request_key(request.id, request.generation)
+        key = keys.request(request.id, request.generation)
         value = self._settle_json(key, request.to_json())
         if value == DROPPED:
             raise FramesDropped(request.id)
         if lines := differences(self._request_of(key, value).to_json(), request.to_json()):
             raise RequestMismatch("\n".join([f"video {request.id!r} was asked for otherwise:", *lines]))
         # Later than the request, so that what is listed here can be read there.
-        self.store.settle(f"{ROOT}/edits/{request.id}/{request.generation}", b"{}")
+        self.store.settle(keys.edit(request.id, request.generation), b"{}")
 
     def read_request(self, video_id: str, generation: int | None = None) -> VideoRequest | None:
         """The request of a generation, the newest one by default; its `image` is where its first owner found it."""
         generation = self.generation(video_id) if generation is None else generation
-        stored = self._read_json(key := _request_key(video_id, generation))
+        stored = self._read_json(key := keys.request(video_id, generation))
         return None if stored is None else self._request_of(key, stored)
 
     def generation(self, video_id: str) -> int:
@@ -105,7 +104,7 @@ class FrameStore:
     def edits(self) -> dict[str, list[int]]:
         """Generations without a line in a manifest, from one listing: [0, ...] for a fork, [1, ...] when extended."""
         found: dict[str, list[int]] = {}
-        for name in self.store.list(f"{ROOT}/edits"):
+        for name in self.names("edits"):
             video_id, _, generation = name.partition("/")
             found.setdefault(video_id, []).append(int(generation))
         return {video_id: sorted(generations) for video_id, generations in found.items()}
@@ -123,7 +122,7 @@ class FrameStore:
             raise FramesDropped(request.id)
         recipe = request.recipe(fingerprint_sha256, encoded.image_HWC)
         mine = Record.of_start(self._first_identity(request), encoded, recipe).to_bytes()
-        data = self.store.settle(_frame_key(request.id, 0), mine)
+        data = self.store.settle(keys.frame(request.id, 0), mine)
         record = self._first(request.id, data)
         self._check_start(record, request, recipe)
         return self._copy_shared(VideoState.start(request, record.encoded), tip_of(request.id, record, data))
@@ -138,7 +137,7 @@ class FrameStore:
         record = Record.of_chunk(chunk, parent.recipe, parent.sha256)
         if not all(np.isfinite(array).all() for array in record.arrays.values()):
             raise NonFiniteLatents(chunk.video_id, chunk.first_frame)
-        key, mine = _frame_key(chunk.video_id, chunk.first_frame), record.to_bytes()
+        key, mine = keys.frame(chunk.video_id, chunk.first_frame), record.to_bytes()
         data = self.store.settle(key, mine)
         if data == mine:
             return Settled(chunk, True, tip_of(chunk.video_id, record, mine))
@@ -152,7 +151,7 @@ class FrameStore:
 
         Reads frame 0 and the last K + 1 records, and verifies them: `RecipeMismatch`, `CorruptRecord`.
         """
-        data = self._get(_frame_key(request.id, 0))
+        data = self._get(keys.frame(request.id, 0))
         if data is None:
             return None
         first = self._first(request.id, data)
@@ -172,7 +171,7 @@ class FrameStore:
 
         Ends at the last settled frame. Raises `KeyError` for a video without frame 0, `CorruptRecord`.
         """
-        data = self.store.get(_frame_key(video_id, 0))
+        data = self.store.get(keys.frame(video_id, 0))
         first = self._first(video_id, data)
         if start == 0:
             yield first.encoded.latent_CHW
@@ -183,7 +182,7 @@ class FrameStore:
 
     def first_image(self, video_id: str) -> np.ndarray:
         """The preprocessed first frame, uint8 image_HWC. Raises `KeyError`, `CorruptRecord`."""
-        return self._first(video_id, self.store.get(_frame_key(video_id, 0))).encoded.image_HWC
+        return self._first(video_id, self.store.get(keys.frame(video_id, 0))).encoded.image_HWC
 
     def last_frames(self) -> dict[str, int]:
         """First frame of every video's newest record, from one listing: for people, not for resuming."""
@@ -192,7 +191,7 @@ class FrameStore:
     def _highest(self, folder: str) -> dict[str, int]:
         """The highest number of each id below a folder of ids with numbers, from one listing."""
         highest: dict[str, int] = {}
-        for name in self.store.list(f"{ROOT}/{folder}"):
+        for name in self.names(folder):
             video_id, _, number = name.partition("/")
             highest[video_id] = max(highest.get(video_id, 0), int(number))
         return highest
@@ -204,24 +203,23 @@ class FrameStore:
 
         The tombstone comes first, in the place of the next generation: whoever is second there has lost.
         """
-        if self._settle_json(_request_key(video_id, generation + 1), DROPPED) != DROPPED:
+        if self._settle_json(keys.request(video_id, generation + 1), DROPPED) != DROPPED:
             return False
-        folder = f"{ROOT}/videos/{check_id(video_id)}"
-        for name in reversed(self.store.list(folder)):
-            self.store.delete(f"{folder}/{name}")
+        for number in reversed(self._numbers(keys.frames(video_id))):
+            self.store.delete(keys.frame(video_id, number))
         return True
 
     def damage(self, video_id: str) -> CorruptRecord | None:
         """What is wrong with the chain, at the lowest frame that cannot be trusted; None for a whole one."""
         try:
-            data = self._get(key := _frame_key(video_id, 0))
+            data = self._get(key := keys.frame(video_id, 0))
             later = self._later_frames(video_id)
             if data is None:
                 return CorruptRecord(key, "the record is missing, though others are there") if later else None
             first = self._first(video_id, data)
             below = key
             for record, _ in self._follow(tip_of(video_id, first, data), first.latent_shape, 1, later):
-                below = _frame_key(video_id, record.frame)
+                below = keys.frame(video_id, record.frame)
         except BrokenChain as error:
             return CorruptRecord(below, f"it, or the record that follows, was exchanged: {error}")
         except CorruptRecord as error:
@@ -233,21 +231,21 @@ class FrameStore:
 
         Only for a run at which nobody works. They are computed again: on the run's fingerprint, the same bytes.
         """
-        folder = f"{ROOT}/videos/{check_id(video_id)}"
-        keys = [key for name in self.store.list(folder) if (key := f"{folder}/{name}") >= damage.key]
-        for key in reversed(keys):
+        slots = {keys.frame(video_id, number): number for number in self._numbers(keys.frames(video_id))}
+        moved = [key for key in slots if key >= damage.key]
+        for key in reversed(moved):
             if data := self._get(key):
-                name = f"{key.rpartition('/')[2]}-{hashlib.sha256(data).hexdigest()[:16]}"
-                self.store.settle(f"{ROOT}/quarantine/{video_id}/{name}", data)
+                sha256 = hashlib.sha256(data).hexdigest()
+                self.store.settle(keys.quarantined(video_id, slots[key], sha256), data)
             self.store.delete(key)
-        return keys
+        return moved
 
     # below
 
     def _copy_shared(self, state: VideoState, tip: Tip) -> tuple[VideoState, Tip]:
         """Commit the frames that a fork shares with its origin. Those that are there no more are computed: the same."""
         origin = state.request.origin
-        if origin is None or state.frame >= origin.frame or (data := self._get(_frame_key(origin.id, 0))) is None:
+        if origin is None or state.frame >= origin.frame or (data := self._get(keys.frame(origin.id, 0))) is None:
             return state, tip
         first = self._first(origin.id, data)
         source = tip_of(origin.id, first, data)
@@ -269,7 +267,7 @@ class FrameStore:
     def _follow(self, tip: Tip, shape: tuple, frame: int, listed: list[int]) -> Iterator[tuple[Record, Tip]]:
         """Walk the records from `frame` to the first empty slot; `tip` is frame 0's. The list is only a hint."""
         parent = tip if frame == 1 else replace(tip, frame=frame - 1, sha256="")
-        while (data := self._get(key := _frame_key(tip.video_id, parent.frame + 1))) is not None:
+        while (data := self._get(key := keys.frame(tip.video_id, parent.frame + 1))) is not None:
             record = follower(key, data, parent, shape)
             parent = tip_of(tip.video_id, record, data)
             yield record, parent
@@ -277,7 +275,7 @@ class FrameStore:
             raise CorruptRecord(key, f"the record is missing, though frame {listed[-1]} has one")
 
     def _first(self, video_id: str, data: bytes) -> Record:
-        key = _frame_key(video_id, 0)
+        key = keys.frame(video_id, 0)
         record = Record.from_bytes(key, data)
         if record.frame != 0 or record.request is None or record.request.get("id") != video_id:
             raise CorruptRecord(key, f"not frame 0 of video {video_id!r}")
@@ -288,15 +286,15 @@ class FrameStore:
             return
         lines = differences(record.request or {}, request.identity())
         title = "made from another request, first image or fingerprint of the run:"
-        raise RecipeMismatch(_frame_key(request.id, 0), "\n".join([title, *lines]).rstrip(":"))
+        raise RecipeMismatch(keys.frame(request.id, 0), "\n".join([title, *lines]).rstrip(":"))
 
     def _later_frames(self, video_id: str) -> list[int]:
-        return [frame for frame in self._numbers(f"{ROOT}/videos/{check_id(video_id)}") if frame]
+        return [frame for frame in self._numbers(keys.frames(video_id)) if frame]
 
     def _newest(self, video_id: str) -> tuple[int, bool]:
         """The newest generation, and whether a tombstone stands in the place of the next."""
         generation = 0
-        while (following := self._read_json(_request_key(video_id, generation + 1))) not in (None, DROPPED):
+        while (following := self._read_json(keys.request(video_id, generation + 1))) not in (None, DROPPED):
             generation += 1
         return generation, following == DROPPED
 
@@ -307,7 +305,7 @@ class FrameStore:
             raise CorruptRecord(key, f"not a request: {exc}") from exc
 
     def _numbers(self, folder: str) -> list[int]:
-        return [int(name) for name in self.store.list(folder) if name.isdecimal()]
+        return [int(name) for name in self.names(folder) if "/" not in name]
 
     def _settle_json(self, key: str, value: dict[str, Any], indent: int | None = None) -> dict[str, Any]:
         data = canonical_json(value)
@@ -324,11 +322,3 @@ class FrameStore:
             return self.store.get(key)
         except KeyError:
             return None
-
-
-def _frame_key(video_id: str, frame: int) -> str:
-    return f"{ROOT}/videos/{check_id(video_id)}/{frame:010d}"
-
-
-def _request_key(video_id: str, generation: int) -> str:
-    return f"{ROOT}/requests/{check_id(video_id)}/{generation}"

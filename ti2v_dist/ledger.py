@@ -1,10 +1,5 @@
 """What makes a coordinator disposable: the plan of its work, hints of its progress, and the ledger of final rows.
 
-    .ti2v/plans/<sha256>            what one command asked for: requests, manifest lines, refused rows
-    .ti2v/progress/<sha256>/<seq>   which of a plan's requests are final; the highest counts, older ones are deleted
-    .ti2v/usage/<epoch>/<seq>       what one life of the coordinator has cost so far; the highest counts
-    .ti2v/ledger/<seq>.parquet      rows of finished videos, so that tables need not read an object a video
-
 A plan is named by its content. A hint follows the records it speaks of, so it may say too little and never too much.
 """
 
@@ -16,11 +11,13 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ti2v_dist.checkpoint import ROOT, CheckpointStore
+from ti2v_dist import keys
+from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.record import CorruptRecord, parse_json
 from ti2v_dist.rows import read_table, stand_in
 from ti2v_dist.video import VideoRequest, canonical_json
@@ -76,7 +73,7 @@ class Plan:
     def from_bytes(cls, key: str, data: bytes) -> "Plan":
         """Inverse of `data`; raises `CorruptRecord` unless it has the name in its key."""
         if hashlib.sha256(data).hexdigest() != key.rpartition("/")[2]:
-            raise CorruptRecord(key, "its sha256 is not its name")
+            raise CorruptRecord(key, "its sha256 is not its name; delete it, and the same command writes it anew")
         unzip = zlib.decompressobj(wbits=31)
         plain = json.loads(unzip.decompress(data, MAX_PLAN_BYTES))
         requests = tuple(
@@ -95,11 +92,11 @@ class Ledger:
 
     def write_plan(self, plan: Plan) -> None:
         """Keep a plan; nothing happens when it is there."""
-        self.store.settle(_plan_key(plan.sha256), plan.data)
+        self.store.settle(keys.plan(plan.sha256), plan.data)
 
     def read_plan(self, sha256: str) -> Plan:
         """The plan of this name. Raises `KeyError`, `CorruptRecord`."""
-        key = _plan_key(sha256)
+        key = keys.plan(sha256)
         return Plan.from_bytes(key, self.store.get(key))
 
     def lines(self) -> dict[str, int]:
@@ -115,8 +112,10 @@ class Ledger:
         return {key: line for key, line in lines.items() if key not in refused - made or line not in named}
 
     def plans(self) -> Iterator[Plan]:
-        """Every plan of the run, in no order."""
-        return (self.read_plan(name) for name in self.store.list(f"{ROOT}/plans"))
+        """Every plan of the run that can be read, in no order: what is none of its bytes asks for nothing."""
+        for name in self.run.names("plans"):
+            with suppress(CorruptRecord):
+                yield self.read_plan(name)
 
     # progress
 
@@ -138,16 +137,16 @@ class Ledger:
         if len(unfinished) > FEW_VIDEOS:
             return self.run.last_frames(), failed
         with ThreadPoolExecutor(READERS) as pool:
-            records = pool.map(lambda video_id: self.store.list(f"{ROOT}/videos/{video_id}"), unfinished)
-            last = [max(map(int, filter(str.isdecimal, names)), default=0) for names in records]
+            records = pool.map(lambda video_id: self.run.names(keys.frames(video_id)), unfinished)
+            last = [max(map(int, names), default=0) for names in records]
         return dict(zip(unfinished, last, strict=True)), failed
 
     def _newest_hint(self, plan: Plan) -> dict[str, Any] | None:
-        folder = _hints(plan.sha256)
-        for name in reversed(self.store.list(folder)):
+        for name in reversed(self.run.names(keys.hints(plan.sha256))):
+            key = keys.hint(plan.sha256, int(name))
             try:
-                return parse_json(name, self.store.get(f"{folder}/{name}"))
-            except KeyError:  # deleted since it was listed: the next one is as old, and as true
+                return _checked_hint(parse_json(key, self.store.get(key)), len(plan.requests))
+            except (KeyError, ValueError):  # deleted since it was listed, or no hint: the one before is as true
                 continue
         return None
 
@@ -156,17 +155,15 @@ class Ledger:
 
         `made` is what `made_before` is to find, where that is known.
         """
-        folder = _hints(plan.sha256)
-        names = self.store.list(folder)
+        numbers = [int(name) for name in self.run.names(keys.hints(plan.sha256))]
         hint: dict[str, Any] = {"final": _ranges_of(plan, final)}
         if made is not None:
             hint |= {"frames": made[0], "failed": _ranges_of(plan, made[1])}
         data = canonical_json(hint)
-        number = int(names[-1]) + 1 if names else 0
-        while not self._is_left(f"{folder}/{number:010d}", data):
+        number = numbers[-1] + 1 if numbers else 0
+        while not self._is_left(keys.hint(plan.sha256, number), data):
             number += 1
-        for name in names[: 1 - KEPT_HINTS]:
-            self.store.delete(f"{folder}/{name}")
+        self.store.tidy(keys.hint(plan.sha256, old) for old in numbers[: 1 - KEPT_HINTS])
 
     def _is_left(self, key: str, data: bytes) -> bool:
         try:
@@ -194,13 +191,13 @@ class Ledger:
 
     def note_usage(self, epoch: int, number: int, usage: dict[str, float]) -> None:
         """Keep what an epoch has cost so far, its note `number` from 0; the ones before the last are deleted."""
-        self.store.settle(_usage_key(epoch, number), canonical_json(usage))
+        self.store.settle(keys.usage(epoch, number), canonical_json(usage))
         if number >= KEPT_HINTS:
-            self.store.delete(_usage_key(epoch, number - KEPT_HINTS))
+            self.store.tidy([keys.usage(epoch, number - KEPT_HINTS)])
 
     def usage(self) -> dict[str, float]:
         """What the run has cost in all its epochs. A killed one is counted up to its last note."""
-        newest = {name.partition("/")[0]: name for name in self.store.list(f"{ROOT}/usage")}
+        newest = {name.partition("/")[0]: name for name in self.run.names("usage")}
         total = Counter[str]()
         with ThreadPoolExecutor(READERS) as pool:
             for note in pool.map(self._usage_note, newest.values()):
@@ -209,9 +206,10 @@ class Ledger:
 
     def _usage_note(self, name: str) -> dict[str, float]:
         try:
-            return parse_json(name, self.store.get(f"{ROOT}/usage/{name}"))
-        except KeyError:  # a living owner has left two more since it was listed
+            note = parse_json(name, self.store.get(f"{keys.ROOT}/usage/{name}"))
+        except (KeyError, CorruptRecord):  # a living owner has left two more since it was listed, or it is no note
             return {}
+        return {what: amount for what, amount in note.items() if isinstance(amount, int | float)}
 
     # final rows
 
@@ -221,21 +219,26 @@ class Ledger:
         Many new rows are added to the ledger on the way.
         """
         done = sorted(key for key in self.run.finished().items() if key[0] in ids)
-        names = self.store.list(f"{ROOT}/ledger")
-        known = {key: row for name in names for key, row in self._part(name)}
+        numbers = [int(name.partition(".")[0]) for name in self.run.names("ledger")]
+        known = {key: row for number in numbers for key, row in self._part(number)}
         missing = [key for key in done if key not in known]
         with ThreadPoolExecutor(READERS) as pool:
             rows = pool.map(lambda key: self.run.read_done(*key), missing)
             read = {key: row for key, row in zip(missing, rows, strict=True) if row}
         if len(read) >= COMPACT_ROWS:
-            number = int(names[-1].partition(".")[0]) + 1 if names else 0
-            self.store.settle(f"{ROOT}/ledger/{number:010d}.parquet", _parquet(read))
+            self.store.settle(keys.ledger(numbers[-1] + 1 if numbers else 0), _parquet(read))
         known |= read
         return [known[key] for key in done if key in known]
 
-    def _part(self, name: str) -> Iterator[tuple[Key, Row]]:
-        for part in read_table(self.store.get(f"{ROOT}/ledger/{name}")).to_pylist():
-            yield (part["id"], part["generation"]), json.loads(part["row"])
+    def _part(self, number: int) -> list[tuple[Key, Row]]:
+        """The rows of a part; none where it is damaged: they are read from their own objects."""
+        import pyarrow as pa
+
+        try:
+            parts = read_table(self.store.get(keys.ledger(number))).to_pylist()
+            return [((part["id"], part["generation"]), json.loads(part["row"])) for part in parts]
+        except (pa.ArrowException, KeyError, ValueError, TypeError):
+            return []
 
 
 def _parquet(rows: dict[Key, Row]) -> bytes:
@@ -250,6 +253,20 @@ def _parquet(rows: dict[Key, Row]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue()
+
+
+def _checked_hint(hint: dict[str, Any], count: int) -> dict[str, Any]:
+    """The hint; raises `ValueError` unless it speaks of a plan of `count` requests."""
+    lists, frames = [hint.get("final"), hint.get("failed", [])], hint.get("frames", {})
+    if not all(isinstance(ranges, list) for ranges in lists) or not isinstance(frames, dict):
+        raise ValueError("not a hint")
+    for pair in (pair for ranges in lists for pair in ranges):
+        is_range = isinstance(pair, list) and len(pair) == 2 and all(type(index) is int for index in pair)
+        if not (is_range and 0 <= pair[0] < pair[1] <= count):
+            raise ValueError(f"not a range of {count} requests: {pair!r}")
+    if not all(type(frame) is int for frame in frames.values()) or ("frames" in hint) != ("failed" in hint):
+        raise ValueError("not a hint")
+    return hint
 
 
 def _ids_at(plan: Plan, ranges: list[list[int]]) -> set[str]:
@@ -269,15 +286,3 @@ def _ranges(indexes: Iterable[int]) -> list[list[int]]:
         else:
             found.append([index, index + 1])
     return found
-
-
-def _plan_key(sha256: str) -> str:
-    return f"{ROOT}/plans/{sha256}"
-
-
-def _usage_key(epoch: int, number: int) -> str:
-    return f"{ROOT}/usage/{epoch:010d}/{number:010d}"
-
-
-def _hints(sha256: str) -> str:
-    return f"{ROOT}/progress/{sha256}"

@@ -39,6 +39,10 @@ LOSSES = {
         what="ran out of the device's memory",
         advice=f"free the device of other programs, or {FEWER_SLOTS}",
     ),
+    # Perhaps another machine has room; no video is at fault.
+    "disk_full": LossPolicy(
+        counts=False, limit=3, what="could not write to their temporary folder", advice="free some space there"
+    ),
     "cuda_error": LossPolicy(
         counts=True, limit=5, what="lost their device to a CUDA error", advice="the device may be broken"
     ),

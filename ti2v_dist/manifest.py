@@ -6,7 +6,6 @@ A `Problem` makes the manifest itself unusable; a `RowFailure` is one bad row be
 import hashlib
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -22,14 +21,14 @@ from ti2v_dist.checks import (
     warn_near_names,
 )
 from ti2v_dist.errors import InputError
-from ti2v_dist.images import ImageError, check_image
+from ti2v_dist.images import ImageError
+from ti2v_dist.inspection import check_images
 from ti2v_dist.prompts import entries, read_prompt
 from ti2v_dist.rows import COLUMN_TYPES, MAX_BYTES, Row, check_count, parse_rows
 from ti2v_dist.tables import text_columns
-from ti2v_dist.urls import UrlRefused, absolute_url, read_bytes, resolve_url
+from ti2v_dist.urls import Unreachable, UrlRefused, absolute_url, read_bytes, resolve_url
 from ti2v_dist.video import SamplingParams, VideoRequest, canonical_json
 
-IMAGE_READERS = 8
 T = TypeVar("T")
 SEED_BITS = 53
 
@@ -57,6 +56,7 @@ class RequestDefaults:
     init: str = "inversion"
     seed: int = 0
     allow_http: bool = False
+    images_below: tuple[str, ...] = ()
 
     def request(self, **given: Any) -> VideoRequest:
         """A request with the run's settings but for `given`, field names of `VideoRequest` and `SamplingParams`.
@@ -126,12 +126,15 @@ def read_manifest(
 ) -> Manifest:
     """Read and check a manifest (`.jsonl`, `.csv` or `.parquet`) with the images of those ids that need theirs.
 
-    Never raises for what is wrong with the manifest or a row: it is all in the result.
+    Never raises for what is wrong with the manifest or a row: it is all in the result. Raises `Unreachable` and
+    `AccessRefused` where a store is away or refuses everything.
     """
     try:
         data = read_bytes(url, MAX_BYTES, allow_http=defaults.allow_http)
         parsed = list(parse_rows(url, data))
         check_count(len(parsed) * variations)
+    except Unreachable:  # which says nothing of the manifest
+        raise
     except (OSError, ValueError) as exc:
         return Manifest(problems=[Problem(0, None, url, f"manifest {url!r} cannot be read: {exc}")])
     manifest = Manifest(hashlib.sha256(data).hexdigest())
@@ -219,7 +222,7 @@ def _fill(
     manifest.lines |= {video_id: row.line for video_id, row in zip(ids, rows, strict=True)}
     pairs = zip(ids, rows, strict=True)
     images = [_image_of(row.columns, folder, defaults) if needs_image(video_id) else None for video_id, row in pairs]
-    checked = _check_images({image for image in images if image}, defaults.allow_http)
+    checked = check_images({image for image in images if image}, defaults.allow_http, defaults.images_below)
     for row, video_id, request, image in zip(rows, ids, made, images, strict=True):
         errors = [request] if isinstance(request, ValueError) else []
         errors += [checked[image]] if image in checked else []
@@ -240,22 +243,6 @@ def _image_of(columns: dict[str, Any], folder: str, defaults: RequestDefaults) -
         return resolve_url(columns["image"], folder, defaults.allow_http)
     except UrlRefused:
         return None
-
-
-def _check_images(urls: set[str], allow_http: bool) -> dict[str, ImageError]:
-    """The errors of those images that have one."""
-
-    def error(url: str) -> ImageError | None:
-        try:
-            check_image(url, allow_http)
-        except ImageError as exc:
-            return exc
-        return None
-
-    ordered = sorted(urls)
-    with ThreadPoolExecutor(IMAGE_READERS) as pool:
-        found = zip(ordered, pool.map(error, ordered), strict=True)
-        return {url: exc for url, exc in found if exc is not None}
 
 
 def _failure(row: Row, video_id: str, errors: list[ValueError]) -> RowFailure:

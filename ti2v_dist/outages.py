@@ -7,10 +7,13 @@ from itertools import chain, repeat
 from typing import TypeVar
 
 from ti2v_dist.metrics import Metrics
+from ti2v_dist.store import StoreUnavailable
 
 PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Pauses before storage is asked again; after the last one, every half a minute."""
 TOLD_AFTER_S = 5.0
+OUTAGES = (StoreUnavailable, ConnectionError, TimeoutError)
+"""What passes by itself; the last two are of reading an input. Whatever else is raised ends the call."""
 T = TypeVar("T")
 
 
@@ -22,13 +25,13 @@ class Outages:
         self._waiting: dict[object, tuple[float, str]] = {}
 
     async def outlast(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What `call` returns, which is made again for as long as it raises `OSError`."""
+        """What `call` returns, which is made again for as long as it raises one of `OUTAGES`."""
         this, began = object(), time.monotonic()
         try:
             for pause_s in chain(PAUSES_S, repeat(30.0)):
                 try:
                     return await call()
-                except OSError as error:
+                except OUTAGES as error:
                     self.metrics.count_storage_retry(type(error).__name__)
                     self._waiting[this] = began, str(error)
                 await asyncio.sleep(pause_s)

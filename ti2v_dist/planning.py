@@ -71,6 +71,7 @@ def request_defaults(config: RunConfig, info: ModelInfo) -> RequestDefaults:
         negative_prompt=chosen.negative_prompt,
         seed=config.seed,
         allow_http=config.allow_http,
+        images_below=config.images_below,
     )
 
 

@@ -23,8 +23,11 @@ from ti2v_dist.errors import InputError, UserError
 from ti2v_dist.log import log_bug
 from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.metrics import Metrics
-from ti2v_dist.outages import Outages
+from ti2v_dist.outages import OUTAGES, Outages
 from ti2v_dist.record import CorruptRecord
+from ti2v_dist.scratch import ScratchFull
+from ti2v_dist.store import StoreDenied
+from ti2v_dist.urls import AccessRefused, HostUnreachable
 from ti2v_dist.video import NonFiniteLatents, VideoRequest
 from ti2v_dist.worker import Worker
 
@@ -173,12 +176,16 @@ class WorkerPool:
             self._bury(number, await death(actor, error))
         except RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, OSError):
+            # A web server is one among many: its image is an attempt of its video, and nothing that the run waits for.
+            is_storage = isinstance(cause, (*OUTAGES, StoreDenied, AccessRefused))
+            if is_storage and not isinstance(cause, HostUnreachable):
                 raise cause from error
             if isinstance(cause, Leaving):
                 self.emit(events.CallCancelled(number, ids))
             elif isinstance(cause, DeviceOutOfMemory | DeviceFailure):
                 self._bury(number, "cuda_oom" if isinstance(cause, DeviceOutOfMemory) else "cuda_error")
+            elif isinstance(cause, ScratchFull):
+                self._bury(number, "disk_full", str(cause))
             elif isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
                 self.emit(video_error(ids[0], cause))
             else:
@@ -244,12 +251,12 @@ class WorkerPool:
         ray.kill(actor)  # an unreachable actor may still live; it must not hold a GPU
         return True
 
-    def _bury(self, number: int, reason: str) -> None:
+    def _bury(self, number: int, reason: str, detail: str = "") -> None:
         """Every outstanding call of a lost worker fails; the first one reports the loss."""
         if number in self.leaving and reason in ("died", "node_died"):
             reason = "preempted"  # the notice may have been shorter than it said
         if self._remove(number, reason):
-            self.emit(events.WorkerLost(number, reason))
+            self.emit(events.WorkerLost(number, reason, detail))
 
 
 def worker_resources(config: RunConfig, gpus: float) -> dict[str, float]:

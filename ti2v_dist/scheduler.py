@@ -127,7 +127,7 @@ class Scheduler:
         self.barren[event.reason] += 1
         if self.barren[event.reason] == policy.limit:
             ends = f"{policy.limit} workers in a row {policy.what} without finishing a call"
-            return [events.GiveUp(f"{ends}: {policy.advice}")]
+            return [events.GiveUp(f"{ends}: {event.detail or policy.advice}")]
         commands: list[events.Command] = [] if worker and worker.leaving else [self.starts.start()]
         for ids in worker.calls if worker else []:
             for video in map(self.videos.get, ids):

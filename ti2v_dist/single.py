@@ -59,7 +59,7 @@ def generate(
         # Whatever may turn out to be wrong must do so before anything is written, or the corrected call is refused.
         if output.exists():
             raise InputError(f"output {str(output)!r} exists, and {state_url!r} does not: move it away or name another")
-        load_image(request.image, request.height, request.width, config.allow_http)
+        load_image(request.image, request.height, request.width, config.allow_http, config.images_below)
         numerics = worker.open(request)
     claim(store, config, {"output": str(output)})
     store.claim_request(request)

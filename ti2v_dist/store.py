@@ -1,6 +1,6 @@
 """The one primitive under every guarantee: create a key that must not exist yet, whole or not at all.
 
-Every backend runs the same code; only how "create if absent" is asked for differs (`_create_file` and its siblings).
+Every backend runs the same code; only how "create if absent" is asked for differs (`_create_once`).
 """
 
 import errno
@@ -10,15 +10,19 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 
+from .disk import TEMPORARY, create_file
 from .errors import InputError, UserError
+from .verdicts import ABSENT, transport_errors, verdict_of, words_of
+
+__all__ = ["Store", "StoreDenied", "StoreRefused", "StoreUnavailable", "check_scheme", "persist", "transport_errors"]
 
 SCHEMES = ("file", "s3", "gs", "az", "memory")
 MAX_OBJECT_BYTES = 100 * 2**20 - 1  # from here on s3fs sends parts, whose condition not every server honours
@@ -27,12 +31,7 @@ RETRY_BASE_S = 0.1
 PROBE_ROUNDS, PROBE_THREADS = 3, 16
 
 _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
-_TEMPORARY = ".tmp-"
 _ABANDONED = re.compile(r"\.tmp-[0-9a-f]{32}|\.[0-9a-f]{32}\.tmp")
-_RETRY_STATUS = {408, 409, 425, 429}
-_RETRY_ERRNO = {errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ESTALE, getattr(errno, "EREMOTEIO", errno.EBUSY)}
-_FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT}
-_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
 _memory_lock = threading.Lock()
 _T = TypeVar("_T")
@@ -46,6 +45,10 @@ class StoreUnavailable(UserError, OSError):
     """The store did not answer, or is full. Nothing is known of the last write: ask again later with the same bytes."""
 
 
+class StoreDenied(UserError, PermissionError):
+    """The store said no, in its own words, and would say so again: no permission, no bucket, expired credentials."""
+
+
 class StoreRefused(InputError):
     """The store cannot be trusted with a run, or cannot be written at all."""
 
@@ -54,7 +57,7 @@ class Store:
     """Objects below one URL: created once, never changed.
 
     Safe to use from many threads. Every method raises `StoreUnavailable` when the store stays silent through `ATTEMPTS`
-    tries, and the client's own `OSError` for what no retry can mend (no permission, no bucket).
+    tries, and `StoreDenied` for what no retry can mend.
     """
 
     def __init__(self, url: str):
@@ -66,6 +69,7 @@ class Store:
             raise InputError(f"output {url!r} names no bucket; write {self.scheme}://BUCKET/FOLDER")
         self._transport_errors = transport_errors(self.scheme)
         self._synced: set[str] = set()
+        self._may_delete = True
 
     def create(self, key: str, data: bytes) -> None:
         """Write a key that must not exist; durable on return. Raises `KeyExists` when it is taken.
@@ -76,11 +80,13 @@ class Store:
         if len(data) > MAX_OBJECT_BYTES:
             raise InputError(f"{key} has {len(data)} bytes; one object holds at most {MAX_OBJECT_BYTES}")
         path = self._path(key)
-        assert not _leaf(key).startswith(_TEMPORARY), key
+        assert not _leaf(key).startswith(TEMPORARY), key
         try:
             self._ask(key, lambda: self._create_once(path, data))
         except FileExistsError as exc:
             raise KeyExists(errno.EEXIST, "key exists", key) from exc
+        except ABSENT as exc:
+            raise StoreDenied(f"{key}: the store cannot write it: {exc}") from exc
 
     def settle(self, key: str, data: bytes) -> bytes:
         """Create the key, or read what is there: first writer wins. The result equals `data` where it is ours."""
@@ -95,35 +101,45 @@ class Store:
         path = self._path(key)
         try:
             return self._ask(key, lambda: self.fs.cat_file(path))
-        except _ABSENT as exc:
+        except ABSENT as exc:
             raise KeyError(key) from exc
 
     def folders(self, prefix: str) -> list[str]:
-        """Names right below the folder `prefix`, sorted. As `list` a hint; what lies deeper is not looked through."""
+        """Names of the folders right below `prefix`, sorted. As `list` a hint; it looks no deeper."""
         path = self._path(prefix)
         try:
-            paths = self._ask(prefix, lambda: self.fs.ls(path, detail=False))
-        except _ABSENT:
+            entries = self._ask(prefix, lambda: self.fs.ls(path, detail=True))
+        except ABSENT:
             return []
-        return sorted(name for found in paths if not (name := _leaf(found.rstrip("/"))).startswith(_TEMPORARY))
+        return sorted(_leaf(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
 
     def list(self, prefix: str) -> list[str]:
         """Names below the folder `prefix`, relative to it, sorted. It may lag behind: a hint, never a proof."""
         base = self._path(prefix) + "/"
         try:
             paths = self._ask(prefix, lambda: self.fs.find(base[:-1]))
-        except _ABSENT:
+        except ABSENT:
             return []
         names = (path[len(base) :] for path in paths if path.startswith(base))
-        return sorted(name for name in names if name and not _leaf(name).startswith(_TEMPORARY))
+        return sorted(name for name in names if name and not _leaf(name).startswith(TEMPORARY))
 
     def delete(self, key: str) -> None:
         """Remove a key; nothing happens when there is none."""
         path = self._path(key)
         try:
             self._ask(key, lambda: self.fs.rm_file(path))
-        except _ABSENT:
+        except ABSENT:
             return
+
+    def tidy(self, keys: Iterable[str]) -> None:
+        """Delete what nobody needs. Where that is refused it stays: a warning, once, and no error."""
+        for key in keys if self._may_delete else ():
+            try:
+                self.delete(key)
+            except StoreDenied as exc:
+                self._may_delete = False
+                warnings.warn(f"old files stay, for the store refuses to delete one: {exc}", stacklevel=3)
+                return
 
     def leftovers(self, probe_folder: str, older_than_s: float) -> tuple[str, ...]:
         """Keys below the root that dead writers left: temporary files of a local disk, and those of a `probe`.
@@ -140,7 +156,7 @@ class Store:
 
         try:
             return self._ask(probe_folder, find)
-        except _ABSENT:  # one of them was alive, and is gone
+        except ABSENT:  # one of them was alive, and is gone
             return ()
 
     def probe(self, folder: str) -> None:
@@ -150,17 +166,15 @@ class Store:
         """
         keys = [f"{folder}/{uuid.uuid4().hex}" for _ in range(1 + PROBE_ROUNDS)]
         try:
-            try:
-                self._probe_one(keys[0])
-                for key in keys[1:]:
-                    self._probe_race(key)
-            finally:
-                for key in keys:
-                    self.delete(key)
-        except StoreUnavailable:
-            raise
-        except OSError as exc:
+            self._probe_one(keys[0])
+            for key in keys[1:]:
+                self._probe_race(key)
+        except StoreDenied as exc:
             raise StoreRefused(f"cannot write below {self.root}: {exc}") from exc
+        except StoreRefused:
+            self.tidy(keys)
+            raise
+        self.tidy(keys)
 
     def _probe_one(self, key: str) -> None:
         if self.settle(key, b"first") != b"first":
@@ -194,7 +208,7 @@ class Store:
 
     def _create_once(self, path: str, data: bytes) -> None:
         if self.scheme == "file":
-            _create_file(path, data, self._synced)
+            create_file(path, data, self._synced)
         elif self.scheme == "memory":
             with _memory_lock:  # fsspec's own "xb" looks and then writes: two threads can both win
                 self.fs.pipe_file(path, data, mode="create")
@@ -208,36 +222,30 @@ class Store:
 def persist(key: str, operation: Callable[[], _T], transport_errors: tuple[type[BaseException], ...]) -> _T:
     """Run an idempotent storage operation until its outcome is known.
 
-    Raises `FileExistsError`, `FileNotFoundError`, `StoreUnavailable`, or the client's own `OSError`.
+    Raises `FileExistsError`, `FileNotFoundError` and its kin, `StoreUnavailable` or `StoreDenied`, with the client's
+    own error as its cause.
     """
-    last: BaseException | None = None
+    verdict, last = "unknown", None
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(random.uniform(0.5, 1) * RETRY_BASE_S * 2**attempt)
         try:
             return operation()
         except (OSError, *transport_errors) as exc:
-            _raise_if_known(key, exc, transport_errors)
-            last = exc
-    raise StoreUnavailable(f"{key}: no answer from the store in {ATTEMPTS} tries: {last}") from last
-
-
-def _raise_if_known(key: str, exc: BaseException, transport_errors: tuple[type[BaseException], ...]) -> None:
-    """Raise what `exc` says for certain; return where the outcome is unknown and must be asked again."""
-    status = _http_status(exc)
-    if status == 412:
-        raise FileExistsError(errno.EEXIST, "precondition failed", key) from exc
-    if status is not None:
-        if status in _RETRY_STATUS or status >= 500:
-            return
-        if isinstance(exc, OSError):
-            raise exc
-        raise OSError(f"{key}: {exc}") from exc
-    if isinstance(exc, OSError) and exc.errno in _FULL_ERRNO:
-        raise StoreUnavailable(f"{key}: {exc}") from exc
-    unsure = isinstance(exc, (TimeoutError, ConnectionError, *transport_errors))
-    if not (unsure or (isinstance(exc, OSError) and exc.errno in _RETRY_ERRNO)):
-        raise exc
+            if isinstance(exc, UserError):  # told by a part of the operation that is not the store's
+                raise
+            verdict, last = verdict_of(exc, transport_errors), exc
+        if verdict not in ("unknown", "lapsed"):
+            break
+    if verdict == "exists":
+        raise FileExistsError(errno.EEXIST, "key exists", key) from last
+    if verdict == "absent":
+        raise last if isinstance(last, ABSENT) else FileNotFoundError(errno.ENOENT, str(last), key) from last
+    if verdict == "unknown":
+        raise StoreUnavailable(f"{key}: no answer from the store in {ATTEMPTS} tries: {last}") from last
+    if verdict == "full":
+        raise StoreUnavailable(f"{key}: {last}") from last
+    raise StoreDenied(f"{key}: {words_of(last)}") from last
 
 
 def check_scheme(url: str) -> str:
@@ -263,85 +271,8 @@ def _filesystem(scheme: str) -> Any:
         return fsspec.filesystem(scheme, **options)
     except ImportError as exc:
         raise InputError(f"{scheme}:// needs its client: pip install 'ti2v-dist[{_EXTRAS[scheme]}]' ({exc})") from exc
-
-
-def transport_errors(scheme: str) -> tuple[type[BaseException], ...]:
-    """The client's own errors, most of them no `OSError`s: without a status, they leave the outcome unknown."""
-    if scheme == "az":
-        from azure.core.exceptions import AzureError
-
-        return (AzureError,)
-    if scheme == "gs":
-        from aiohttp import ClientError
-        from gcsfs.retry import ChecksumError, HttpError
-        from google.auth.exceptions import GoogleAuthError
-        from requests import RequestException
-
-        return ClientError, HttpError, ChecksumError, GoogleAuthError, RequestException
-    if scheme == "s3":
-        from aiohttp import ClientError
-        from botocore import exceptions as boto
-
-        return ClientError, boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError
-    return ()
-
-
-def _http_status(exc: BaseException) -> int | None:
-    """The server's status. s3fs names 412 differently from server to server; its cause has the number."""
-    for error in (exc, exc.__cause__):
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        for name in ("status_code", "status", "code"):
-            if isinstance(status := getattr(error, name, None), int):
-                return status
-    return None
-
-
-def _create_file(path: str, data: bytes, synced: set[str]) -> None:
-    """Link a finished temporary file to its name: the name is taken by whole bytes or not at all."""
-    folder = os.path.dirname(path)
-    _make_folder(folder, synced)
-    temporary = f"{folder}/{_TEMPORARY}{uuid.uuid4().hex}"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        finally:
-            # Also when the name was taken: its writer may not have come as far as this, and its value is now used.
-            _sync_folder(folder)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _make_folder(folder: str, synced: set[str]) -> None:
-    """Make the folder and its parents, and have each name on the disk before anything in it is acknowledged."""
-    if folder in synced:
-        return
-    parent = os.path.dirname(folder)
-    if not os.path.isdir(folder):
-        _make_folder(parent, synced)
-        try:
-            os.mkdir(folder)
-        except FileExistsError:
-            # Another writer made it; a file in its place must not pass for a key that exists.
-            if not os.path.isdir(folder):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
-    _sync_folder(parent)
-    if len(synced) > 4096:
-        synced.clear()
-    synced.add(folder)
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except ValueError as exc:  # of Azure's, which wants to know the account at once
+        raise InputError(f"{scheme}:// cannot be reached: {exc}") from exc
 
 
 def _leaf(name: str) -> str:

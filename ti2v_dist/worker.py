@@ -70,11 +70,12 @@ class Worker:
         self.leaving = True
 
     def encode(self, request: VideoRequest) -> tuple[Encoded, float]:
-        """Read and preprocess the image, encode it and the prompts. Raises `ImageError`, `CorruptRecord`."""
+        """Read and preprocess the image, encode it and the prompts. Raises what `load_image` does, `CorruptRecord`."""
         began = self._begin()
         image_HWC = self._origins_image(request)
         if image_HWC is None:
-            image_HWC = load_image(request.image, request.height, request.width, self.config.allow_http)
+            allowed = (self.config.allow_http, self.config.images_below)
+            image_HWC = load_image(request.image, request.height, request.width, *allowed)
         with self._device_errors():
             return self.engine.encode(request, image_HWC), time.perf_counter() - began
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from ti2v_dist.models.base import ModelInfo, VideoModel
 # diffusers reads it when it is imported, which happens after this package is.
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 
+PAUSES_S = (1.0, 4.0)
+"""Pauses before a hub that is busy or away is asked again."""
 SHAPES_FOLDER = Path(__file__).parent / "shapes" / "weights"
 MODELSCOPE = "ali-vilab/text-to-video-ms-1.7b"
 DEFAULTS = {"window": 16, "guidance_scale": 9.0, "fps": 8}
@@ -152,18 +155,37 @@ def _fetch(model_id: str, revision: str | None) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model_id):
         raise ModelFolderError(f"model {model_id!r} is neither an existing folder nor a hub id; {_choices()}")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     patterns = [f"{part}/*.{ending}" for part in _CONFIGS for ending in ("json", "txt", "safetensors")]
     patterns += ["model_index.json", "ti2v.json"]
-    try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
-    except (OSError, HFValidationError) as error:
-        at = f" at revision {revision!r}" if revision else ""
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelFolderError(
-            f"model {model_id!r}{at} is no local folder and could not be fetched from the hub ({reason}); {_choices()}"
-        ) from error
+    for pause_s in (*PAUSES_S, None):
+        try:
+            # The hub's client has limits of its own for each answer: 10 s, or HF_HUB_DOWNLOAD_TIMEOUT.
+            return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
+        except (OSError, HTTPError, HFValidationError) as error:
+            if pause_s is None or not any(map(_may_pass, _causes(error))):
+                at = f" at revision {revision!r}" if revision else ""
+                reasons = [str(cause).strip().splitlines()[:1] or [type(cause).__name__] for cause in _causes(error)]
+                reason = "; ".join(dict.fromkeys(line for (line,) in reasons))
+                message = f"model {model_id!r}{at} is no local folder and could not be fetched from the hub ({reason})"
+                raise ModelFolderError(f"{message}; {_choices()}") from error
+        time.sleep(pause_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the hub is busy or away, which says nothing of the model."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status in (408, 425, 429) or status >= 500
+    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)  # of httpx, whose name has a number
 
 
 def _read_json(path: Path) -> dict[str, Any]:
