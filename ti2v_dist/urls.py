@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
 
 from ti2v_dist.errors import InputError, UserError
-from ti2v_dist.store import ATTEMPTS, StoreDenied, StoreUnavailable, persist, transport_errors
-from ti2v_dist.verdicts import words_of
+from ti2v_dist.store import ATTEMPTS, StoreDenied, StoreUnavailable, persist
+from ti2v_dist.verdicts import transport_errors, words_of
 from ti2v_dist.video import check_choice
 
 if TYPE_CHECKING:
@@ -40,14 +40,6 @@ _CREDENTIALS = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
-_NO_CREDENTIALS = (
-    "Credential",
-    "TokenRetrieval",
-    "SSOError",
-    "RefreshError",
-    "ClientAuthentication",
-    "ProfileNotFound",
-)
 
 
 class UrlRefused(InputError):
@@ -63,6 +55,10 @@ class Unreachable(UserError, ConnectionError):
 
 class HostUnreachable(Unreachable):
     """The same of a web server, one among many: no run is to wait for it."""
+
+
+class AccessRefused(UserError, RuntimeError):
+    """A store refuses whoever asks, whatever is asked for: no credentials, wrong ones, or expired ones."""
 
 
 class _GaveUp(Exception):
@@ -189,7 +185,7 @@ def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, bel
 
     Whatever comes of a busy or silent server is asked again. Raises `FileNotFoundError` for what does not exist,
     `PermissionError` for what is not permitted, another OSError if the file cannot be read, `Unreachable` when no try
-    had a whole answer, and `StoreDenied` where a store refuses whoever asks, whatever is asked for.
+    had a whole answer, and `AccessRefused`.
     """
     target = confined(absolute_url(check_url(url, allow_http)), below)
     scheme = target.split("://")[0] if "://" in target else "file"
@@ -200,10 +196,12 @@ def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, bel
     except _GaveUp as exc:
         raise _unreachable(url, scheme, f"not whole after {READ_S:.0f} s", exc) from exc
     except Exception as exc:
-        cause = exc.__cause__ if isinstance(exc, StoreDenied) and isinstance(exc.__cause__, Exception) else exc
-        if 416 in _codes(cause)[1]:  # how stores say that not even the first byte is there
+        said = exc.__cause__ if isinstance(exc, StoreDenied) and isinstance(exc.__cause__, Exception) else exc
+        if 416 in _codes(said)[1]:  # how stores say that not even the first byte is there
             return b""
-        raise _named(url, cause) from exc
+        if (named := _named(url, said, said is not exc)) is exc:
+            raise
+        raise named from exc
     if limit is not None and len(data) > limit:
         raise InputError(f"{url!r} has more than the allowed {limit:,} bytes")
     return data
@@ -254,11 +252,11 @@ def _in_time(fs: Any, call: Callable[..., Any], *arguments: Any, **options: Any)
         raise _GaveUp(f"the last byte did not come in {READ_S:.0f} s") from None
 
 
-def _named(url: str, exc: Exception) -> Exception:
-    """The error of a read by its right name, or as it is."""
+def _named(url: str, exc: Exception, is_answer: bool) -> Exception:
+    """The error of a read by its right name, or as it is; `is_answer` where the server has said so for certain."""
     codes, statuses = _codes(exc)
-    if codes & _CREDENTIALS or 401 in statuses or any(word in type(exc).__name__ for word in _NO_CREDENTIALS):
-        return StoreDenied(f"{url!r} cannot be read: {words_of(exc)}")
+    if codes & _CREDENTIALS or 401 in statuses or "Credential" in type(exc).__name__:
+        return AccessRefused(f"{url!r} cannot be read: {', '.join([*sorted(codes), str(exc)])}")
     if 404 in statuses or (isinstance(exc, FileNotFoundError) and not str(exc).endswith("is not a file")):
         return FileNotFoundError(f"{url!r} does not exist")
     if 403 in statuses or isinstance(exc, PermissionError):
@@ -266,8 +264,9 @@ def _named(url: str, exc: Exception) -> Exception:
     if type(exc).__name__ == "ParamValidationError":
         return InputError(f"{url!r} is no URL of an object: {exc}")
     # Clients have families of errors of their own.
-    is_clients = type(exc).__module__.split(".")[0] in _CLIENTS and not isinstance(exc, UserError)
-    return OSError(f"{url!r} cannot be read: {words_of(exc)}") if is_clients else exc
+    is_clients = type(exc).__module__.split(".")[0] in _CLIENTS
+    kind = OSError if is_answer else Unreachable
+    return kind(f"{url!r} cannot be read: {words_of(exc)}") if is_clients else exc
 
 
 def _codes(exc: BaseException) -> tuple[set[str], set[int]]:
