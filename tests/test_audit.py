@@ -110,5 +110,12 @@ def test_one_video_is_verified_by_its_state(tmp_path: Path):
     found = verify(str(state), deep=True)
     assert (found["finished"], found["frames_computed_again"], found["problems"]) == (1, 3, [])
     assert CheckpointStore(str(state)).done_ids() == ["cat"]
+    for moved in (tmp_path / "archive" / "cat.mp4", tmp_path / "archive" / "dog.mp4"):
+        moved.parent.mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "cat.mp4", moved)
+        copied = shutil.copytree(state, f"{moved}.ti2v")
+        assert verify(copied)["problems"] == [], "it lies elsewhere, under another name"
+        moved.write_bytes(b"")
+        assert only_problem(Path(copied))[0] == "cat", "the one beside it was looked at"
     (tmp_path / "cat.mp4").write_bytes(b"")
     assert only_problem(state)[0] == "cat"

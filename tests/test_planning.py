@@ -119,8 +119,8 @@ def test_each_variation_needs_the_image_until_it_is_begun(tmp_path, config, read
 
 def test_a_finished_video_whose_frames_were_dropped_needs_no_image(place, read):
     place.begin(place.prepare(), "ann")
-    place.store.finish("ann", {"id": "ann", "num_frames": 16, "file_name": "videos/ab/ann-0123abcd.mp4"})
-    place.store.store.create("dataset/videos/ab/ann-0123abcd.mp4", b"x")
+    place.store.finish("ann", {"id": "ann", "num_frames": 16, "file_name": "videos/ab/ann-00000000.mp4"})
+    place.store.store.create("dataset/videos/ab/ann-00000000.mp4", b"x")
     assert place.store.drop_frames("ann", 0)
     read.clear()
     work = place.prepare()

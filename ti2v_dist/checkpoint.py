@@ -140,16 +140,20 @@ class CheckpointStore(FrameStore):
 
     def begun_ids(self) -> set[str]:
         """Ids that have a request, from one listing."""
-        return set(self.store.folders(f"{keys.ROOT}/requests"))
+        return self._ids_in("requests")
 
     def imaged_ids(self) -> set[str]:
         """Ids whose image is in the store as frame 0, or whose video was finished, from two listings: a hint.
 
         The image that a manifest names for them is not read any more.
         """
-        return {*self.store.folders(f"{keys.ROOT}/videos"), *self.store.folders(f"{keys.ROOT}/done")}
+        return self._ids_in("videos") | self._ids_in("done")
 
     # below
+
+    def _ids_in(self, folder: str) -> set[str]:
+        """Ids that have something in a folder of folders, from one listing that looks no deeper."""
+        return {name for name in self.store.folders(f"{keys.ROOT}/{folder}") if keys.is_id(name)}
 
     def _ids(self, folder: str) -> list[str]:
         """Ids that have a key below `folder` for their newest generation, from listings."""

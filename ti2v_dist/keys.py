@@ -41,6 +41,11 @@ def is_ours(name: str) -> bool:
     return _OURS.fullmatch(name) is not None
 
 
+def is_id(name: str) -> bool:
+    """Whether a folder's name can be a video's id."""
+    return re.fullmatch(_ID, name) is not None
+
+
 def frames(video_id: str) -> str:
     """The folder, below `ROOT`, of a video's records."""
     return f"videos/{check_id(video_id)}"

@@ -133,7 +133,7 @@ def read_manifest(
         data = read_bytes(url, MAX_BYTES, allow_http=defaults.allow_http)
         parsed = list(parse_rows(url, data))
         check_count(len(parsed) * variations)
-    except Unreachable:  # which says nothing of the manifest
+    except (Unreachable, StoreDenied):  # which say nothing of the manifest
         raise
     except (OSError, ValueError) as exc:
         return Manifest(problems=[Problem(0, None, url, f"manifest {url!r} cannot be read: {exc}")])

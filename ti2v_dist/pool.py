@@ -25,7 +25,7 @@ from ti2v_dist.metrics import Metrics
 from ti2v_dist.outages import OUTAGES, Outages
 from ti2v_dist.scratch import ScratchFull
 from ti2v_dist.store import StoreDenied
-from ti2v_dist.urls import AccessRefused, HostUnreachable
+from ti2v_dist.urls import HostUnreachable
 from ti2v_dist.video import NonFiniteLatents, VideoRequest
 from ti2v_dist.worker import Worker
 
@@ -174,8 +174,7 @@ class WorkerPool:
         except RayTaskError as error:
             cause = error.cause
             # A web server is one among many: its image is an attempt of its video, and nothing that the run waits for.
-            is_storage = isinstance(cause, (*OUTAGES, StoreDenied, AccessRefused))
-            if is_storage and not isinstance(cause, HostUnreachable):
+            if isinstance(cause, (*OUTAGES, StoreDenied)) and not isinstance(cause, HostUnreachable):
                 raise cause from error
             if isinstance(cause, Leaving):
                 self.emit(events.CallCancelled(number, ids))

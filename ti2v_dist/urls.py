@@ -196,10 +196,10 @@ def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, bel
     except _GaveUp as exc:
         raise _unreachable(url, scheme, f"not whole after {READ_S:.0f} s", exc) from exc
     except Exception as exc:
-        said = exc.__cause__ if isinstance(exc, StoreDenied) and isinstance(exc.__cause__, Exception) else exc
-        if 416 in _codes(said)[1]:  # how stores say that not even the first byte is there
+        cause = exc.__cause__ if isinstance(exc, StoreDenied) and isinstance(exc.__cause__, Exception) else exc
+        if 416 in _codes(cause)[1]:  # how stores say that not even the first byte is there
             return b""
-        if (named := _named(url, said, said is not exc)) is exc:
+        if (named := _named(url, cause)) is exc:
             raise
         raise named from exc
     if limit is not None and len(data) > limit:
