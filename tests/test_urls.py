@@ -24,7 +24,6 @@ from ti2v_dist.images import check_image
 from ti2v_dist.inspection import check_images
 from ti2v_dist.manifest import RequestDefaults, read_manifest
 from ti2v_dist.urls import (
-    AccessRefused,
     HostUnreachable,
     Unreachable,
     UrlRefused,
@@ -291,7 +290,7 @@ def test_s3_that_is_busy_is_asked_again(s3):
 def test_credentials_that_s3_refuses_are_told_in_its_words(s3, code, word):
     s3_says(s3, f"bucket/{word}.png", code, word)
     for limit in (None, 1000):
-        with pytest.raises(AccessRefused, match=f"{word}, .*the words of {word}"):
+        with pytest.raises(store.StoreDenied, match=f"{word}: .*the words of {word}"):
             read_bytes(f"s3://bucket/{word}.png", limit)
 
 
@@ -309,7 +308,7 @@ def test_no_credentials_at_all_end_the_command(s3, monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(AccessRefused, match="redentials"):
+    with pytest.raises(store.StoreDenied, match="redentials"):
         read_bytes("s3://bucket/a.png")
 
 

@@ -16,7 +16,8 @@ from PIL import Image, ImageCms
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.pictures import jpeg_is_whole, png_picture, webp_picture
-from ti2v_dist.urls import AccessRefused, Unreachable, UrlRefused, read_bytes
+from ti2v_dist.store import StoreDenied
+from ti2v_dist.urls import Unreachable, UrlRefused, read_bytes
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -81,7 +82,7 @@ def check_image(url: str, allow_http: bool = False, below: tuple[str, ...] = ())
     """Read an image just as `load_image` does, so that what passes here does not fail there.
 
     Raises `ImageError` with the reason: missing, not permitted, not PNG, JPEG or WEBP, damaged, truncated, animated,
-    over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`; and `UrlRefused`. `Unreachable` and `AccessRefused` say nothing of it.
+    over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`; and `UrlRefused`. `Unreachable` and `StoreDenied` say nothing of it.
     """
     data = _read_image(url, allow_http, below)
     image = _open_image(url, data)
@@ -108,7 +109,7 @@ def load_image(url: str, height: int, width: int, allow_http: bool = False, belo
 def _read_image(url: str, allow_http: bool, below: tuple[str, ...]) -> bytes:
     try:
         return read_bytes(url, MAX_IMAGE_BYTES, allow_http, below)
-    except (UrlRefused, Unreachable, AccessRefused):  # none of them is the image's fault
+    except (UrlRefused, Unreachable, StoreDenied):  # none of them is the image's fault
         raise
     except (OSError, ValueError) as exc:
         raise ImageError(f"image cannot be read: {exc}") from exc

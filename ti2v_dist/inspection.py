@@ -23,7 +23,7 @@ def check_images(
     """The errors of those images that have one.
 
     One image that a server does not give is that image's error. Raises `Unreachable` where a whole store is away (no
-    image of it could be read, or none of the last few), and `AccessRefused`: what is true of every image is nobody's
+    image of it could be read, or none of the last few), and `StoreDenied`: what is true of every image is nobody's
     row's fault.
     """
     return _Inspection(allow_http, below).of(sorted(set(urls)))

@@ -25,6 +25,7 @@ from ti2v_dist.images import ImageError
 from ti2v_dist.inspection import check_images
 from ti2v_dist.prompts import entries, read_prompt
 from ti2v_dist.rows import COLUMN_TYPES, MAX_BYTES, Row, check_count, parse_rows
+from ti2v_dist.store import StoreDenied
 from ti2v_dist.tables import text_columns
 from ti2v_dist.urls import Unreachable, UrlRefused, absolute_url, read_bytes, resolve_url
 from ti2v_dist.video import SamplingParams, VideoRequest, canonical_json
@@ -127,7 +128,7 @@ def read_manifest(
     """Read and check a manifest (`.jsonl`, `.csv` or `.parquet`) with the images of those ids that need theirs.
 
     Never raises for what is wrong with the manifest or a row: it is all in the result. Raises `Unreachable` and
-    `AccessRefused` where a store is away or refuses everything.
+    `StoreDenied` where a store is away or refuses everything.
     """
     try:
         data = read_bytes(url, MAX_BYTES, allow_http=defaults.allow_http)

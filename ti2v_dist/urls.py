@@ -40,6 +40,14 @@ _CREDENTIALS = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
+_NO_CREDENTIALS = (
+    "Credential",
+    "TokenRetrieval",
+    "SSOError",
+    "RefreshError",
+    "ClientAuthentication",
+    "ProfileNotFound",
+)
 
 
 class UrlRefused(InputError):
@@ -55,10 +63,6 @@ class Unreachable(UserError, ConnectionError):
 
 class HostUnreachable(Unreachable):
     """The same of a web server, one among many: no run is to wait for it."""
-
-
-class AccessRefused(UserError, RuntimeError):
-    """A store refuses whoever asks, whatever is asked for: no credentials, wrong ones, or expired ones."""
 
 
 class _GaveUp(Exception):
@@ -185,7 +189,7 @@ def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, bel
 
     Whatever comes of a busy or silent server is asked again. Raises `FileNotFoundError` for what does not exist,
     `PermissionError` for what is not permitted, another OSError if the file cannot be read, `Unreachable` when no try
-    had a whole answer, and `AccessRefused`.
+    had a whole answer, and `StoreDenied` where a store refuses whoever asks, whatever is asked for.
     """
     target = confined(absolute_url(check_url(url, allow_http)), below)
     scheme = target.split("://")[0] if "://" in target else "file"
@@ -255,8 +259,8 @@ def _in_time(fs: Any, call: Callable[..., Any], *arguments: Any, **options: Any)
 def _named(url: str, exc: Exception, is_answer: bool) -> Exception:
     """The error of a read by its right name, or as it is; `is_answer` where the server has said so for certain."""
     codes, statuses = _codes(exc)
-    if codes & _CREDENTIALS or 401 in statuses or "Credential" in type(exc).__name__:
-        return AccessRefused(f"{url!r} cannot be read: {', '.join([*sorted(codes), str(exc)])}")
+    if codes & _CREDENTIALS or 401 in statuses or any(word in type(exc).__name__ for word in _NO_CREDENTIALS):
+        return StoreDenied(f"{url!r} cannot be read: {words_of(exc)}")
     if 404 in statuses or (isinstance(exc, FileNotFoundError) and not str(exc).endswith("is not a file")):
         return FileNotFoundError(f"{url!r} does not exist")
     if 403 in statuses or isinstance(exc, PermissionError):
