@@ -203,7 +203,7 @@ def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, bel
         cause = exc.__cause__ if isinstance(exc, StoreDenied) and isinstance(exc.__cause__, Exception) else exc
         if 416 in _codes(cause)[1]:  # how stores say that not even the first byte is there
             return b""
-        if (named := _named(url, cause)) is exc:
+        if (named := _named(url, cause, is_answer=cause is not exc)) is exc:
             raise
         raise named from exc
     if limit is not None and len(data) > limit:
