@@ -312,3 +312,44 @@ def test_a_terminal_gets_a_live_bar_and_stdout_stays_clean(folder, model):
     assert b"\x1b[2K" in seen, "the line is drawn over itself"
     process.stdout.close()
     os.close(master)
+
+
+def test_an_ascii_terminal_gets_the_report_escaped(folder, model):
+    manifest = write_manifest(folder, row("a", image="nö.png"))
+    for more in ([], ["--json"]):
+        done = ti2v("validate", manifest, "--model", model, *more, cwd=folder, PYTHONIOENCODING="ascii")
+        assert (done.returncode, "codec" in done.stderr) == (2, False)
+        assert "\\xf6.png" in done.stdout or "\\u00f6.png" in done.stdout
+    done = ti2v("status", "nö", cwd=folder, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr.split(";")[0]) == (2, "ti2v: 'n\\xf6' holds no run")
+
+
+BUG = """
+import sys
+from ti2v_dist import cli, views
+views.status = lambda output: {}["nothing"]
+sys.argv = ["ti2v", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("home", ["here", "none"])
+def test_a_bug_is_one_line_and_keeps_its_traceback(folder, home):
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        state = str(folder / "state") if home == "here" else "/dev/null"
+        command = [sys.executable, "-c", BUG, *arguments]
+        return subprocess.run(
+            command, cwd=folder, env=environment(XDG_STATE_HOME=state), capture_output=True, text=True
+        )
+
+    done = run("status", ".")
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert line.startswith("ti2v: a bug: KeyError: 'nothing'; ")
+    log = folder / "state" / "ti2v" / "bugs.log"
+    if home == "here":
+        assert line.endswith(f"the traceback is in {log}")
+        assert "Traceback (most recent call last)" in log.read_text()
+    for arguments in (["--traceback", "status", "."], ["status", ".", "--traceback"]):
+        done = run(*arguments)
+        assert (done.returncode, "Traceback (most recent call last)" in done.stderr) == (1, True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ti2v_dist.config import ConfigError, RunConfig, load_config
+from ti2v_dist.config import ConfigError, RunConfig, keyframe_interval, load_config
 
 
 def refused(*settings: str) -> str:
@@ -122,7 +122,27 @@ def test_the_run_id_is_a_function_of_identity_and_output():
     assert run_id == load_config(None, ["engine.slots=2"]).run_id("/data/out")
     assert len(run_id) == 12
     assert run_id != one.run_id("/data/other")
-    for setting in ("cluster.workers=9", "cluster.metrics_host=0.0.0.0", "max_failures=0.5", "allow_http=true"):
+    for setting in (
+        "cluster.workers=9",
+        "cluster.metrics_host=0.0.0.0",
+        "max_failures=0.5",
+        "allow_http=true",
+        "output.keyframe_interval=5",
+    ):
         assert load_config(None, ["engine.slots=2", setting]).run_id("/data/out") == run_id, setting
     for setting in ("engine.slots=3", "engine.threads=2", "seed=1", "variations=2", "model.id=/m", "sampling.fps=9"):
         assert load_config(None, ["engine.slots=2", setting]).run_id("/data/out") != run_id, setting
+
+
+@pytest.mark.parametrize(("given", "kept"), [("8", "8"), ("8.0", "8"), ("29.97", "29.97"), ("29.97002997", "29.97")])
+def test_a_rate_is_kept_to_a_thousandth_and_a_whole_one_as_an_int(given, kept):
+    config = load_config(None, [f"sampling.fps={given}"])
+    assert repr(config.identity()["sampling"]["fps"]) == kept
+
+
+def test_keyframes_are_a_second_apart_unless_the_run_says_otherwise():
+    def interval(*settings: str) -> int | None:
+        return keyframe_interval({"config": load_config(None, settings).model_dump(mode="json")}, 29.97)
+
+    assert (interval(), interval("output.keyframe_interval=7")) == (30, 7)
+    assert keyframe_interval({"config": {}}, 8) is None, "a run without the setting has x264's own"

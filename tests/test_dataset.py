@@ -22,7 +22,7 @@ from ti2v_dist.dataset import failure_row, metadata_row, provenance, store_video
 from ti2v_dist.files import put_bytes
 from ti2v_dist.tables import METADATA_TYPES, failures_table, metadata_table
 from ti2v_dist.urls import open_filesystem
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.video import SamplingParams, VideoRequest, exact_rate
 
 PROMPT = 'a = red; #circle \\ "quoted"\nünï 日本'
 FACTS = {
@@ -111,6 +111,49 @@ def test_the_file_is_what_players_and_browsers_want(tmp_path):
     assert "8 fps" in said
     data = path.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
+
+
+@pytest.mark.parametrize(
+    ("fps", "told", "seconds"),
+    [
+        (8, "8 fps", 2),
+        (29.97, "29.97 fps", 16 * 1001 / 30000),
+        (23.976, "23.98 fps", 16 * 1001 / 24000),
+        (59.94, "59.94 fps", 16 * 1001 / 60000),
+        (12.5, "12.50 fps", 1.28),
+        (7.123, "7.12 fps", 16 / 7.123),
+    ],
+)
+def test_a_fractional_rate_is_exact(fps, told, seconds):
+    asked = request(fps=fps)
+    with write_video(moving_square(), asked.fps, {}) as written:
+        said = subprocess.run([get_ffmpeg_exe(), "-i", str(written.path)], capture_output=True).stderr.decode()
+        row = metadata_row(asked, written, "a.mp4", FACTS)
+    assert told in said
+    assert (row["fps"], row["duration_s"]) == (fps, pytest.approx(seconds, rel=1e-12))
+
+
+def test_the_rates_of_television_are_over_1001():
+    rates = {23.976: (24000, 1001), 29.97: (30000, 1001), 59.94: (60000, 1001), 30000 / 1001: (30000, 1001)}
+    rates |= {8: (8, 1), 24.0: (24, 1), 29.971: (29971, 1000), 12.5: (25, 2)}
+    assert {fps: exact_rate(fps).as_integer_ratio() for fps in rates} == rates
+
+
+def test_keyframes_are_where_they_were_asked_for():
+    def keyframes(interval: int | None) -> list[int]:
+        cuts = [np.full((32, 32, 3), 255 * (number // 5 % 2), np.uint8) for number in range(20)]
+        with write_video(cuts, 8, {}, interval) as written:
+            command = [get_ffmpeg_exe(), "-skip_frame", "nokey", "-i", written.path, "-fps_mode", "passthrough"]
+            done = subprocess.run([*command, "-f", "framecrc", "-"], capture_output=True, text=True, check=True)
+        # A line a frame; its third field is its time, and its fourth how long it is shown, both in ticks.
+        unit = next(int(line.split(",")[3]) for line in done.stdout.splitlines() if not line.startswith("#"))
+        times = [int(line.split(",")[2]) for line in done.stdout.splitlines() if not line.startswith("#")]
+        return [time // unit for time in times]
+
+    assert keyframes(8) == [0, 8, 16]
+    assert keyframes(7) == [0, 7, 14]
+    assert keyframes(1) == list(range(20))
+    assert keyframes(None)[0] == 0
 
 
 def test_one_input_gives_the_same_bytes_twice(tmp_path):
@@ -226,7 +269,7 @@ def test_metadata_has_its_pinned_schema_and_the_users_columns():
     table = pq.read_table(io.BytesIO(metadata_table(rows)))
     assert table.column_names[: len(METADATA_TYPES)] == list(METADATA_TYPES)
     assert table.schema.field("started_at").type == pa.timestamp("us", tz="UTC")
-    assert (table.schema.field("seed").type, table.schema.field("fps").type) == (pa.int64(), pa.int32())
+    assert (table.schema.field("seed").type, table.schema.field("fps").type) == (pa.int64(), pa.float64())
     assert table["id"].to_pylist() == ["a", "b"]
     first = table.to_pylist()[1]
     assert (first["text"], first["seed"], first["duration_s"], first["image_uri"]) == (PROMPT, 2**62, 0.25, "cat.png")
@@ -291,10 +334,12 @@ def test_the_hubs_loader_takes_the_folder_as_it_is(tmp_path, monkeypatch):
     output = str(tmp_path / "out")
     rows = []
     for video_id in ("test-a", "validation_b", "c"):  # words that the loader would take for splits
-        with write_video(moving_square(2), 8, {}) as written:
-            rows.append(metadata_row(request(video_id), written, store_video(output, video_id, written), FACTS))
+        with write_video(moving_square(2), 29.97, {}) as written:
+            asked = request(video_id, seed=2**64 - 1, fps=29.97)
+            rows.append(metadata_row(asked, written, store_video(output, video_id, written), FACTS))
     dataset.write_views(output, rows, [], {})
     loaded = datasets.load_dataset(f"{output}/dataset", cache_dir=str(tmp_path / "cache"))
     assert list(loaded) == ["train"]
     assert sorted(loaded["train"]["id"]) == ["c", "test-a", "validation_b"]
     assert "video" in loaded["train"].features
+    assert (set(loaded["train"]["seed"]), set(loaded["train"]["fps"])) == ({2**64 - 1}, {29.97})

@@ -1,6 +1,7 @@
 """Manifests and input images: everything wrong is named with its line, everything right becomes a request."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from drawn import pixels, png_header
 from PIL import Image
+from pyarrow.csv import write_csv
 
 from ti2v_dist.images import load_image
 from ti2v_dist.manifest import RequestDefaults, derive_seed, problem_table, read_manifest
@@ -157,12 +159,27 @@ def test_columns_that_no_row_has_are_told_once(folder):
     assert "its columns are 'id|image|prompt'" in manifest.problems[0].message
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_fractional_rates_and_seeds_of_64_bits_are_taken(folder, ending):
+    rows = [row("a", fps=29.97, seed=2**64 - 1), row("b", fps=24.0, seed=2**63)]
+    table = pa.table({name: [one[name] for one in rows] for name in rows[0] if name != "seed"})
+    table = table.append_column("seed", pa.array([one["seed"] for one in rows], pa.uint64()))
+    sink = io.BytesIO()
+    {"csv": write_csv, "parquet": pq.write_table, "jsonl": lambda *_: None}[ending](table, sink)
+    path = folder / f"m.{ending}"
+    path.write_bytes(sink.getvalue() or "\n".join(map(json.dumps, rows)).encode())
+    first, second = read_manifest(str(path), DEFAULTS).requests
+    assert (first.fps, first.seed, second.seed) == (29.97, 2**64 - 1, 2**63)
+    assert repr(second.fps) == "24", "the JSON, and so the hash, of a whole rate is that of an int"
+
+
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [
         ("sampler", "magic", "choose one of ti2v_zero"),
         ("seed", -1, "seed is -1"),
-        ("seed", 2**63, "seed is"),
+        ("seed", 2**64, "seed is"),
+        ("fps", 0.5, "fps is 0.5; it must be 1 to 240"),
         ("height", 60, "multiple of 8"),
         ("context_frames", 8, "1 to 7"),
         ("guidance_scale", 0, "guidance_scale is 0"),

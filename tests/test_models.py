@@ -144,6 +144,21 @@ def _write(name: str, text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(text)
 
 
+def _tokenizer(*kept: str, empty: bool = False) -> Callable[[Path], None]:
+    """The old layout with only these of its two files, in place of tokenizer.json."""
+
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer" / "tokenizer.json"
+        learned = json.loads(path.read_text())["model"]
+        path.unlink()
+        merges = "" if empty else "#version: 0.2\n" + "".join(f"{' '.join(pair)}\n" for pair in learned["merges"])
+        texts = {"vocab.json": json.dumps(learned["vocab"]), "merges.txt": merges}
+        for name in kept:
+            (folder / "tokenizer" / name).write_text(texts[name])
+
+    return change
+
+
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
@@ -167,6 +182,12 @@ SCHEDULER = "scheduler/scheduler_config.json"
         (_pickle_weights("vae", "diffusion_pytorch_model"), r"vae/ has only pickled weights"),
         (_pickle_weights("text_encoder", "model"), r"text_encoder/ has only pickled weights"),
         (lambda folder: next((folder / "vae").glob("*.safetensors")).unlink(), "vae/ has no weights"),
+        (_tokenizer(), r"/tokenizer has no vocab\.json and no merges\.txt; a CLIP tokenizer needs tokenizer\.json, or"),
+        (_tokenizer("vocab.json"), r"/tokenizer has no merges\.txt; "),
+        (_tokenizer("merges.txt"), r"/tokenizer has no vocab\.json; "),
+        (_tokenizer("vocab.json", "merges.txt", empty=True), r"/tokenizer/merges\.txt is empty"),
+        (_write("tokenizer/tokenizer.json", '{"model": {"vocab": {"a": 0}}}'), r"tokenizer\.json holds no vocabulary"),
+        (_write("tokenizer/tokenizer.json", "{"), r"tokenizer\.json is not JSON"),
         (_json(SCHEDULER, beta_schedule="linear"), "beta_schedule is 'linear', needed is 'scaled_linear'"),
         (_json(SCHEDULER, beta_start=0.0001), r"beta_start is 0\.0001, needed is 0\.00085"),
         (_json(SCHEDULER, beta_end=0.02), r"beta_end is 0\.02"),
@@ -214,6 +235,68 @@ def test_damaged_weights_are_refused(copy: Path, part: str, stem: str, name: str
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelFolderError, match=f"{part}/{stem}.safetensors"):
+        load_model(read_info(str(copy)))
+
+
+@pytest.mark.parametrize(
+    ("part", "stem"),
+    [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")],
+)
+def test_weights_without_a_place_are_refused_in_one_line(
+    copy: Path, part: str, stem: str, capfd: pytest.CaptureFixture
+) -> None:
+    """As those of a network with more layers than its config says: they would be left out without a word."""
+    path = copy / part / f"{stem}.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "encoder.layers.9.extra.weight": torch.ones(2)}, path, {"format": "pt"})
+    with pytest.raises(ModelFolderError) as caught:
+        load_model(read_info(str(copy)))
+    said = f"{part}/{stem}.safetensors has 1 weights for which {part}/config.json has no place: encoder.layers.9.extra"
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == "", "the libraries tell nothing of their own"
+
+
+def test_a_text_encoder_with_more_layers_than_its_config_is_refused(copy: Path) -> None:
+    path = copy / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    more = {name.replace("layers.0.", "layers.1."): value.clone() for name, value in weights.items()}
+    save_file({**weights, **more}, path, {"format": "pt"})
+    with pytest.raises(
+        ModelFolderError, match=r"text_encoder/model\.safetensors has \d+ weights for which.*layers\.1\."
+    ):
+        load_model(read_info(str(copy)))
+
+
+@pytest.mark.parametrize("name", ["text_model.embeddings.position_ids", "text_projection.weight"])
+def test_known_harmless_weights_change_nothing(folder: Path, copy: Path, name: str) -> None:
+    path = copy / "text_encoder" / "model.safetensors"
+    save_file({**load_file(path), name: torch.arange(77).unsqueeze(0)}, path, {"format": "pt"})
+    expected = load_model(read_info(str(folder))).encode_text(["a red cat"])
+    assert torch.equal(load_model(read_info(str(copy))).encode_text(["a red cat"]), expected)
+
+
+def test_another_shape_is_told_with_both_shapes_in_one_line(copy: Path) -> None:
+    _edit(copy / "unet" / "config.json", cross_attention_dim=8)
+    _edit(copy / "text_encoder" / "config.json", hidden_size=8)
+    with pytest.raises(
+        ModelFolderError, match=r"weight \S+ has shape \(.*, 16\); unet/config.json asks for \(.*, 8\)"
+    ) as e:
+        load_model(read_info(str(copy)))
+    assert "\n" not in str(e.value)
+
+
+def test_loading_says_nothing(folder: Path, capfd: pytest.CaptureFixture) -> None:
+    load_model(read_info(str(folder)))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_named(copy: Path) -> None:
+    path = copy / "tokenizer" / "tokenizer.json"
+    learned = json.loads(path.read_text())
+    learned["model"]["merges"] = [["no", "token"]]
+    path.write_text(json.dumps(learned))
+    with pytest.raises(ModelFolderError, match="/tokenizer cannot be loaded: "):
         load_model(read_info(str(copy)))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from ti2v_dist.errors import UserError
 from ti2v_dist.files import local_copy
 from ti2v_dist.scratch import full_disk_named, scratch_folder
-from ti2v_dist.video import canonical_json
+from ti2v_dist.video import canonical_json, exact_rate
 
 CODEC = "h264"
 
@@ -46,14 +46,14 @@ def codec_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class WrittenVideo:
-    """An mp4 in a temporary file: sizes in pixels and bytes, `fps` in frames per second.
+    """An mp4 in a temporary file: sizes in pixels and bytes, `fps` in frames per second (see `exact_rate`).
 
     `frames_sha256` is over the uint8 frames before the lossy encoder, `file_sha256` over the file.
     """
 
     path: Path
     num_frames: int
-    fps: int
+    fps: float
     height: int
     width: int
     bytes: int
@@ -62,11 +62,14 @@ class WrittenVideo:
 
 
 @contextmanager
-def write_video(frames_HWC: Iterable[np.ndarray], fps: int, provenance: dict[str, Any]) -> Iterator[WrittenVideo]:
+def write_video(
+    frames_HWC: Iterable[np.ndarray], fps: float, provenance: dict[str, Any], keyframe_interval: int | None = None
+) -> Iterator[WrittenVideo]:
     """Encode uint8 frames, one at a time, into a temporary mp4 that is gone when the context ends.
 
-    `provenance` goes into the file's `comment` tag as JSON; equal frames, rate and provenance give equal bytes.
-    Raises `CodecError` with ffmpeg's message; whatever `frames_HWC` raises comes through.
+    `provenance` goes into the file's `comment` tag as JSON. Every `keyframe_interval`-th frame is a keyframe, and no
+    other; None leaves it to x264 (at most 250 frames apart). Equal arguments give equal bytes. Raises `CodecError` with
+    ffmpeg's message; whatever `frames_HWC` raises comes through.
     """
     with scratch_folder() as folder:
         tags, target = folder / "tags.txt", folder / "video.mp4"
@@ -76,9 +79,11 @@ def write_video(frames_HWC: Iterable[np.ndarray], fps: int, provenance: dict[str
         if first is None:
             raise ValueError("a video needs at least one frame; there is none")
         height, width, _ = first.shape
-        source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "pipe:0"]
+        source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+        source += ["-r", str(exact_rate(fps)), "-i", "pipe:0"]
         inputs = [*_LOCAL_ONLY, *source, "-f", "ffmetadata", "-i", f"file:{tags}", "-map", "0:v", "-map_metadata", "1"]
-        output = [*_COLOURS, *_ENCODE, *_BITEXACT, "-movflags", "+faststart", f"file:{target}"]
+        keyframes = ["-g", str(keyframe_interval), "-sc_threshold", "0"] if keyframe_interval else []
+        output = [*_COLOURS, *_ENCODE, *keyframes, *_BITEXACT, "-movflags", "+faststart", f"file:{target}"]
         digest, count = hashlib.sha256(), 0
         with full_disk_named(folder), _ffmpeg([*inputs, *output], stdin=subprocess.PIPE) as process:
             for frame in chain([first], frames):

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ti2v_dist.errors import InputError
-from ti2v_dist.video import INIT_NAMES, SAMPLER_NAMES, canonical_json
+from ti2v_dist.video import INIT_NAMES, SAMPLER_NAMES, canonical_json, rounded_rate
 
 
 class ConfigError(InputError):
@@ -38,7 +38,7 @@ class SamplingConfig(_Section):
     sampler: Literal[SAMPLER_NAMES] = SAMPLER_NAMES[0]  # pyright: ignore[reportInvalidTypeForm]
     init: Literal[INIT_NAMES] = INIT_NAMES[0]  # pyright: ignore[reportInvalidTypeForm]
     num_frames: int = Field(default=16, ge=2)
-    fps: int | None = Field(default=None, ge=1, le=240)
+    fps: int | float | None = Field(default=None, ge=1, le=240)
     height: int | None = Field(default=None, ge=8)
     width: int | None = Field(default=None, ge=8)
     num_inference_steps: int = Field(default=10, ge=1)
@@ -47,6 +47,11 @@ class SamplingConfig(_Section):
     context_frames: int | None = Field(default=None, ge=1)
     t_start: int | None = Field(default=None, ge=1)
     negative_prompt: str = ""
+
+    @field_validator("fps")
+    @classmethod
+    def _round(cls, fps: float | None) -> float | None:
+        return None if fps is None else rounded_rate(fps)
 
 
 class EngineConfig(_Section):
@@ -65,12 +70,21 @@ class ClusterConfig(_Section):
     metrics_port: int = Field(default=0, ge=0, le=65535, description="0 takes a free port")
 
 
+class OutputConfig(_Section):
+    """How the videos are stored. It is settled when a run begins."""
+
+    keyframe_interval: int | None = Field(
+        default=None, ge=1, description="frames from one keyframe to the next; default: as many as a second has"
+    )
+
+
 class RunConfig(_Section):
     """Everything that can be set for `ti2v run` and `ti2v generate`."""
 
     model: ModelConfig = ModelConfig()
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
+    output: OutputConfig = OutputConfig()
     cluster: ClusterConfig = ClusterConfig()
     seed: int = Field(
         default=0, ge=0, description="seed of the run; a row without a seed derives its own from this and its id"
@@ -97,6 +111,15 @@ class RunConfig(_Section):
     def run_id(self, output_url: str) -> str:
         """Name of the run of these settings into this output."""
         return hashlib.sha256(output_url.encode() + b"\n" + canonical_json(self.identity())).hexdigest()[:12]
+
+
+def keyframe_interval(run: dict[str, Any], fps: float) -> int | None:
+    """Frames from one keyframe to the next in the videos of the run that `run.json` describes; None: x264's choice.
+
+    That is what a run without the setting has, so that a lost file of it is made again with the same bytes.
+    """
+    output = run.get("config", {}).get("output")
+    return None if output is None else output["keyframe_interval"] or round(fps)
 
 
 def load_config(path: str | Path | None = None, settings: Sequence[str] = ()) -> RunConfig:

@@ -17,6 +17,7 @@ from ti2v_dist.account import Account
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import UserError
+from ti2v_dist.log import log_bug
 from ti2v_dist.metrics import Endpoint, Metrics
 from ti2v_dist.outages import Outages
 from ti2v_dist.pool import VIDEO_ERRORS, WorkerPool, video_error
@@ -86,6 +87,7 @@ class Coordinator:
         try:
             await self._work(plan_sha256)
         except Exception as error:  # a bug of ours must reach the user, not hang the run
+            log_bug("which ends the run", error)
             self.error = self.error or f"{type(error).__name__}: {error}"
         try:
             # Once superseded, the views are the new owner's to write.
@@ -174,7 +176,8 @@ class Coordinator:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error:
-            self._end(str(error) if isinstance(error, RuntimeError | UserError) else f"{type(error).__name__}: {error}")
+            log_bug("which ends the run", error)
+            self._end(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
     def _end(self, reason: str) -> None:
         self.error = self.error or reason

@@ -13,7 +13,7 @@ from ti2v_dist.manifest import RowFailure
 from ti2v_dist.rows import COLUMN_TYPES, read_table
 from ti2v_dist.tables import METADATA_TYPES, dataset_card, failures_table, metadata_table
 from ti2v_dist.urls import read_bytes
-from ti2v_dist.video import VideoRequest, canonical_json
+from ti2v_dist.video import VideoRequest, canonical_json, exact_rate
 
 VIDEOS = "dataset"
 """Folder of the data set inside an output; `file_name` is relative to it."""
@@ -61,7 +61,7 @@ def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, f
         "seed": request.seed,
         "num_frames": written.num_frames,
         "fps": written.fps,
-        "duration_s": written.num_frames / written.fps,
+        "duration_s": float(written.num_frames / exact_rate(written.fps)),
         "height": written.height,
         "width": written.width,
         "codec": CODEC,

@@ -12,7 +12,7 @@ from typing import Any
 
 from ti2v_dist import views
 from ti2v_dist.config import RunConfig
-from ti2v_dist.errors import InputError, UserError
+from ti2v_dist.errors import InputError, RunError, UserError
 from ti2v_dist.planning import Work, prepare
 from ti2v_dist.tally import counted
 
@@ -138,7 +138,7 @@ def _ray(address: str | None) -> Iterator[Any]:
             # A bare Exception is how Ray says that it did not start within its 30 s, as on a very busy machine.
             if type(error) is not Exception:
                 raise
-            raise RuntimeError(f"Ray did not start; try the same command again: {error}") from error
+            raise RunError(f"Ray did not start; try the same command again: {error}") from error
         try:
             yield ray
         finally:
@@ -177,9 +177,9 @@ class _Coordinator:
             except (GetTimeoutError, RayActorError) as error:
                 if not self.is_alive:
                     message = f"the coordinator died; the same command goes on from the last frame: {error}"
-                    raise RuntimeError(message) from error
+                    raise RunError(message) from error
                 if left <= 0:
-                    raise RuntimeError(
+                    raise RunError(
                         f"the run's coordinator did not answer for {ANSWER_TIMEOUT_S} s; --takeover ends it and starts "
                         "another, which goes on from the last frame"
                     ) from error
@@ -278,7 +278,7 @@ def _follow(ray: Any, coordinator: _Coordinator, work: Work, received: list[int]
         if summary:
             coordinator.kill()
             if progress["error"]:
-                raise RuntimeError(progress["error"])
+                raise RunError(progress["error"])
             return summary
         if received:
             # Each time: a coordinator that was started again meanwhile has not heard.

@@ -32,7 +32,7 @@ class Engine:
     """A frozen model and `slots` places for videos.
 
     An engine settles its process's numerics: on a CPU it pins torch to `threads` threads (the number decides bits),
-    on a GPU it asks for deterministic kernels without TF32.
+    on a GPU it asks for deterministic kernels without TF32, and an operation that has none raises.
     """
 
     def __init__(self, model: VideoModel, slots: int = 1, threads: int = 1):
@@ -184,7 +184,7 @@ class Engine:
 
 def _make_cuda_deterministic() -> None:
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     # Filling fresh memory only finds bugs, and costs time in every call.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

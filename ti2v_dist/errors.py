@@ -7,6 +7,10 @@ class UserError(Exception):
     exit_code = 1
 
 
+class RunError(UserError, RuntimeError):
+    """A run cannot go on, or a machine it needs does not answer: what the world did, told in a line."""
+
+
 class InputError(UserError, ValueError):
     """A setting, an argument, a row or a file that cannot be used. The message names the value and the choices.
 

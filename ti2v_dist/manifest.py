@@ -46,7 +46,7 @@ class RequestDefaults:
     height: int
     width: int
     guidance_scale: float
-    fps: int = 8
+    fps: float = 8
     num_frames: int = 16
     negative_prompt: str = ""
     sampler: str = "ti2v_zero"

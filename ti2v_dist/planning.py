@@ -186,5 +186,8 @@ def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any]) -> N
     record = {"run_id": run_id, "identity": identity, "config": config.model_dump(mode="json"), "versions": versions}
     stored = store.claim_run(record | facts)
     lines = differences(stored["identity"], identity)
+    if config.output.keyframe_interval:  # left out, it is the run's
+        chosen = {"output": config.output.model_dump(mode="json")}
+        lines += differences({"output": stored.get("config", {}).get("output", {})}, chosen)
     if lines:
         raise RunMismatch(f"{store.url} was begun with other settings:\n" + "\n".join(lines))

@@ -19,10 +19,12 @@ from ray.exceptions import (
 from ti2v_dist import events, ray_internals
 from ti2v_dist.checkpoint import CheckpointStore, FingerprintMismatch
 from ti2v_dist.config import RunConfig
-from ti2v_dist.errors import UserError
+from ti2v_dist.errors import InputError, UserError
+from ti2v_dist.log import log_bug
 from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.outages import OUTAGES, Outages
+from ti2v_dist.record import CorruptRecord
 from ti2v_dist.scratch import ScratchFull
 from ti2v_dist.store import StoreDenied
 from ti2v_dist.urls import HostUnreachable
@@ -39,8 +41,8 @@ NODE_ID, ACCELERATOR = "ray.io/node-id", "ray.io/accelerator-type"
 """Ray's labels of a node."""
 CONTROL = "control"
 """The concurrency group in which a worker answers during a call."""
-VIDEO_ERRORS = (ValueError, NonFiniteLatents)
-"""What is wrong with a video itself; trying again would not help."""
+VIDEO_ERRORS = (InputError, CorruptRecord, NonFiniteLatents)
+"""What is wrong with a video itself; trying again would not help. Any other error may be a bug of ours: an attempt."""
 
 
 class WorkerPool:
@@ -87,6 +89,7 @@ class WorkerPool:
             numerics = await actor.open.remote(self.largest)
             await self.accept(numerics)
         except RayTaskError as error:
+            log_bug(f"worker {number}, open", error)
             await self._start_failed(number, actor, error.cause)
         except RayError as error:
             reason = await death(actor, error) if isinstance(error, WORKER_DEATHS) else "died"
@@ -185,6 +188,7 @@ class WorkerPool:
             elif isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
                 self.emit(video_error(ids[0], cause))
             else:
+                log_bug(f"worker {number}, {method}", error)
                 self.emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
         return None
 

@@ -23,7 +23,7 @@ COLUMN_TYPES: dict[str, type] = {
     "negative_prompt": str,
     "seed": int,
     "num_frames": int,
-    "fps": int,
+    "fps": float,
     "height": int,
     "width": int,
     "guidance_scale": float,

@@ -16,7 +16,7 @@ from datetime import datetime
 from http.client import HTTPMessage
 from urllib.error import HTTPError
 
-from ti2v_dist.errors import InputError
+from ti2v_dist.errors import InputError, RunError
 
 AWS_POLL_S = 5.0
 GCE_NOTICE_S = 30.0
@@ -100,7 +100,7 @@ def first_notice(cloud: str) -> Notice:
                     return notice
         except OSError as error:
             if not answered:
-                raise RuntimeError(f"no metadata service of {cloud} answers: is this its machine? {error}") from error
+                raise RunError(f"no metadata service of {cloud} answers: is this its machine? {error}") from error
             time.sleep(RETRY_S)
 
 

@@ -78,7 +78,7 @@ class Store:
         """
         assert data, key
         if len(data) > MAX_OBJECT_BYTES:
-            raise ValueError(f"{key} has {len(data)} bytes; one object holds at most {MAX_OBJECT_BYTES}")
+            raise InputError(f"{key} has {len(data)} bytes; one object holds at most {MAX_OBJECT_BYTES}")
         path = self._path(key)
         assert not _leaf(key).startswith(TEMPORARY), key
         try:

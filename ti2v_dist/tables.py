@@ -19,9 +19,9 @@ METADATA_TYPES = {
     "negative_prompt": "string",
     "image_sha256": "string",
     "image_uri": "string",
-    "seed": "int64",
+    "seed": "seed",
     "num_frames": "int32",
-    "fps": "int32",
+    "fps": "float64",
     "duration_s": "float64",
     "height": "int32",
     "width": "int32",
@@ -41,7 +41,10 @@ METADATA_TYPES = {
     "run_id": "string",
     "synthetic": "bool",
 }
-"""Arrow types of `metadata.parquet`'s own columns, in their order; timestamps are in microseconds, UTC."""
+"""Arrow types of `metadata.parquet`'s own columns, in their order; timestamps are in microseconds, UTC.
+
+Seeds are int64, or decimal128(20, 0) where one needs more bits: `datasets` cannot load uint64 beyond int64's range.
+"""
 
 NATURAL_DEPTH, NATURAL_FIELDS = 8, 100
 """How deep, and with how many names in one object, a value is still a column of columns and not JSON text."""
@@ -103,6 +106,8 @@ def _pinned(values: list[Any], kind: str) -> "pa.Array":
         values = [
             value if value is None or isinstance(value, str) else canonical_json(value).decode() for value in values
         ]
+    if kind == "seed":
+        return pa.array(values, pa.int64() if max(values, default=0) < 2**63 else pa.decimal128(20, 0))
     return pa.array(values, pa.type_for_alias(kind))
 
 

@@ -1,15 +1,20 @@
 """How every verb meets the terminal: errors in a line, progress on stderr, the result on stdout, an exit code."""
 
+import io
 import json
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Annotated, Any, NoReturn
 
 import typer
+
+from ti2v_dist.errors import UserError
+from ti2v_dist.log import keep_traceback
 
 BAD_INPUT, SOME_FAILED = 2, 3
 
@@ -22,17 +27,30 @@ AddressOption = Annotated[str | None, typer.Option(help="Ray cluster to join; de
 def plain_manners() -> Iterator[None]:
     """Tell the user of errors, warnings and signals in a line on stderr, and end with the exit code that fits.
 
-    Only bugs of ours come through with a traceback.
+    The traceback of a bug of ours is kept in a file; `--traceback`, anywhere on the command line, also prints it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is written escaped
+            stream.reconfigure(errors="backslashreplace")
+    with_traceback = "--traceback" in sys.argv[1:]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--traceback"]
     warnings.showwarning = _show_warning
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except UserError as error:
+        _quit(str(error), error.exit_code)
+    except FileNotFoundError as error:
         _quit(str(error), BAD_INPUT)
-    except (RuntimeError, ArithmeticError, OSError) as error:
+    except OSError as error:
         _quit(f"{type(error).__name__}: {error}", 1)
+    except Exception as error:
+        if with_traceback:
+            traceback.print_exc()
+        where = keep_traceback(error)
+        kept = f"the traceback is in {where}" if where else "--traceback shows the traceback"
+        _quit(f"a bug: {type(error).__name__}: {error}; {kept}", 1)
 
 
 def _on_signal(number: int, _: object) -> None:

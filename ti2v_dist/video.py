@@ -9,6 +9,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from .prompts import Prompt, caption, check_prompt, entries, number_at
 SAMPLER_NAMES = ("ti2v_zero", "ti2v_zero_reference", "replace")
 INIT_NAMES = ("inversion", "gaussian")
 TRAIN_TIMESTEPS = 1000
+MAX_SEED = 2**64 - 1
+_NTSC = (24, 30, 48, 60, 120)
+"""Whole rates of which television takes 1000/1001, and writes that to three places: 23.976, 29.97, 59.94."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -33,6 +37,18 @@ def check_range(name: str, value: float, low: float, high: float | None = None) 
     if not (value >= low and (high is None or value <= high)):
         limit = f"at least {low}" if high is None else f"{low} to {high}"
         raise InputError(f"{name} is {value!r}; it must be {limit}")
+
+
+def rounded_rate(fps: float) -> int | float:
+    """Frames per second as they are kept: to a thousandth, and a whole rate as an int, so that 8.0 hashes as 8."""
+    rounded = round(fps, 3)
+    return int(rounded) if isinstance(rounded, float) and rounded.is_integer() else rounded
+
+
+def exact_rate(fps: float) -> Fraction:
+    """The exact frames per second that `fps` stands for: thousandths, but 29.97 is 30000/1001, and so its kin."""
+    ntsc = {rounded_rate(rate * 1000 / 1001): Fraction(rate * 1000, 1001) for rate in _NTSC}
+    return ntsc.get(rounded_rate(fps), Fraction(round(fps * 1000), 1000))
 
 
 def check_id(video_id: str) -> str:
@@ -106,7 +122,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class VideoRequest:
-    """One video to make, every default filled in. Sizes in pixels, `fps` in frames per second.
+    """One video to make, every default filled in. Sizes in pixels; `fps` is frames per second, see `exact_rate`.
 
     `prompt` is a text or a prompt schedule. `image` is an absolute path or URL to read from and `image_uri` is what the
     user wrote: the same request may find its image elsewhere on another machine, and a fork its first frames at its
@@ -122,7 +138,7 @@ class VideoRequest:
     width: int
     params: SamplingParams
     num_frames: int = 16
-    fps: int = 8
+    fps: float = 8
     negative_prompt: str = ""
     image_uri: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -135,8 +151,9 @@ class VideoRequest:
         if self.params.sampler == "replace" and not isinstance(self.prompt, str):
             raise InputError("prompt is a schedule; sampler 'replace' makes one window under one text")
         check_range("num_frames", self.num_frames, 2)
+        object.__setattr__(self, "fps", rounded_rate(self.fps))
         check_range("fps", self.fps, 1, 240)
-        check_range("seed", self.seed, 0, 2**63 - 1)
+        check_range("seed", self.seed, 0, MAX_SEED)
         check_range("height", self.height, 8)
         check_range("width", self.width, 8)
 

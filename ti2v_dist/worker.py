@@ -16,7 +16,7 @@ import numpy as np
 
 from ti2v_dist import __version__, codec, dataset
 from ti2v_dist.checkpoint import CheckpointStore
-from ti2v_dist.config import RunConfig
+from ti2v_dist.config import RunConfig, keyframe_interval
 from ti2v_dist.images import load_image
 from ti2v_dist.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
@@ -104,7 +104,8 @@ class Worker:
     def write_video(self, request: VideoRequest) -> AbstractContextManager[codec.WrittenVideo]:
         """The settled video as a temporary mp4, decoded a few frames at a time."""
         provenance = dataset.provenance(request, self.info.model_id, self.info.revision)
-        return codec.write_video(self._frames(request), request.fps, provenance)
+        interval = keyframe_interval(self.store.read_run() or {}, request.fps)
+        return codec.write_video(self._frames(request), request.fps, provenance, interval)
 
     def row(
         self, request: VideoRequest, written: codec.WrittenVideo, file_name: str, facts: dict[str, Any]

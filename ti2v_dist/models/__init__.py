@@ -70,6 +70,8 @@ def _load_unet3d(info: ModelInfo, device: str, dtype: str, attention: str) -> Vi
 
 FAMILIES: dict[str, Callable[[ModelInfo, str, str, str], VideoModel]] = {"UNet3DConditionModel": _load_unet3d}
 """The class that `unet/config.json` names, to the loader of its family."""
+SPECIAL_TOKENS = 2
+"""Start and end of a text: a vocabulary of these alone has no word."""
 
 
 def read_info(model_id: str, revision: str | None = None) -> ModelInfo:
@@ -84,6 +86,7 @@ def read_info(model_id: str, revision: str | None = None) -> ModelInfo:
     _check_classes(folder, configs)
     _check_schedule(folder, configs["scheduler"])
     _check_widths(folder, configs)
+    _check_tokenizer(folder / "tokenizer")
     for part in _WEIGHTS:
         weight_files(folder, part)
     sample_size = unet.get("sample_size")
@@ -242,6 +245,26 @@ def _check_widths(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
         raise ModelFolderError(f"{folder}: vae/config.json states no block_out_channels")
 
 
+def _check_tokenizer(folder: Path) -> None:
+    """A tokenizer without its words loads, and makes the same tokens of every prompt."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        model = _read_json(path).get("model")
+        words = model.get("vocab") if isinstance(model, dict) else None
+    else:
+        missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+        if missing:
+            raise ModelFolderError(
+                f"{folder} has no {' and no '.join(missing)}; a CLIP tokenizer needs tokenizer.json, "
+                "or both vocab.json and merges.txt"
+            )
+        path, words = folder / "vocab.json", _read_json(folder / "vocab.json")
+        if not (folder / "merges.txt").stat().st_size:
+            raise ModelFolderError(f"{folder / 'merges.txt'} is empty")
+    if not isinstance(words, dict) or len(words) <= SPECIAL_TOKENS:
+        raise ModelFolderError(f"{path} holds no vocabulary")
+
+
 def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "ti2v.json"
     given = _read_json(path) if path.exists() else {}
@@ -249,9 +272,11 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     if unknown:
         raise ModelFolderError(f"{path} has {', '.join(unknown)}; it may state {', '.join(DEFAULTS)}")
     settings = {**DEFAULTS, **given}
-    for name, least in (("window", 2), ("fps", 1)):
-        if type(settings[name]) is not int or settings[name] < least:
-            raise ModelFolderError(f"{path}: {name} is {settings[name]!r}; it must be a whole number from {least}")
+    window, fps = settings["window"], settings["fps"]
+    if type(window) is not int or window < 2:
+        raise ModelFolderError(f"{path}: window is {window!r}; it must be a whole number from 2")
+    if type(fps) not in (int, float) or not 1 <= fps <= 240:
+        raise ModelFolderError(f"{path}: fps is {fps!r}; it must be a number from 1 to 240")
     guidance = settings["guidance_scale"]
     if type(guidance) not in (int, float) or not 0 < guidance < float("inf"):
         raise ModelFolderError(f"{path}: guidance_scale is {guidance!r}; it must be a finite number above 0")

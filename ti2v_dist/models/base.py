@@ -27,7 +27,7 @@ class ModelInfo:
     width: int
     vae_factor: int
     guidance_scale: float
-    fps: int
+    fps: float
 
 
 class VideoModel(Protocol):

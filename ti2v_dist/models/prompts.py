@@ -6,14 +6,24 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ti2v_dist.models import ModelFolderError
 from ti2v_dist.models.base import ModelInfo
+
+
+def load_tokenizer(info: ModelInfo) -> Any:
+    """The model's CLIPTokenizer. Raises `ModelFolderError`."""
+    from transformers import CLIPTokenizer
+
+    folder = info.folder / "tokenizer"
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library under it raises bare ones
+        raise ModelFolderError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def lost_words(info: ModelInfo, prompts: Iterable[str]) -> Iterator[str]:
     """A sentence for each distinct prompt of which a part is lost: cut off at the model's length, or never learned."""
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(info.folder / "tokenizer", local_files_only=True)
+    tokenizer = load_tokenizer(info)
     known = _vocabulary(info)
     for prompt in dict.fromkeys(prompts):
         dropped = _dropped(tokenizer, prompt)

@@ -20,18 +20,22 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.models import ModelFolderError, weight_files
 from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.models.prompts import load_tokenizer
 from ti2v_dist.video import check_choice
 
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager")
+_HARMLESS = {"text_model.embeddings.position_ids", "embeddings.position_ids", "text_projection.weight"}
+"""What older versions of the libraries stored beside the weights, or what only another use of the network reads."""
 
 
 class UNet3DVideoModel:
@@ -48,19 +52,18 @@ class UNet3DVideoModel:
         # A Stable Diffusion VAE overflows in float16.
         self.vae_dtype = torch.float32 if dtype == "float16" else self.dtype
 
-        unet = _load_part(UNet3DConditionModel, info, "unet", torch_dtype=self.dtype)
-        vae = _load_part(AutoencoderKL, info, "vae", torch_dtype=self.vae_dtype)
-        with _no_progress_bar():
-            text_encoder = _load_part(
-                CLIPTextModel, info, "text_encoder", dtype=self.dtype, attn_implementation=attention
-            )
+        # What diffusers does anyway where accelerate is not installed, but without a complaint at each load.
+        plain: dict[str, Any] = {"low_cpu_mem_usage": False}
+        unet = _load_part(UNet3DConditionModel, info, "unet", torch_dtype=self.dtype, **plain)
+        vae = _load_part(AutoencoderKL, info, "vae", torch_dtype=self.vae_dtype, **plain)
+        text_encoder = _load_part(CLIPTextModel, info, "text_encoder", dtype=self.dtype, attn_implementation=attention)
         processor = AttnProcessor2_0() if attention == "sdpa" else AttnProcessor()
         unet.set_attn_processor(processor)
         vae.set_attn_processor(processor)
         self._unet: UNet3DConditionModel = _freeze(unet, self.device)
         self._vae: AutoencoderKL = _freeze(vae, self.device)
         self._text_encoder: CLIPTextModel = _freeze(text_encoder, self.device)
-        self._tokenizer = CLIPTokenizer.from_pretrained(info.folder / "tokenizer", local_files_only=True)
+        self._tokenizer = load_tokenizer(info)
 
         schedule: Any = DDIMScheduler.from_pretrained(info.folder / "scheduler", local_files_only=True)
         self.alphas_cumprod: Tensor = schedule.alphas_cumprod.double()
@@ -130,35 +133,56 @@ def _checked_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar for the loading of a small file, into the logs of every worker."""
-    was_enabled = transformers_logging.is_progress_bar_enabled()
+def _no_reports() -> Iterator[None]:
+    """transformers draws a bar for a small file, and both libraries a table of what `_load_part` tells in a line."""
+    levels = [(library, library.get_verbosity()) for library in (transformers_logging, diffusers_logging)]
+    bar_was_enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    for library, _ in levels:
+        library.set_verbosity_error()
     try:
         yield
     finally:
-        if was_enabled:
+        for library, level in levels:
+            library.set_verbosity(level)
+        if bar_was_enabled:
             transformers_logging.enable_progress_bar()
 
 
 def _load_part(part_class: Any, info: ModelInfo, part: str, **settings: Any) -> Any:
-    """One sub-folder's network; a weight that is absent must never be left at random."""
+    """One sub-folder's network; a weight must neither be left at random nor be left out."""
     variant, files = weight_files(info.folder, part)
+    named = f"{info.folder}: {part}/{files[0].name}"
     try:
-        network, report = part_class.from_pretrained(
-            info.folder / part,
-            use_safetensors=True,
-            variant=variant,
-            local_files_only=True,
-            output_loading_info=True,
-            **settings,
-        )
+        with _no_reports():
+            network, report = part_class.from_pretrained(
+                info.folder / part,
+                use_safetensors=True,
+                variant=variant,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # each is told below
+                **settings,
+            )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ModelFolderError(f"{info.folder}: {part}/{files[0].name} cannot be loaded: {error}") from error
+        raise ModelFolderError(f"{named} cannot be loaded: {' '.join(str(error).split())}") from error
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise ModelFolderError(
+            f"{named}: weight {name} has shape {tuple(stored)}; {part}/config.json asks for {tuple(wanted)}"
+        )
     absent = sorted(report["missing_keys"])
     if absent:
-        raise ModelFolderError(f"{info.folder}: {part}/{files[0].name} lacks {len(absent)} weights: {absent[0]}, …")
+        raise ModelFolderError(f"{named} lacks {len(absent)} weights that {part}/config.json asks for: {_some(absent)}")
+    unknown = sorted(name for name in report["unexpected_keys"] if name not in _HARMLESS)
+    if unknown:
+        raise ModelFolderError(
+            f"{named} has {len(unknown)} weights for which {part}/config.json has no place: {_some(unknown)}"
+        )
     return network
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _freeze(network: Any, device: torch.device) -> Any:

@@ -116,6 +116,9 @@ def sample_ti2v_zero_reference(
 
     The whole window is stepped and re-noised, at the last timestep too, and the new frame's pixels are encoded again
     before they enter the queue. Its R re-noisings are U - 1.
+
+    It agrees with the authors' program where S divides 1000, up to 8-bit pixels (1.7e-6 over 8 frames in an independent
+    comparison). Elsewhere the timesteps differ: for S = 7 they take 8 steps from 995, this one 7 from 853.
     """
     s_0, K = queue_BCKHW, queue_BCKHW.shape[2]
     assert params.context_frames == K < model.info.window, (K, params.context_frames, model.info.window)
