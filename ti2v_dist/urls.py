@@ -203,7 +203,7 @@ def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, bel
         cause = exc.__cause__ if isinstance(exc, StoreDenied) and isinstance(exc.__cause__, Exception) else exc
         if 416 in _codes(cause)[1]:  # how stores say that not even the first byte is there
             return b""
-        if (named := _named(url, cause)) is exc:
+        if (named := _named(url, cause, is_answer=cause is not exc)) is exc:
             raise
         raise named from exc
     if limit is not None and len(data) > limit:
@@ -256,8 +256,8 @@ def _in_time(fs: Any, call: Callable[..., Any], *arguments: Any, **options: Any)
         raise _GaveUp(f"the last byte did not come in {READ_S:.0f} s") from None
 
 
-def _named(url: str, exc: Exception) -> Exception:
-    """The error of a read by its right name, or as it is."""
+def _named(url: str, exc: Exception, is_answer: bool) -> Exception:
+    """The error of a read by its right name, or as it is; `is_answer` where the server has said so for certain."""
     codes, statuses = _codes(exc)
     if codes & _CREDENTIALS or 401 in statuses or any(word in type(exc).__name__ for word in _NO_CREDENTIALS):
         return StoreDenied(f"{url!r} cannot be read: {words_of(exc)}")
@@ -268,8 +268,9 @@ def _named(url: str, exc: Exception) -> Exception:
     if type(exc).__name__ == "ParamValidationError":
         return InputError(f"{url!r} is no URL of an object: {exc}")
     # Clients have families of errors of their own.
-    is_clients = type(exc).__module__.split(".")[0] in _CLIENTS and not isinstance(exc, UserError)
-    return OSError(f"{url!r} cannot be read: {words_of(exc)}") if is_clients else exc
+    is_clients = type(exc).__module__.split(".")[0] in _CLIENTS
+    kind = OSError if is_answer else Unreachable
+    return kind(f"{url!r} cannot be read: {words_of(exc)}") if is_clients else exc
 
 
 def _codes(exc: BaseException) -> tuple[set[str], set[int]]:
