@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -204,7 +204,8 @@ class VideoRequest:
 
     def _plain(self) -> dict[str, Any]:
         """As `asdict`, which would copy every value of every column of thousands of rows."""
-        return {**vars(self), "params": {**vars(self.params)}, "origin": asdict(self.origin) if self.origin else None}
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**own, "params": asdict(self.params), "origin": asdict(self.origin) if self.origin else None}
 
     def recipe(self, fingerprint_sha256: str, image_HWC: np.ndarray) -> str:
         """sha256 of all that decides the value of a frame: sampling, the preprocessed image, the run's fingerprint.
