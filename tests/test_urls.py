@@ -290,7 +290,7 @@ def test_s3_that_is_busy_is_asked_again(s3):
 def test_credentials_that_s3_refuses_are_told_in_its_words(s3, code, word):
     s3_says(s3, f"bucket/{word}.png", code, word)
     for limit in (None, 1000):
-        with pytest.raises(store.StoreDenied, match=f"{word}: .*the words of {word}"):
+        with pytest.raises(store.StoreDenied, match=f"the words of {word}"):
             read_bytes(f"s3://bucket/{word}.png", limit)
 
 
