@@ -1,18 +1,20 @@
 """Plans, hints and the ledger: what lets a coordinator start where the last one ended, at a cost that does not grow."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 from chains import make_request
 from fsspec.implementations.memory import MemoryFile
 
+from ti2v_dist import edits
 from ti2v_dist import ledger as ledger_module
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.ledger import Ledger, Plan
-from ti2v_dist.planning import Work, record
+from ti2v_dist.planning import Work, claim, record
 from ti2v_dist.record import CorruptRecord
 from ti2v_dist.store import Store
 from ti2v_dist.video import VideoRequest, canonical_json
@@ -145,8 +147,9 @@ def start(url: str, plan: Plan) -> Work:
     return record(CheckpointStore(url), RunConfig(), plan, {})
 
 
-def operations(monkeypatch: pytest.MonkeyPatch, plan: Plan, url: str) -> tuple[int, int]:
-    """Storage operations, and objects that listings returned, from the checked manifest to the first video's load."""
+@contextmanager
+def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Storage operations, and objects that listings returned."""
     counts = [0, 0]
     ask, find = Store._ask, Store.list
 
@@ -162,6 +165,12 @@ def operations(monkeypatch: pytest.MonkeyPatch, plan: Plan, url: str) -> tuple[i
     with monkeypatch.context() as patch:
         patch.setattr(Store, "_ask", counted)
         patch.setattr(Store, "list", listed)
+        yield counts
+
+
+def operations(monkeypatch: pytest.MonkeyPatch, plan: Plan, url: str) -> tuple[int, int]:
+    """Storage operations, and objects that listings returned, from the checked manifest to the first video's load."""
+    with counting(monkeypatch) as counts:
         work = start(url, plan)
         store, ledger = CheckpointStore(url), Ledger(CheckpointStore(url))
         store.next_epoch()
@@ -174,6 +183,48 @@ def operations(monkeypatch: pytest.MonkeyPatch, plan: Plan, url: str) -> tuple[i
         store.claim_request(first)
         assert store.load(first, "f" * 64) is None
     return counts[0], counts[1]
+
+
+def extension(monkeypatch: pytest.MonkeyPatch, videos: int, frames: int) -> tuple[int, int]:
+    """Storage operations, and objects that listings returned, from `extend` of one of these videos to its plan."""
+    store = CheckpointStore(f"memory://{uuid.uuid4().hex}")
+    claim(store, RunConfig(), {"output": store.url, "manifest": "m.jsonl"})
+    asked = tuple(replace(request, num_frames=frames) for request in requests(videos))
+    plan = Plan(asked, {request.id: index + 1 for index, request in enumerate(asked)})
+    Ledger(store).write_plan(plan)
+    for request in plan.requests:
+        row = {"id": request.id, "num_frames": frames, "file_name": f"videos/ab/{request.id}-00000000.mp4"}
+        put(store, f".ti2v/requests/{request.id}/0", canonical_json(request.to_json()))
+        put(store, f".ti2v/done/{request.id}/0", canonical_json(row))
+        put(store, f"dataset/{row['file_name']}", b"x")
+    for frame in range(frames):
+        put(store, f".ti2v/videos/v0/{frame:010d}", b"x")
+    with counting(monkeypatch) as counts:
+        work = edits.to_make(store, edits.extend(store, "v0", "+8"))
+    assert [request.num_frames for request in work.plan.requests] == [frames + 8]
+    assert (work.final, work.plan.remake) == (set(), ())
+    return counts[0], counts[1]
+
+
+def test_an_extension_costs_no_more_in_a_large_run_or_of_a_long_video(monkeypatch):
+    small, large = extension(monkeypatch, 2, 40), extension(monkeypatch, 3000, 1024)
+    print(f"storage operations and listed objects: {small} of 2 videos of 40 frames, {large} of 3000 of 1024")
+    assert large == small
+
+
+@pytest.mark.parametrize("others", [0, 80])
+def test_what_is_final_is_the_same_one_by_one_and_from_listings(store, others):
+    requests_ = requests(5 + others)
+    for request in requests_[:4]:
+        store.claim_request(request)
+    for video_id in ("v0", "v3"):
+        row = {"id": video_id, "num_frames": 40, "file_name": f"videos/ab/{video_id}-00000000.mp4"}
+        store.finish(video_id, row)
+    store.store.create("dataset/videos/ab/v0-00000000.mp4", b"x")
+    store.fail("v1", failure(attempts=3))
+    work = record(store, RunConfig(), plan_of(5 + others), {})
+    assert (work.final, work.plan.remake) == ({"v0", "v1"}, ("v3",))
+    assert store.begun_ids() == {"v0", "v1", "v2", "v3"}, "nothing is claimed before it is begun"
 
 
 def put(store: CheckpointStore, key: str, data: bytes) -> None:

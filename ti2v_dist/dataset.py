@@ -12,7 +12,7 @@ from ti2v_dist.files import listed, put_bytes, put_file, read_view, remove
 from ti2v_dist.manifest import RowFailure
 from ti2v_dist.rows import COLUMN_TYPES, read_table
 from ti2v_dist.tables import METADATA_TYPES, dataset_card, failures_table, metadata_table
-from ti2v_dist.urls import read_bytes
+from ti2v_dist.urls import open_filesystem, read_bytes
 from ti2v_dist.video import VideoRequest, canonical_json, exact_rate
 
 VIDEOS = "dataset"
@@ -88,6 +88,16 @@ def failure_row(
     return RowFailure(
         line, request.id, columns["image"], columns, error_type, error_message, attempts=attempts
     ).to_row()
+
+
+def is_stored(output_url: str, file_name: str) -> bool:
+    """Whether a video's file is in the data set."""
+    fs, path = open_filesystem(f"{output_url}/{VIDEOS}/{file_name}")
+    try:
+        fs.info(path)  # `exists` takes a store that does not answer for one that says no
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def stored_sizes(output_url: str) -> dict[str, int]:

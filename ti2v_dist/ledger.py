@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -30,7 +30,7 @@ MAX_PLAN_BYTES = 2**31
 """Of a plan unzipped: what is longer is cut off, and then is no JSON."""
 READERS = 16
 FEW_VIDEOS = 64
-"""Up to which their records are listed one by one: one listing of all is a call for each 1000 frames of the run."""
+"""Up to which videos are asked for one by one: a listing of all is a call for each 1000 of them, or of their frames."""
 
 Row = dict[str, Any]
 Key = tuple[str, int]
@@ -72,12 +72,9 @@ class Plan:
     @classmethod
     def from_bytes(cls, key: str, data: bytes) -> "Plan":
         """Inverse of `data`; raises `CorruptRecord` unless it has the name in its key."""
-        if hashlib.sha256(data).hexdigest() != key.rpartition("/")[2]:
-            raise CorruptRecord(key, "its sha256 is not its name; delete it, and the same command writes it anew")
-        unzip = zlib.decompressobj(wbits=31)
-        plain = json.loads(unzip.decompress(data, MAX_PLAN_BYTES))
+        plain = _plain_plan(key, data)
         requests = tuple(
-            replace(VideoRequest.from_json(request), generation=generation)
+            VideoRequest.from_json({**request, "generation": generation})
             for generation, request in plain.pop("requests")
         )
         refused, remake = tuple(plain.pop("refused")), tuple(plain.pop("remake"))
@@ -104,11 +101,13 @@ class Ledger:
 
         A stand-in for the id that a row did not have goes when a plan has a video of that line: the row was mended.
         """
-        plans = list(self.plans())
-        lines = {video_id: line for plan in plans for video_id, line in plan.lines.items()}
-        made = {request.id for plan in plans for request in plan.requests}
+        with ThreadPoolExecutor(READERS) as pool:
+            plans = [plan for plan in pool.map(self._plain_plan, self.run.names("plans")) if plan]
+        lines = {video_id: line for plan in plans for video_id, line in plan["lines"].items()}
+        made = {request["id"] for plan in plans for _, request in plan["requests"]}
         named = {lines[video_id] for video_id in made & lines.keys()}
-        refused = {row["id"] for plan in plans for row in plan.refused if row["id"].startswith(stand_in(row["line"]))}
+        rows = (row for plan in plans for row in plan["refused"])
+        refused = {row["id"] for row in rows if row["id"].startswith(stand_in(row["line"]))}
         return {key: line for key, line in lines.items() if key not in refused - made or line not in named}
 
     def plans(self) -> Iterator[Plan]:
@@ -116,6 +115,12 @@ class Ledger:
         for name in self.run.names("plans"):
             with suppress(CorruptRecord):
                 yield self.read_plan(name)
+
+    def _plain_plan(self, name: str) -> dict[str, Any] | None:
+        """A plan as it is stored, no request of it looked at: those of a large run take seconds. None as in `plans`."""
+        with suppress(CorruptRecord):
+            return _plain_plan(key := keys.plan(name), self.store.get(key))
+        return None
 
     # progress
 
@@ -177,11 +182,20 @@ class Ledger:
         A row that was refused before it became a video may have been mended since: it is not final.
         """
         ids = {request.id for request in plan.requests}
+        if len(ids) <= FEW_VIDEOS:
+            with ThreadPoolExecutor(READERS) as pool:
+                final = pool.map(lambda video_id: self._is_final(plan, video_id), ids)
+                return {video_id for video_id, is_final in zip(ids, final, strict=True) if is_final}
         failed = ids & set(self.run.failed_ids())
         with ThreadPoolExecutor(READERS) as pool:
             counts = dict(zip(failed, pool.map(self.attempts, failed), strict=True))
         exhausted = {video_id for video_id, count in counts.items() if count > plan.attempts.get(video_id, 0)}
         return (ids & set(self.run.done_ids())) - set(plan.remake) | exhausted
+
+    def _is_final(self, plan: Plan, video_id: str) -> bool:
+        if self.run.read_done(video_id) is not None:
+            return video_id not in plan.remake
+        return self.attempts(video_id) > plan.attempts.get(video_id, 0)
 
     def attempts(self, video_id: str) -> int:
         """Failures on record of a video that was really tried."""
@@ -239,6 +253,12 @@ class Ledger:
             return [((part["id"], part["generation"]), json.loads(part["row"])) for part in parts]
         except (pa.ArrowException, KeyError, ValueError, TypeError):
             return []
+
+
+def _plain_plan(key: str, data: bytes) -> dict[str, Any]:
+    if hashlib.sha256(data).hexdigest() != key.rpartition("/")[2]:
+        raise CorruptRecord(key, "its sha256 is not its name; delete it, and the same command writes it anew")
+    return json.loads(zlib.decompressobj(wbits=31).decompress(data, MAX_PLAN_BYTES))
 
 
 def _parquet(rows: dict[Key, Row]) -> bytes:

@@ -10,9 +10,9 @@ from typing import Any
 from ti2v_dist import __version__
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
-from ti2v_dist.dataset import stored_ids
+from ti2v_dist.dataset import is_stored, stored_ids
 from ti2v_dist.errors import InputError
-from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.ledger import FEW_VIDEOS, Ledger, Plan
 from ti2v_dist.manifest import Manifest, RequestDefaults, read_manifest
 from ti2v_dist.models import ModelInfo, read_info
 from ti2v_dist.models.prompts import lost_words
@@ -158,20 +158,45 @@ def record(store: CheckpointStore, config: RunConfig, plan: Plan, facts: dict[st
     work = Work(store, config, plan, ledger.hinted(plan) or set())
     is_known = bool(work.final) and not work.is_done
     if not is_known:
-        lost = set(store.done_ids()) - stored_ids(store.url)  # a file that was lost is made again
-        plan = replace(plan, remake=tuple(sorted({*plan.remake, *(lost & plan.lines.keys())})))
+        if lost := _lost(store, plan) - set(plan.remake):  # a file that was lost is made again
+            plan = replace(plan, remake=tuple(sorted({*plan.remake, *lost})))
         work = Work(store, config, plan, ledger.scan(plan))
     if not work.is_done:
         store.probe()
     claim(store, config, {"output": store.url, "argv": sys.argv, **facts})
     if not is_known:
-        begun = store.begun_ids()
+        begun = _begun(store, plan)
         with ThreadPoolExecutor(STORE_THREADS) as pool:
             list(pool.map(store.claim_request, (request for request in plan.requests if request.id in begun)))
             list(pool.map(lambda row: _refuse(store, row), plan.refused))
     if not work.is_done:
         ledger.write_plan(plan)
     return work
+
+
+def _lost(store: CheckpointStore, plan: Plan) -> set[str]:
+    """Finished videos of the plan without their file."""
+    if len(plan.requests) > FEW_VIDEOS:
+        return (set(store.done_ids()) - stored_ids(store.url)) & plan.lines.keys()
+
+    def is_lost(request: VideoRequest) -> bool:
+        row = store.read_done(request.id)
+        return row is not None and not is_stored(store.url, row["file_name"])
+
+    return _those(plan, is_lost)
+
+
+def _begun(store: CheckpointStore, plan: Plan) -> set[str]:
+    if len(plan.requests) > FEW_VIDEOS:
+        return store.begun_ids()
+    return _those(plan, lambda request: store.read_request(request.id, 0) is not None)
+
+
+def _those(plan: Plan, is_one: Callable[[VideoRequest], bool]) -> set[str]:
+    """Ids of the plan's videos of which this is true, asked of a few at once."""
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
+        found = zip(plan.requests, pool.map(is_one, plan.requests), strict=True)
+        return {request.id for request, is_true in found if is_true}
 
 
 def _refuse(store: CheckpointStore, row: dict[str, Any]) -> None:

@@ -188,7 +188,7 @@ class VideoRequest:
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON object, without `origin` and `generation` where there is none; `from_json` reads it back."""
-        return {key: value for key, value in asdict(self).items() if value or key not in ("origin", "generation")}
+        return {key: value for key, value in self._plain().items() if value or key not in ("origin", "generation")}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "VideoRequest":
@@ -200,7 +200,11 @@ class VideoRequest:
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed: all but where the image and the first frames lie today."""
         hidden = ("image", "origin", "generation")
-        return {key: value for key, value in asdict(self).items() if key not in hidden}
+        return {key: value for key, value in self._plain().items() if key not in hidden}
+
+    def _plain(self) -> dict[str, Any]:
+        """As `asdict`, which would copy every value of every column of thousands of rows."""
+        return {**vars(self), "params": {**vars(self.params)}, "origin": asdict(self.origin) if self.origin else None}
 
     def recipe(self, fingerprint_sha256: str, image_HWC: np.ndarray) -> str:
         """sha256 of all that decides the value of a frame: sampling, the preprocessed image, the run's fingerprint.

@@ -38,6 +38,8 @@ def lost_words(info: ModelInfo, prompts: Iterable[str]) -> Iterator[str]:
 
 def _dropped(tokenizer: Any, prompt: str) -> str:
     length = tokenizer.model_max_length
+    if prompt.isascii() and len(prompt) <= length - 2:  # a token has at least one byte; two mark begin and end
+        return ""
     spans = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     if len(spans) <= length:
         return ""
