@@ -199,7 +199,7 @@ def test_what_is_wrong_leaves_nothing_and_can_be_put_right(tmp_path, image, mode
     assert generate(image, PROMPT, output, config=config)["num_frames"] == FRAMES
 
 
-def test_the_command_says_what_is_wrong_and_exits_2(tmp_path, model):
+def test_the_command_says_what_is_wrong_and_exits_2_or_1_once_something_is_begun(tmp_path, model):
     write_image(tmp_path / "first.png")
     missing = ti2v(*generate_arguments("nowhere.png", model, "cat.mp4"), cwd=tmp_path)
     assert (missing.returncode, missing.stdout) == (2, "")
@@ -213,6 +213,13 @@ def test_the_command_says_what_is_wrong_and_exits_2(tmp_path, model):
     longer = ti2v(*generate_arguments("first.png", model, "cat.mp4", frames=9), cwd=tmp_path)
     assert longer.returncode == 2
     assert "num_frames: stored 4, now 9" in longer.stderr
+    (state,) = tmp_path.glob("cat.mp4.ti2v/.ti2v")
+    (state / "done" / "cat" / "0").unlink()
+    (record,) = state.glob("videos/cat/*2")
+    record.write_bytes(record.read_bytes()[:-1] + b"x")
+    damaged = ti2v(*generate_arguments("first.png", model, "cat.mp4"), cwd=tmp_path)
+    assert damaged.returncode == 1, "something was begun: 2 would say that nothing was"
+    assert "videos/cat/0000000002" in damaged.stderr
 
 
 @pytest.fixture(scope="module")
