@@ -350,6 +350,7 @@ def test_a_bug_is_one_line_and_keeps_its_traceback(folder, home):
     if home == "here":
         assert line.endswith(f"the traceback is in {log}")
         assert "Traceback (most recent call last)" in log.read_text()
+    assert "--traceback" in ti2v("--help", cwd=folder).stdout
     for arguments in (["--traceback", "status", "."], ["status", ".", "--traceback"]):
         done = run(*arguments)
         assert (done.returncode, "Traceback (most recent call last)" in done.stderr) == (1, True)

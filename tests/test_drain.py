@@ -17,7 +17,7 @@ import ray_runs
 from metadata_service import MetadataService
 from ray.cluster_utils import Cluster
 from ray_runs import FRAMES_TO_MAKE, TI2V, Ended, Frames, Inputs, Run, wait_until
-from test_losses import POISON
+from test_losses import POISON_PATHS
 
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import load_config
@@ -64,10 +64,9 @@ def parent(pid: int) -> int:
 
 @pytest.fixture(scope="module")
 def drained(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drained]:
-    paths = os.pathsep.join([str(POISON), *filter(None, [os.environ.get("PYTHONPATH")])])
     slow = json.dumps(dict.fromkeys(ray_runs.NUM_FRAMES, "slow"))
     service = MetadataService()
-    changes = {"PYTHONPATH": paths, "TI2V_POISON": slow, **service.environment}
+    changes = {"PYTHONPATH": POISON_PATHS, "TI2V_POISON": slow, **service.environment}
     with (
         ray_runs.opened(given, tmp_path_factory.mktemp("drained") / "out", **changes) as run,
         two_nodes(run) as (cluster, node),

@@ -39,6 +39,7 @@ from ti2v_dist.ray_internals import reason_of
 from ti2v_dist.worker import Worker
 
 POISON = Path(__file__).parent / "faults" / "poison"
+POISON_PATHS = os.pathsep.join([str(POISON), *filter(None, [os.environ.get("PYTHONPATH")])])
 NUM_FRAMES, IDS = 6, ("ann", "bob", "cid")
 Cause: Any = common_pb2.ActorDeathCause  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -166,9 +167,8 @@ class Poisoned:
         self.manifest = given.other_manifest("short.jsonl", rows)
 
     def run(self, **poison: str) -> Life:
-        paths = os.pathsep.join([str(POISON), *filter(None, [os.environ.get("PYTHONPATH")])])
         marks = {"TI2V_POISON": json.dumps(poison), "TI2V_POISON_MARKS": str(self.folder)}
-        with ray_runs.opened(self.given, self.output, PYTHONPATH=paths, **marks) as run:
+        with ray_runs.opened(self.given, self.output, PYTHONPATH=POISON_PATHS, **marks) as run:
             ended = run.run(manifest=self.manifest, workers=1)
             return Life(ended, run.summary())
 

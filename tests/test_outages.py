@@ -61,3 +61,28 @@ def test_other_errors_are_not_waited_for():
 
     with pytest.raises(ValueError, match="a bug"):
         asyncio.run(Outages(Metrics()).outlast(broken))
+
+
+def test_an_outage_of_many_calls_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(outages, "TOLD_AFTER_S", 0.1)
+    monkeypatch.setattr(outages, "PAUSES_S", (0.03,) * 100)
+    caplog.set_level("INFO", "ti2v_dist")
+    away, waiting = [True], Outages(Metrics())
+
+    async def ask() -> None:
+        if away:
+            raise ConnectionResetError("https://host/a?X-Amz-Signature=abc")
+
+    async def outage(seconds: float) -> None:
+        away[:] = [True]
+        calls = [asyncio.create_task(waiting.outlast(ask)) for _ in range(3)]
+        await asyncio.sleep(seconds)
+        away.clear()
+        await asyncio.gather(*calls)
+
+    asyncio.run(outage(0.03))
+    assert caplog.messages == [], "it was over before it was told"
+    for _ in range(2):
+        asyncio.run(outage(0.3))
+    told = [(record.levelname, record.getMessage().partition(" for storage")[0]) for record in caplog.records]
+    assert told == [("WARNING", "waiting"), ("INFO", "storage answers again")] * 2

@@ -1,5 +1,6 @@
 """Kills and stops of whole runs on a real Ray: they end with the very frames of a run that nobody disturbed."""
 
+import json
 import os
 import re
 import shutil
@@ -8,7 +9,9 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray_runs
@@ -30,7 +33,7 @@ class WorkerKilled:
 
 @pytest.fixture(scope="module")
 def worker_killed(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerKilled]:
-    with ray_runs.opened(given, tmp_path_factory.mktemp("worker") / "out") as run:
+    with ray_runs.opened(given, tmp_path_factory.mktemp("worker") / "out", TI2V_LOG="json") as run:
         process = run.start(workers=1)
         *_, (_, _, pid) = run.await_frames(process, 12)
         os.kill(pid, signal.SIGKILL)
@@ -139,6 +142,48 @@ def test_a_killed_worker_costs_the_frames_in_flight(worker_killed: WorkerKilled)
     usage = worker_killed.ended.result["usage"]
     assert usage["worker_losses"] == 1
     assert twice.total() <= usage["frames_discarded"] <= CALLS * SLOTS
+
+
+def logged(run: Run) -> dict[int, list[dict[str, Any]]]:
+    """The lines of the log by the pid of the actor's process, from the files that Ray keeps of its stderr."""
+    texts = {path: path.read_text() for path in run.ray_dir.glob("session_2*/logs/worker-*.err")}
+    actors = {path: text for path, text in texts.items() if ":actor_name:" in text}
+    return {
+        int(path.stem.rpartition("-")[2]): [json.loads(line) for line in text.splitlines() if line[0] != ":"]  # Ray's
+        for path, text in actors.items()
+    }
+
+
+def test_each_line_of_the_log_says_where_it_comes_from(worker_killed: WorkerKilled):
+    by_pid = logged(worker_killed.run)
+    lines = [line for of_one in by_pid.values() for line in of_one]
+    assert len(by_pid) == 3, "the coordinator, a worker, and the one in its place"
+    run_id = worker_killed.run.summary()["run_id"]
+    assert {(line["run"], line["epoch"]) for line in lines} == {(run_id, 1)}
+    assert {(line["message"], line["worker"]) for line in by_pid[worker_killed.pid]} == {
+        ("loaded the model onto cpu", 0)
+    }
+    done = {line["video"]: line["worker"] for line in lines if line["message"] == "a video is finished"}
+    assert done == dict.fromkeys(NUM_FRAMES, 1)
+    assert not any(row["prompt"] in str(lines) for row in worker_killed.run.inputs.rows())
+
+
+def test_the_log_tells_of_a_run_from_its_beginning_to_its_end(worker_killed: WorkerKilled):
+    (lines,) = [of_one for of_one in logged(worker_killed.run).values() if len(of_one) > 1]
+    assert [(line["level"], line["message"], line.get("worker")) for line in lines if "video" not in line] == [
+        ("INFO", "took the run over", None),
+        ("INFO", "admitted a plan of 5 videos, of which 5 are to be made", None),
+        ("INFO", "starting a worker", 0),
+        ("INFO", "a worker is ready on node 127.0.0.1 (cpu)", 0),
+        ("WARNING", "lost a worker: died", 0),
+        ("INFO", "starting a worker", 1),
+        ("INFO", "a worker is ready on node 127.0.0.1 (cpu)", 1),
+        ("INFO", "wrote the tables", None),
+        ("INFO", "the run has ended: finished", None),
+    ]
+    times = [datetime.fromisoformat(line["time"]) for line in lines]
+    assert times == sorted(times)
+    assert {time.utcoffset() for time in times} == {timedelta()}
 
 
 def test_a_finished_run_is_left_as_it_is(worker_killed: WorkerKilled):

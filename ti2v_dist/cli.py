@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Long videos from an image and a prompt with frozen diffusion models, on any number of machines.",
+    epilog="Anywhere on the command line, --traceback shows the traceback of a bug of ours. "
+    "TI2V_LOG=plain or TI2V_LOG=json in the environment shows the log, and says how a run's actors write theirs.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

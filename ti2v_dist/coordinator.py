@@ -17,7 +17,7 @@ from ti2v_dist.account import Account
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import UserError
-from ti2v_dist.log import log_bug
+from ti2v_dist.log import LOG, begin, log_bug
 from ti2v_dist.metrics import Endpoint, Metrics
 from ti2v_dist.outages import Outages
 from ti2v_dist.pool import VIDEO_ERRORS, WorkerPool, video_error
@@ -47,6 +47,7 @@ class Coordinator:
     """One life of a run's coordinator. It begins from the store alone, so Ray may start it again at any time."""
 
     def __init__(self, config: RunConfig, output_url: str, plan_sha256: str, workers: int, gpus_per_worker: float):
+        begin(run=config.run_id(output_url))
         self.config, self.output_url, self.target_workers = config, output_url, workers
         self.store = CheckpointStore(output_url)
         self.scheduler = Scheduler(config.engine.slots)
@@ -55,7 +56,7 @@ class Coordinator:
         self.pool = WorkerPool(
             config, output_url, gpus_per_worker, self.metrics, self.outages, self._emit, self._accept
         )
-        self.upkeep = Upkeep(self.store, self.metrics, self.outages, self.stop, self._end)
+        self.upkeep = Upkeep(self.store, self.metrics, self.outages, lambda: self.stop("asked in its store"), self._end)
         self.requests: dict[str, VideoRequest] = {}
         self.videos: dict[str, _Video] = {}
         self.fingerprint: str | None = None
@@ -63,6 +64,8 @@ class Coordinator:
         self.endpoint = Endpoint(self.metrics, config.cluster.metrics_port, config.cluster.metrics_host)
         self.account = Account(self.scheduler, self.upkeep, self.outages, self.endpoint)
         self.error: str | None = None
+        self.bug: str | None = None
+        """The traceback behind `error`, if that is a bug of ours."""
         self._queue: asyncio.Queue[tuple[events.Event, ...]] = asyncio.Queue()
         self._plans = {plan_sha256}
         self._unread = 1
@@ -87,15 +90,15 @@ class Coordinator:
         try:
             await self._work(plan_sha256)
         except Exception as error:  # a bug of ours must reach the user, not hang the run
-            log_bug("which ends the run", error)
-            self.error = self.error or f"{type(error).__name__}: {error}"
+            self._end_for(error)
         try:
             # Once superseded, the views are the new owner's to write.
             stepped_down = await self.upkeep.step_down_if_superseded()
             self.summary = {"status": "superseded"} if stepped_down else await self.account.close(self.life)
         except Exception as error:
-            self.error = self.error or f"the views cannot be written: {type(error).__name__}: {error}"
+            self._end_for(error, "the views cannot be written: ")
             self.summary = {"status": "interrupted"}
+        LOG.info("the run has ended: %s", self.summary["status"])
         self.endpoint.close()
         await asyncio.sleep(LINGER_S)
         exit_actor()
@@ -146,14 +149,16 @@ class Coordinator:
 
     def progress(self) -> dict[str, Any]:
         """Counts of the run, whichever life made it, and the latest problem."""
-        return {**self.account.progress(), "warnings": self.pool.warnings, "error": self.error}
+        return {**self.account.progress(), "warnings": self.pool.warnings, "error": self.error, "bug": self.bug}
 
     def life(self) -> dict[str, Any]:
         """Counts of this life of the coordinator, and the latest problem."""
         return {**self.account.life(), "error": self.error}
 
-    def stop(self) -> None:
+    def stop(self, why: str = "asked by its driver") -> None:
         """Start nothing new; the run ends when what is in hand is committed."""
+        if not self.account.stopping:
+            LOG.info("stopping: %s", why)
         self.account.stopping = True
         self._emit(events.StopRequested())
 
@@ -176,12 +181,17 @@ class Coordinator:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error:
-            log_bug("which ends the run", error)
-            self._end(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            self._end_for(error)
 
-    def _end(self, reason: str) -> None:
-        self.error = self.error or reason
-        self.stop()
+    def _end_for(self, error: BaseException, what: str = "") -> None:
+        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        self._end(f"{what}{told}", log_bug("which ends the run", error))
+
+    def _end(self, reason: str, bug: str | None = None) -> None:
+        if not self.error:
+            self.error, self.bug = reason, bug
+            LOG.error("the run ends: %s", reason)
+        self.stop("the run ends")
 
     def _emit(self, *happened: events.Event) -> None:
         self._queue.put_nowait(happened)
@@ -303,6 +313,7 @@ class Coordinator:
         self.account.has_finished(command.id)
         self.upkeep.final.add(command.id)
         self.metrics.count_video("finished")
+        LOG.info("a video is finished", extra={"worker": command.worker, "video": command.id})
         self._emit(events.Finished(command.worker, command.id))
 
     async def _fail(self, command: events.Fail) -> None:
@@ -315,6 +326,7 @@ class Coordinator:
         self.upkeep.final.add(command.id)
         self.metrics.count_video("failed")
         self.metrics.count_failure(command.error_type)
+        LOG.warning("a video failed: %s", command.error_type, extra={"video": command.id})
         await self._forget(command)
         if self.account.failed > self.config.max_failures * len(self.upkeep.lines):
             self._end(f"{self.account.failed} of {len(self.upkeep.lines)} videos failed, more than max_failures allows")
@@ -327,7 +339,8 @@ class Coordinator:
         self.requests.pop(command.id, None)
 
     async def _give_up(self, command: events.GiveUp) -> None:
-        self._end(command.reason)
+        bugs = (bug for told, bug in self.pool.bugs.items() if command.reason.endswith(told))
+        self._end(command.reason, next(bugs, None))
 
     async def _accept(self, numerics: dict[str, Any]) -> None:
         self.fingerprint = await self.upkeep.storage(self.store.claim_fingerprint, numerics)

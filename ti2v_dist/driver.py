@@ -12,7 +12,8 @@ from typing import Any
 
 from ti2v_dist import views
 from ti2v_dist.config import RunConfig
-from ti2v_dist.errors import InputError, RunError, UserError
+from ti2v_dist.errors import InputError, RunBug, RunError, UserError
+from ti2v_dist.log import LOG_FORMAT, log_format
 from ti2v_dist.planning import Work, prepare
 from ti2v_dist.tally import counted
 
@@ -47,6 +48,7 @@ def run(
     second. Returns the summary that is also written to `summary.json`: its `status` is "finished", "failed_rows",
     "interrupted" or "running"; `signal` is the one that interrupted it.
     """
+    log_format()
     address = check_address(address, detach)
     work = prepare(manifest, output, config or RunConfig())
     return make(work, address=address, detach=detach, takeover=takeover, listener=listener)
@@ -211,7 +213,7 @@ def _coordinator(ray: Any, work: Work, detached: bool, takeover: bool) -> _Coord
     if detached:
         options["lifetime"] = "detached"
     # An actor without a GPU of its own would otherwise see all of them.
-    options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", LOG_FORMAT: log_format()}}
     if any(node["Labels"].get(MARKET_TYPE) == "on-demand" for node in ray_internals.nodes()):
         options["label_selector"] = {MARKET_TYPE: "on-demand"}
     arguments = (work.config, work.store.url, work.plan.sha256, workers, gpus)
@@ -277,6 +279,8 @@ def _follow(ray: Any, coordinator: _Coordinator, work: Work, received: list[int]
         listener(progress)
         if summary:
             coordinator.kill()
+            if progress["bug"]:
+                raise RunBug(progress["error"], progress["bug"])
             if progress["error"]:
                 raise RunError(progress["error"])
             return summary

@@ -11,6 +11,14 @@ class RunError(UserError, RuntimeError):
     """A run cannot go on, or a machine it needs does not answer: what the world did, told in a line."""
 
 
+class RunBug(RuntimeError):
+    """A bug of ours in an actor of a run. Its text is what was raised there; that traceback is a note below its own."""
+
+    def __init__(self, told: str, its_traceback: str):
+        super().__init__(told)
+        self.add_note(f"In the actor:\n{its_traceback}")
+
+
 class InputError(UserError, ValueError):
     """A setting, an argument, a row or a file that cannot be used. The message names the value and the choices.
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from itertools import chain, repeat
 from typing import TypeVar
 
+from ti2v_dist.log import LOG
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.store import StoreUnavailable
 
@@ -23,6 +24,7 @@ class Outages:
     def __init__(self, metrics: Metrics):
         self.metrics = metrics
         self._waiting: dict[object, tuple[float, str]] = {}
+        self._is_told = False
 
     async def outlast(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` returns, which is made again for as long as it raises one of `OUTAGES`."""
@@ -34,10 +36,21 @@ class Outages:
                 except OUTAGES as error:
                     self.metrics.count_storage_retry(type(error).__name__)
                     self._waiting[this] = began, str(error)
+                    self._tell()
                 await asyncio.sleep(pause_s)
         finally:
             self._waiting.pop(this, None)
+            self._tell()
         raise AssertionError("the pauses have no end")
+
+    def _tell(self) -> None:
+        """Log an outage, which is of many calls, once as it begins and once when no call waits any more."""
+        if not self._is_told and self.note:
+            self._is_told = True
+            LOG.warning("%s", self.note)
+        elif self._is_told and not self._waiting:
+            self._is_told = False
+            LOG.info("storage answers again")
 
     @property
     def note(self) -> str | None:

@@ -20,7 +20,7 @@ from ti2v_dist import events, ray_internals
 from ti2v_dist.checkpoint import CheckpointStore, FingerprintMismatch
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError, UserError
-from ti2v_dist.log import log_bug
+from ti2v_dist.log import LOG, bound, log_bug
 from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.outages import OUTAGES, Outages
@@ -67,6 +67,8 @@ class WorkerPool:
         self.leaving: set[int] = set()
         self.warnings: list[str] = []
         """What whoever follows the run should know of its workers."""
+        self.bugs: dict[str, str] = {}
+        """Tracebacks of bugs of ours in starting a worker, by how such a start was told of."""
         self.started = 0
         self._places: frozenset[str] = frozenset()
         self._closed = asyncio.Event()
@@ -83,14 +85,16 @@ class WorkerPool:
         options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {CONTROL: 1}, **self._resources()}
         if command.avoid:
             options["label_selector"] = {NODE_ID: f"!in({','.join(sorted(command.avoid))})"}
-        actor = self.actors[number] = ray.remote(**options)(Worker).remote(self.config, self.output_url)
+        fields = {**bound, "worker": number}
+        LOG.info("starting a worker", extra=fields)
+        actor = self.actors[number] = ray.remote(**options)(Worker).remote(self.config, self.output_url, fields)
         numerics: dict[str, Any] = {}
         try:
             numerics = await actor.open.remote(self.largest)
             await self.accept(numerics)
         except RayTaskError as error:
-            log_bug(f"worker {number}, open", error)
-            await self._start_failed(number, actor, error.cause)
+            bug = log_bug("open", error, worker=number)
+            await self._start_failed(number, actor, error.cause, bug)
         except RayError as error:
             reason = await death(actor, error) if isinstance(error, WORKER_DEATHS) else "died"
             if reason == "died" and number not in self.leaving:
@@ -100,18 +104,21 @@ class WorkerPool:
         except FingerprintMismatch as mismatch:
             await self._refuse(number, actor, numerics, str(mismatch))
         else:
-            node, _ = await node_of(actor)
+            node, ip = await node_of(actor)
             if number in self.actors:
                 self.open.add(number)
+                LOG.info("a worker is ready on node %s (%s)", ip, numerics.get("device"), extra=fields)
                 self.emit(events.WorkerReady(number, node))
 
-    async def _start_failed(self, number: int, actor: Any, cause: BaseException) -> None:
+    async def _start_failed(self, number: int, actor: Any, cause: BaseException, bug: str | None = None) -> None:
         node, ip = await node_of(actor)
         if not self._remove(number, "start_failed"):
             return
         text = str(cause).strip().rpartition("\n")[2].strip()
         told = text if isinstance(cause, UserError) else f"{type(cause).__name__}: {text}"
-        self._warn(f"a worker could not be started on node {ip or 'unknown'}: {told}")
+        if bug:
+            self.bugs[told] = bug
+        self._warn(number, f"a worker could not be started on node {ip or 'unknown'}: {told}")
         await self._look_for_places()
         self.emit(events.StartFailed(number, node, told))
 
@@ -127,7 +134,7 @@ class WorkerPool:
         device = numerics.get("device")
         await self._ask_storage(store.record_refusal, {"node": ip, "device": device, "differs": differs})
         named = "; ".join(f"{key} is {pair['worker']!r}, the run's {pair['run']!r}" for key, pair in differs.items())
-        self._warn(f"a worker on node {ip or 'unknown'} ({device}) was refused: {named}")
+        self._warn(number, f"a worker on node {ip or 'unknown'} ({device}) was refused: {named}")
         living = await self._look_for_places()
         kind = kind_of(living.get(node, {}))
         same = {other for other, entry in living.items() if kind and kind_of(entry) == kind}
@@ -137,7 +144,8 @@ class WorkerPool:
     async def _ask_storage(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return await self.outages.outlast(lambda: asyncio.to_thread(call, *arguments))
 
-    def _warn(self, text: str) -> None:
+    def _warn(self, number: int, text: str) -> None:
+        LOG.warning(text, extra={"worker": number})
         if text not in self.warnings and len(self.warnings) < MOST_WARNINGS:
             self.warnings.append(text)
 
@@ -188,7 +196,9 @@ class WorkerPool:
             elif isinstance(cause, VIDEO_ERRORS) and len(ids) == 1:
                 self.emit(video_error(ids[0], cause))
             else:
-                log_bug(f"worker {number}, {method}", error)
+                fields: dict[str, Any] = {"worker": number, "video": ",".join(ids)}
+                LOG.warning("%s failed: %s", method, type(cause).__name__, extra=fields)
+                log_bug(method, error, **fields)
                 self.emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
         return None
 
@@ -203,6 +213,7 @@ class WorkerPool:
                 if number in self.leaving or (await node_of(actor))[0] not in nodes:
                     continue
                 self.leaving.add(number)
+                LOG.info("the node of a worker is to be taken away", extra={"worker": number})
                 if number in self.open:
                     self.emit(events.WorkerDraining(number))
                 else:
@@ -227,6 +238,7 @@ class WorkerPool:
         actor = self.actors.pop(number, None)
         if actor is not None:
             self.metrics.count_worker_loss("drained")
+            LOG.info("let a worker go", extra={"worker": number})
             ray.kill(actor)
 
     def close(self) -> None:
@@ -255,6 +267,7 @@ class WorkerPool:
         if number in self.leaving and reason in ("died", "node_died"):
             reason = "preempted"  # the notice may have been shorter than it said
         if self._remove(number, reason):
+            LOG.warning("lost a worker: %s", reason, extra={"worker": number})
             self.emit(events.WorkerLost(number, reason, detail))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import signal
 import sys
@@ -13,8 +14,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from ti2v_dist.errors import UserError
-from ti2v_dist.log import keep_traceback
+from ti2v_dist.errors import RunBug, UserError
+from ti2v_dist.log import LOG_FORMAT, begin, keep_traceback, log_bug
 
 BAD_INPUT, SOME_FAILED = 2, 3
 
@@ -27,17 +28,20 @@ AddressOption = Annotated[str | None, typer.Option(help="Ray cluster to join; de
 def plain_manners() -> Iterator[None]:
     """Tell the user of errors, warnings and signals in a line on stderr, and end with the exit code that fits.
 
-    The traceback of a bug of ours is kept in a file; `--traceback`, anywhere on the command line, also prints it.
+    With `TI2V_LOG` set, this process writes its log to stderr too. The traceback of a bug of ours is kept in a file;
+    `--traceback`, anywhere on the command line, also prints it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding lacks is written escaped
             stream.reconfigure(errors="backslashreplace")
     with_traceback = "--traceback" in sys.argv[1:]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--traceback"]
-    warnings.showwarning = _show_warning
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
     try:
+        if os.environ.get(LOG_FORMAT):
+            begin()
+        warnings.showwarning = _show_warning  # which the log takes for itself
         yield
     except UserError as error:
         _quit(str(error), error.exit_code)
@@ -48,9 +52,11 @@ def plain_manners() -> Iterator[None]:
     except Exception as error:
         if with_traceback:
             traceback.print_exc()
+        log_bug("which ends the command", error)
         where = keep_traceback(error)
         kept = f"the traceback is in {where}" if where else "--traceback shows the traceback"
-        _quit(f"a bug: {type(error).__name__}: {error}; {kept}", 1)
+        told = str(error) if isinstance(error, RunBug) else f"{type(error).__name__}: {error}"
+        _quit(f"a bug: {told}; {kept}", 1)
 
 
 def _on_signal(number: int, _: object) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from ti2v_dist import views
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.log import LOG, bind
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.outages import Outages
 from ti2v_dist.tally import Tally
@@ -54,6 +55,8 @@ class Upkeep:
     async def take_over(self) -> None:
         """Become the run's newest owner."""
         self.epoch = await self.storage(self.store.next_epoch)
+        bind(epoch=self.epoch)
+        LOG.info("took the run over")
 
     async def admit(self, sha256: str) -> list[VideoRequest]:
         """Learn a plan; returns its requests that are not final."""
@@ -68,7 +71,9 @@ class Upkeep:
         self.final -= set(plan.remake) | plan.attempts.keys()
         self.final |= final
         self._count(plan)
-        return [request for request in plan.requests if request.id not in self.final]
+        new = [request for request in plan.requests if request.id not in self.final]
+        LOG.info("admitted a plan of %d videos, of which %d are to be made", len(plan.requests), len(new))
+        return new
 
     def _count(self, plan: Plan) -> None:
         for request in plan.requests:
@@ -150,7 +155,10 @@ class Upkeep:
         await self.note_usage()
         pending = {request.id for plan in self.plans.values() for request in plan.requests} - self.final
         counted = {"percentiles_s": self.metrics.percentiles(), "counters": self.metrics.snapshot()}
-        return await self.storage(views.write, self.store, self.lines.keys(), pending, {**this_life(), **counted})
+        arguments = (self.store, self.lines.keys(), pending, {**this_life(), **counted})
+        summary = await self.storage(views.write, *arguments)
+        LOG.info("wrote the tables")
+        return summary
 
 
 def _reached(plan: Plan, final: set[str], half_made: dict[str, int]) -> tuple[int, dict[str, int]]:

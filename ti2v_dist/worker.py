@@ -18,6 +18,7 @@ from ti2v_dist import __version__, codec, dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig, keyframe_interval
 from ti2v_dist.images import load_image
+from ti2v_dist.log import LOG, begin
 from ti2v_dist.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
 
@@ -39,7 +40,10 @@ class Worker:
     Any call may raise `DeviceOutOfMemory`, or `DeviceFailure`, after which only a new process can compute.
     """
 
-    def __init__(self, config: RunConfig, output_url: str):
+    def __init__(self, config: RunConfig, output_url: str, log_fields: dict[str, object] | None = None):
+        """`log_fields` are given to an actor, whose process then writes its log."""
+        if log_fields is not None:
+            begin(**log_fields)
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
         self.leaving = False
 
@@ -63,11 +67,13 @@ class Worker:
             if largest and device == "cuda":
                 self.engine.warm_up(largest)
         self.numerics = {**self.engine.report(), **codec.codec_versions()}
+        LOG.info("loaded the model onto %s", self.numerics["device"])
         return self.numerics
 
     def leave(self) -> None:
         """Begin no further call, and give up the file in hand: each raises `Leaving`. Answers beside a call in hand."""
         self.leaving = True
+        LOG.info("told to leave")
 
     def encode(self, request: VideoRequest) -> tuple[Encoded, float]:
         """Read and preprocess the image, encode it and the prompts. Raises what `load_image` does, `CorruptRecord`."""

@@ -1,8 +1,10 @@
 """Videos that break what computes them. A folder to put on PYTHONPATH: Python imports it at the start of a process.
 
 TI2V_POISON is a JSON object of ids: `exit` ends the process, `oom` and `cuda` raise what torch raises, `slow` takes a
-while; `-once` does so a single time in all processes, which is what the folder TI2V_POISON_MARKS is for.
-TI2V_POISON_START is what every worker does as it loads its model: `fail`, `exit`, or be of `another` kind of device.
+while, `bug` is one of ours as the coordinator loads the video; `-once` does so a single time in all processes, which is
+what the folder TI2V_POISON_MARKS is for.
+TI2V_POISON_START is what every worker does as it loads its model: `fail`, `exit`, be of `another` kind of device, or
+meet a `bug` of ours.
 """
 
 import importlib.util
@@ -12,17 +14,19 @@ import sys
 import time
 from pathlib import Path
 
-ROOM = "ti2v_dist.engine"
 SLOW_S = 0.1
 FIRST_FRAME = {"cuda-once": 1, "exit": 4}
 """The last frame that a video has when it strikes; 2 for the others."""
 
 
-class _AfterTheEngine:
-    """Puts the poison in when the engine is imported, and not before: torch is slow to load."""
+class _After:
+    """Puts poison into a room when that is imported, and not before: torch is slow to load."""
+
+    def __init__(self, room, poison):
+        self.room, self.poison = room, poison
 
     def find_spec(self, name, path=None, target=None):
-        if name != ROOM:
+        if name != self.room:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -32,13 +36,33 @@ class _AfterTheEngine:
 
         def run_and_poison(module):
             run(module)
-            _poison(module.Engine)
+            self.poison(module)
 
         spec.loader.exec_module = run_and_poison
         return spec
 
 
-def _poison(engine):
+class _NoTorch:
+    """The first thing that a worker does is to import torch."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise KeyError("nothing")
+
+
+def _poison_store(checkpoint):
+    load = checkpoint.CheckpointStore.load
+
+    def poisoned(self, request, fingerprint):
+        if poison.get(request.id) == "bug":
+            raise KeyError("nothing")
+        return load(self, request, fingerprint)
+
+    checkpoint.CheckpointStore.load = poisoned
+
+
+def _poison_engine(module):
+    engine = module.Engine
     advance = engine.advance
 
     def poisoned(self, states):
@@ -89,4 +113,8 @@ def _break(kind):
 poison = json.loads(os.environ.get("TI2V_POISON", "{}"))
 start = os.environ.get("TI2V_POISON_START")
 if poison or start:
-    sys.meta_path.insert(0, _AfterTheEngine())
+    sys.meta_path.insert(0, _After("ti2v_dist.engine", _poison_engine))
+if "bug" in poison.values():
+    sys.meta_path.insert(0, _After("ti2v_dist.checkpoint", _poison_store))
+if start == "bug":
+    sys.meta_path.insert(0, _NoTorch())
