@@ -181,6 +181,7 @@ class Coordinator:
 
     def _end(self, reason: str) -> None:
         self.error = self.error or reason
+        self.outages.close()  # what may never come must not keep the end from being told
         self.stop()
 
     def _emit(self, *happened: events.Event) -> None:
