@@ -61,7 +61,7 @@ def test_after_its_end_nobody_waits_for_storage():
     async def full() -> None:
         raise StoreUnavailable("x: full")
 
-    async def end() -> list[BaseException | None]:
+    async def end() -> tuple[BaseException | None, ...]:
         first = asyncio.create_task(waiting.outlast(full))
         await asyncio.sleep(0.01)
         waiting.close()
