@@ -89,8 +89,19 @@ def slow_ffmpeg(folder: Path) -> tuple[Path, Path]:
     """The real ffmpeg behind a pause, so that a kill can meet a process that is finishing; and the mark it sets."""
     from imageio_ffmpeg import get_ffmpeg_exe
 
-    script, mark = folder / "slow_ffmpeg", folder / "finishing"
+    mark = folder / "finishing"
     pause = f'case "$*" in -version) ;; *) touch "{mark}"; sleep 120 ;; esac'
-    script.write_text(f'#!/bin/sh\n{pause}\nexec "{get_ffmpeg_exe()}" "$@"\n')
+    return _before_ffmpeg(folder / "slow_ffmpeg", pause, get_ffmpeg_exe()), mark
+
+
+def vanishing_ffmpeg(folder: Path) -> Path:
+    """The real ffmpeg, which is gone once it was asked for its version: as a file that goes missing in the middle."""
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    return _before_ffmpeg(folder / "vanishing_ffmpeg", 'rm "$0"', get_ffmpeg_exe())
+
+
+def _before_ffmpeg(script: Path, what: str, ffmpeg: str) -> Path:
+    script.write_text(f'#!/bin/sh\n{what}\nexec "{ffmpeg}" "$@"\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return script, mark
+    return script

@@ -14,6 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from ti2v_dist import metrics as metrics_module
+from ti2v_dist.losses import LOSSES
 from ti2v_dist.metrics import BUCKETS_S, LOSS_REASONS, OUTCOMES, PHASES, Endpoint, Metrics
 
 DASHBOARDS = Path(__file__).parent.parent / "dashboards"
@@ -222,6 +223,21 @@ def test_the_dashboard_has_the_percentiles_of_every_phase() -> None:
     for phase in PHASES:
         for quantile in ("0.5", "0.95", "0.99"):
             assert any(e.startswith(f"histogram_quantile({quantile},") and f'phase="{phase}"' in e for e in shown)
+
+
+def test_each_reason_of_a_loss_alarms_under_its_own_name() -> None:
+    rules = yaml.safe_load((DASHBOARDS / "rules.yaml").read_text())["groups"][0]["rules"]
+    counted = {}
+    for rule in rules:
+        for label, operator, value in matchers(rule["expr"]):
+            if label == "reason":
+                matched = {reason for reason in LOSS_REASONS if re.fullmatch(value, reason)}
+                counted[rule["alert"]] = matched if operator == "=~" else {*LOSS_REASONS} - matched
+    assert counted == {
+        "Ti2vWorkerLosses": {reason for reason, policy in LOSSES.items() if policy.limit},
+        "Ti2vStartsFailing": {"start_failed", "refused"},
+        "Ti2vPreemptions": {"preempted", "drained"},
+    }
 
 
 def test_rules_say_what_to_do() -> None:

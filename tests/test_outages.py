@@ -11,7 +11,7 @@ from ti2v_dist import outages
 from ti2v_dist import store as store_module
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.outages import Outages
-from ti2v_dist.store import Store, StoreDenied
+from ti2v_dist.store import Store, StoreDenied, StoreUnavailable
 
 
 def test_a_call_waits_for_its_store_and_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -53,6 +53,36 @@ def test_a_refusal_is_not_waited_for(tmp_path: Path):
     store = Store(str(tmp_path / "file"))
     with pytest.raises(StoreDenied, match="Not a directory"):
         asyncio.run(Outages(Metrics()).outlast(lambda: asyncio.to_thread(store.settle, "x", b"value")))
+
+
+def test_after_its_end_nobody_waits_for_storage():
+    waiting = Outages(Metrics())
+
+    async def full() -> None:
+        raise StoreUnavailable("x: full")
+
+    async def end() -> tuple[BaseException | None, ...]:
+        first = asyncio.create_task(waiting.outlast(full))
+        await asyncio.sleep(0.01)
+        waiting.close()
+        return await asyncio.wait_for(asyncio.gather(first, waiting.outlast(full), return_exceptions=True), 0.4)
+
+    assert [str(told) for told in asyncio.run(end())] == ["x: full", "x: full"]
+    assert waiting.note is None
+
+
+def test_who_is_cancelled_while_it_waits_is_cancelled():
+    async def full() -> None:
+        raise StoreUnavailable("x: full")
+
+    async def cancel() -> bool:
+        waiting = asyncio.create_task(Outages(Metrics()).outlast(full))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        return waiting.cancelled()
+
+    assert asyncio.run(cancel())
 
 
 def test_other_errors_are_not_waited_for():

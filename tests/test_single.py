@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runs import PROMPT, Killed, generate_arguments, slow_ffmpeg, ti2v
+from cli_runs import PROMPT, Killed, generate_arguments, slow_ffmpeg, ti2v, vanishing_ffmpeg
 from PIL import Image
 from tiny_models import SIZE, write_tiny_model
 
@@ -220,6 +220,10 @@ def test_the_command_says_what_is_wrong_and_exits_2_or_1_once_something_is_begun
     damaged = ti2v(*generate_arguments("first.png", model, "cat.mp4"), cwd=tmp_path)
     assert damaged.returncode == 1, "something was begun: 2 would say that nothing was"
     assert "videos/cat/0000000002" in damaged.stderr
+    gone = vanishing_ffmpeg(tmp_path)
+    cut = ti2v(*generate_arguments("first.png", model, "dog.mp4"), cwd=tmp_path, IMAGEIO_FFMPEG_EXE=str(gone))
+    assert cut.returncode == 1, "a file that goes missing in the middle is none of the input"
+    assert cut.stderr.splitlines()[-1] == f"ti2v: [Errno 2] No such file or directory: '{gone}'"
 
 
 @pytest.fixture(scope="module")

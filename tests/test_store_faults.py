@@ -206,6 +206,11 @@ def test_a_refused_delete_of_what_nobody_needs_is_told_once(faulty, monkeypatch)
     faulty.tidy(["a", "b"])
     faulty.probe("probe")
     assert len(told) == 1
+    other = Store(f"memory://{faulty.root}")
+    other.fs = faulty.fs
+    with pytest.warns(UserWarning, match="old files stay"):
+        other.tidy(["c"])
+    assert other.tidy_problem == faulty.tidy_problem == str(told[0].message), "in every process the same words"
     with pytest.raises(StoreDenied, match="AccessDenied"):
         faulty.delete("a")
 

@@ -76,6 +76,7 @@ class Account:
             "metrics_url": self.endpoint.url,
             "metrics_problem": self.endpoint.problem,
             "report_problem": self.problem,
+            "tidy_problem": self.upkeep.store.store.tidy_problem,
             "note": self.outages.note,
             "phase": self.phase,
         }

@@ -191,6 +191,7 @@ class Coordinator:
         if not self.error:
             self.error, self.bug = reason, bug
             LOG.error("the run ends: %s", reason)
+        self.outages.close()  # what may never come must not keep the end from being told
         self.stop("the run ends")
 
     def _emit(self, *happened: events.Event) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ti2v_dist import views
 from ti2v_dist.config import RunConfig
-from ti2v_dist.errors import InputError, RunBug, RunError, UserError
+from ti2v_dist.errors import InputError, RunBug, RunError, UserError, begun
 from ti2v_dist.log import LOG_FORMAT, log_format
 from ti2v_dist.planning import Work, prepare
 from ti2v_dist.tally import counted
@@ -74,14 +74,16 @@ def make(
 ) -> dict[str, Any]:
     """Make what is left of a prepared plan, as `run` does."""
     if work.is_done:
-        return _refresh(work, listener)
+        with begun():
+            return _refresh(work, listener)
     # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
     with _ray(address) as ray, _signals() as received:
         coordinator = _coordinator(ray, work, address is not None, takeover)
-        coordinator.ask("report", work.plan.sha256)
-        if detach:
-            return {"status": "running", "output": work.store.url}
-        summary = _follow(ray, coordinator, work, received, listener)
+        with begun():
+            coordinator.ask("report", work.plan.sha256)
+            if detach:
+                return {"status": "running", "output": work.store.url}
+            summary = _follow(ray, coordinator, work, received, listener)
         return {**summary, **({"signal": received[0]} if received else {})}
 
 
@@ -266,13 +268,14 @@ def _waiting_for(ray: Any, config: RunConfig) -> str:
 
 def _follow(ray: Any, coordinator: _Coordinator, work: Work, received: list[int], listener: Listener) -> dict[str, Any]:
     """Wait for the end of the run, passing its progress on and a signal to the coordinator."""
-    stopping, shown = False, set[str]()
+    stopping, shown = False, {work.store.store.tidy_problem}  # which `prepare` has told, if it was refused as well
     while True:
         progress, summary = coordinator.ask("report", work.plan.sha256)
         has_time = progress["seconds"] <= WAITING_FOR_WORKERS_S or progress["phase"].startswith(ENDING)
         if not progress["note"] and progress["workers_ready"] == 0 and not has_time:
             progress["note"] = _waiting_for(ray, work.config)
-        for problem in (progress["metrics_problem"], progress["report_problem"], *progress["warnings"]):
+        problems = [progress[f"{kind}_problem"] for kind in ("metrics", "report", "tidy")]
+        for problem in (*problems, *progress["warnings"]):
             if problem and problem not in shown:
                 shown.add(problem)
                 warnings.warn(problem, stacklevel=2)

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ti2v_dist.errors import begun
 from ti2v_dist.terminal import AddressOption, DetachOption, JsonOption, follow_and_exit, show
 
 RunArgument = Annotated[str, typer.Argument(metavar="OUTPUT", help="The output of a run.")]
@@ -35,7 +36,9 @@ def extend(
     from ti2v_dist import edits
 
     def work(store: Any) -> Any:
-        return edits.to_make(store, edits.extend(store, video_id, num_frames))
+        longer = edits.extend(store, video_id, num_frames)
+        with begun():
+            return edits.to_make(store, longer)
 
     _make(work, output, address, detach, as_json)
 
@@ -55,7 +58,9 @@ def fork(
     from ti2v_dist import edits
 
     def work(store: Any) -> Any:
-        return edits.to_make(store, edits.fork(store, video_id, from_frame, prompt, new_id, num_frames))
+        new = edits.fork(store, video_id, from_frame, prompt, new_id, num_frames)
+        with begun():
+            return edits.to_make(store, new)
 
     _make(work, output, address, detach, as_json)
 
@@ -74,7 +79,8 @@ def repair(
         found = edits.repair(store, video_id)
         for damage in found["damage"]:
             typer.echo(f"ti2v: moved away, with what is above it: {damage}", err=True)
-        return edits.mend(store, video_id)
+        with begun():
+            return edits.mend(store, video_id)
 
     _make(work, output, address, detach, as_json)
 

@@ -27,12 +27,15 @@ NUMERICS_VERSION = 1
 
 DECODE_BATCH = 4
 
+# CUDA's matrix products read it when they start, which may be as soon as a model is on its device: before any engine.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
 
 class Engine:
     """A frozen model and `slots` places for videos.
 
-    An engine settles its process's numerics: on a CPU it pins torch to `threads` threads (the number decides bits),
-    on a GPU it asks for deterministic kernels without TF32, and an operation that has none raises.
+    An engine settles its process's numerics: it asks for deterministic kernels without TF32, and an operation that has
+    none raises; on a CPU it pins torch to `threads` threads (the number decides bits).
     """
 
     def __init__(self, model: VideoModel, slots: int = 1, threads: int = 1):
@@ -42,9 +45,8 @@ class Engine:
         on_gpu = model.device.type == "cuda"
         # Drawing ahead keeps a GPU busy; on a CPU it would only compete with the model.
         self._executor = ThreadPoolExecutor(1, "noise") if on_gpu else None
-        if on_gpu:
-            _make_cuda_deterministic()
-        else:
+        _make_deterministic()
+        if not on_gpu:
             torch.set_num_threads(threads)
 
     def warm_up(self, largest: VideoRequest) -> None:
@@ -182,8 +184,7 @@ class Engine:
         return torch.tensor(array).to(self.model.device)  # a copy: what came out of a store or Ray is read-only
 
 
-def _make_cuda_deterministic() -> None:
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+def _make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     # Filling fresh memory only finds bugs, and costs time in every call.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

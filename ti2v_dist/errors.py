@@ -1,5 +1,8 @@
 """The errors that are the user's: told in one line, without a traceback. Any other one is a bug of ours."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """What the user, or whoever keeps the machines, can mend. `exit_code` is what a command ends with."""
@@ -26,3 +29,15 @@ class InputError(UserError, ValueError):
     """
 
     exit_code = 2
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """Something was begun before this: what is wrong from now on ends a command with 1, whoever has to mend it."""
+    try:
+        yield
+    except InputError as error:
+        error.exit_code = 1
+        raise
+    except FileNotFoundError as error:
+        raise RunError(str(error)) from error

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from itertools import chain, repeat
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ti2v_dist.log import LOG
 from ti2v_dist.metrics import Metrics
@@ -23,25 +23,42 @@ class Outages:
 
     def __init__(self, metrics: Metrics):
         self.metrics = metrics
-        self._waiting: dict[object, tuple[float, str]] = {}
-        self._is_told = False
+        self._waiting: dict[asyncio.Task[Any], tuple[float, str]] = {}
+        self._is_told = self._closed = False
 
     async def outlast(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What `call` returns, which is made again for as long as it raises one of `OUTAGES`."""
-        this, began = object(), time.monotonic()
+        """What `call` returns, which is made again for as long as it raises one of `OUTAGES`.
+
+        After `close`, what it raises comes through; `StoreUnavailable` for a call that waits at that moment.
+        """
+        this, began = asyncio.current_task(), time.monotonic()
+        assert this
         try:
             for pause_s in chain(PAUSES_S, repeat(30.0)):
                 try:
                     return await call()
                 except OUTAGES as error:
+                    if self._closed:
+                        raise
                     self.metrics.count_storage_retry(type(error).__name__)
                     self._waiting[this] = began, str(error)
                     self._tell()
                 await asyncio.sleep(pause_s)
+        except asyncio.CancelledError:
+            if not self._closed or this not in self._waiting:
+                raise
+            this.uncancel()
+            raise StoreUnavailable(self._waiting[this][1]) from None
         finally:
             self._waiting.pop(this, None)
             self._tell()
         raise AssertionError("the pauses have no end")
+
+    def close(self) -> None:
+        """Wait no more, for the run ends: who waits for storage is told so, and nobody begins to wait."""
+        self._closed = True
+        for task in self._waiting:
+            task.cancel()
 
     def _tell(self) -> None:
         """Log an outage, which is of many calls, once as it begins and once when no call waits any more."""

@@ -12,7 +12,7 @@ from typing import Any
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
-from ti2v_dist.errors import InputError
+from ti2v_dist.errors import InputError, begun
 from ti2v_dist.images import load_image
 from ti2v_dist.manifest import make_request
 from ti2v_dist.models import read_info
@@ -67,12 +67,13 @@ def generate(
     if done and output.exists() and hashlib.sha256(output.read_bytes()).hexdigest() == done["file_sha256"]:
         return done
     fingerprint = store.claim_fingerprint(numerics or worker.open(request))
-    seconds = _advance_to_end(worker, store, request, fingerprint, listener)
-    facts = {"run_id": config.run_id(state_url), "device_seconds": round(seconds, 3), "started_at": began}
-    with worker.write_video(request) as written:
-        dataset.move_video(written, output)
-        row = worker.row(request, written, output.name, facts)
-    return store.finish(request.id, row)
+    with begun():
+        seconds = _advance_to_end(worker, store, request, fingerprint, listener)
+        facts = {"run_id": config.run_id(state_url), "device_seconds": round(seconds, 3), "started_at": began}
+        with worker.write_video(request) as written:
+            dataset.move_video(written, output)
+            row = worker.row(request, written, output.name, facts)
+        return store.finish(request.id, row)
 
 
 def _for_one_video(config: RunConfig) -> RunConfig:

@@ -69,7 +69,8 @@ class Store:
             raise InputError(f"output {url!r} names no bucket; write {self.scheme}://BUCKET/FOLDER")
         self._transport_errors = transport_errors(self.scheme)
         self._synced: set[str] = set()
-        self._may_delete = True
+        self.tidy_problem: str | None = None
+        """Why nothing is tidied any more, in words that are the same in every process."""
 
     def create(self, key: str, data: bytes) -> None:
         """Write a key that must not exist; durable on return. Raises `KeyExists` when it is taken.
@@ -133,12 +134,15 @@ class Store:
 
     def tidy(self, keys: Iterable[str]) -> None:
         """Delete what nobody needs. Where that is refused it stays: a warning, once, and no error."""
-        for key in keys if self._may_delete else ():
+        for key in () if self.tidy_problem else keys:
             try:
                 self.delete(key)
             except StoreDenied as exc:
-                self._may_delete = False
-                warnings.warn(f"old files stay, for the store refuses to delete one: {exc}", stacklevel=3)
+                refusal = exc.__cause__
+                # Not the key: whoever follows a run hears of several, and it is one thing to know.
+                words = refusal.strerror if isinstance(refusal, OSError) and refusal.filename else words_of(refusal)
+                self.tidy_problem = f"old files stay in {self.root}, for the store deletes none: {words}"
+                warnings.warn(self.tidy_problem, stacklevel=3)
                 return
 
     def leftovers(self, probe_folder: str, older_than_s: float) -> tuple[str, ...]:

@@ -107,12 +107,8 @@ def _pinned(values: list[Any], kind: str) -> "pa.Array":
             value if value is None or isinstance(value, str) else canonical_json(value).decode() for value in values
         ]
     if kind == "seed":
-        return pa.array(
-            values,
-            pa.int64()
-            if max((value for value in values if value is not None), default=0) < 2**63
-            else pa.decimal128(20, 0),
-        )
+        largest = max((value for value in values if value is not None), default=0)
+        return pa.array(values, pa.int64() if largest < 2**63 else pa.decimal128(20, 0))
     return pa.array(values, pa.type_for_alias(kind))
 
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
 
 from ti2v_dist.errors import InputError, UserError
 from ti2v_dist.store import ATTEMPTS, StoreDenied, StoreUnavailable, persist
-from ti2v_dist.verdicts import transport_errors, words_of
+from ti2v_dist.verdicts import refuses_whoever_asks, status_of, transport_errors, words_of
 from ti2v_dist.video import check_choice
 
 if TYPE_CHECKING:
@@ -25,29 +25,6 @@ READ_S = 300.0
 MAX_REDIRECTS = 5
 _REDIRECTS = {301, 302, 303, 307, 308}
 _CLIENTS = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure", "httpx", "httpx2"}
-# What a store says of whoever asks, and not of what is asked for.
-_CREDENTIALS = {
-    "AuthenticationFailed",
-    "AuthorizationHeaderMalformed",
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "InvalidAccessKeyId",
-    "InvalidAuthenticationInfo",
-    "InvalidClientTokenId",
-    "InvalidToken",
-    "NotSignedUp",
-    "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-}
-_NO_CREDENTIALS = (
-    "Credential",
-    "TokenRetrieval",
-    "SSOError",
-    "RefreshError",
-    "ClientAuthentication",
-    "ProfileNotFound",
-)
 
 
 class UrlRefused(InputError):
@@ -201,7 +178,7 @@ def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, bel
         raise _unreachable(url, scheme, f"not whole after {READ_S:.0f} s", exc) from exc
     except Exception as exc:
         cause = exc.__cause__ if isinstance(exc, StoreDenied) and isinstance(exc.__cause__, Exception) else exc
-        if 416 in _codes(cause)[1]:  # how stores say that not even the first byte is there
+        if status_of(cause) == 416:  # how stores say that not even the first byte is there
             return b""
         if (named := _named(url, cause, is_answer=cause is not exc)) is exc:
             raise
@@ -258,12 +235,12 @@ def _in_time(fs: Any, call: Callable[..., Any], *arguments: Any, **options: Any)
 
 def _named(url: str, exc: Exception, is_answer: bool) -> Exception:
     """The error of a read by its right name, or as it is; `is_answer` where the server has said so for certain."""
-    codes, statuses = _codes(exc)
-    if codes & _CREDENTIALS or 401 in statuses or any(word in type(exc).__name__ for word in _NO_CREDENTIALS):
+    status = status_of(exc)
+    if refuses_whoever_asks(exc):
         return StoreDenied(f"{url!r} cannot be read: {words_of(exc)}")
-    if 404 in statuses or (isinstance(exc, FileNotFoundError) and not str(exc).endswith("is not a file")):
+    if status == 404 or (isinstance(exc, FileNotFoundError) and not str(exc).endswith("is not a file")):
         return FileNotFoundError(f"{url!r} does not exist")
-    if 403 in statuses or isinstance(exc, PermissionError):
+    if status == 403 or isinstance(exc, PermissionError):
         return PermissionError(f"{url!r} is not permitted: {exc}")
     if type(exc).__name__ == "ParamValidationError":
         return InputError(f"{url!r} is no URL of an object: {exc}")
@@ -271,20 +248,6 @@ def _named(url: str, exc: Exception, is_answer: bool) -> Exception:
     is_clients = type(exc).__module__.split(".")[0] in _CLIENTS
     kind = OSError if is_answer else Unreachable
     return kind(f"{url!r} cannot be read: {words_of(exc)}") if is_clients else exc
-
-
-def _codes(exc: BaseException) -> tuple[set[str], set[int]]:
-    """The words and the numbers by which a store's server tells what is wrong."""
-    codes, statuses = set(), set()
-    for error in (exc, exc.__cause__):
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            codes.add(response.get("Error", {}).get("Code"))
-            statuses.add(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-        codes.add(getattr(error, "error_code", None))
-        statuses |= {getattr(error, "status_code", None), getattr(error, "code", None)}
-        statuses.add(getattr(response, "status_code", None))
-    return {code for code in codes if isinstance(code, str)}, {s for s in statuses if isinstance(s, int)}
 
 
 class _Busy(ConnectionError):

@@ -16,6 +16,9 @@ _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 _LAPSED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _LAPSED_CODES |= {"RequestTimeTooSkewed"}
 _LAPSED_NAMES = {"NoCredentialsError", "TokenRetrievalError", "SSOError", "RefreshError"}
+_CREDENTIALS = {"AuthenticationFailed", "AuthorizationHeaderMalformed", "InvalidAccessKeyId", "InvalidToken"}
+_CREDENTIALS |= {"InvalidAuthenticationInfo", "InvalidClientTokenId", "NotSignedUp", "SignatureDoesNotMatch"}
+_NO_CREDENTIALS = {"ClientAuthenticationError", "ProfileNotFound"} | _LAPSED_NAMES
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
@@ -45,7 +48,7 @@ def verdict_of(exc: BaseException, transport_errors: tuple[type[BaseException], 
 
     The one place that tells them apart; "unknown" must be asked again.
     """
-    status, code, number = _http_status(exc), _code(exc), getattr(exc, "errno", None)
+    status, code, number = status_of(exc), _code(exc), getattr(exc, "errno", None)
     names = {kind.__name__ for kind in type(exc).__mro__}
     if status == 412 or isinstance(exc, FileExistsError):
         return "exists"
@@ -66,6 +69,13 @@ def verdict_of(exc: BaseException, transport_errors: tuple[type[BaseException], 
     return "denied" if is_refusal else "unknown"
 
 
+def refuses_whoever_asks(exc: BaseException) -> bool:
+    """Whether a store says no to these credentials, whatever is asked for."""
+    names = {kind.__name__ for kind in type(exc).__mro__}
+    has_none = bool(names & _NO_CREDENTIALS) or "Credential" in type(exc).__name__
+    return has_none or status_of(exc) == 401 or _code(exc) in _CREDENTIALS | _LAPSED_CODES
+
+
 def words_of(exc: BaseException | None) -> str:
     """The store's own words, with its code for them: s3fs keeps only the sentence."""
     code = _code(exc)
@@ -83,15 +93,19 @@ def _code(exc: BaseException | None) -> str | None:
     return None
 
 
-def _http_status(exc: BaseException) -> int | None:
-    """The server's status. s3fs names 412 differently from server to server; its cause has the number."""
+def status_of(exc: BaseException) -> int | None:
+    """The server's status, None without one.
+
+    s3fs names 412 differently from server to server; its cause has the number.
+    """
     if type(exc).__name__ == "ClientPayloadError":  # a body cut short, whose cause has a number that no server sent
         return None
     for error in (exc, exc.__cause__):
         response = getattr(error, "response", None)
         if isinstance(response, dict):
             return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        for name in ("status_code", "status", "code"):
-            if isinstance(status := getattr(error, name, None), int):
-                return status
+        for found in (error, response):
+            for name in ("status_code", "status", "code"):
+                if isinstance(status := getattr(found, name, None), int):
+                    return status
     return None
