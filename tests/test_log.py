@@ -126,7 +126,11 @@ def test_a_command_writes_its_log_where_that_is_asked_for(tmp_path: Path):
     ("poison", "told", "raised_in"),
     [
         ({"TI2V_POISON": '{"ann": "bug"}'}, "KeyError: 'nothing'", "in poisoned"),
-        ({"TI2V_POISON_START": "bug"}, "no worker can load the model, in 2 tries: KeyError: 'nothing'", "in find_spec"),
+        (
+            {"TI2V_POISON_START": "bug"},
+            "no worker can load the model, in 2 tries: KeyError: 'nothing'",
+            "in poisoned_begin",
+        ),
     ],
     ids=["coordinator", "worker"],
 )

@@ -26,9 +26,14 @@ def auth() -> tuple[str, dict[str, str]]:
 
 
 @pytest.fixture
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("RAY_AUTH") or name == "RAY_ADDRESS"]:
-        monkeypatch.delenv(name)
+def clean() -> Iterator[None]:
+    """No cluster and no token, neither in the environment nor in what Ray has read of it before."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("RAY_AUTH") or name == "RAY_ADDRESS"]:
+            patch.delenv(name)
+        ray_internals._read_environment()
+        yield
+    ray_internals._read_environment()
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ import pytest
 import ray_runs
 from ray_runs import FRAMES_TO_MAKE, NUM_FRAMES, SLOTS, Ended, Inputs, Run
 
+from ti2v_dist.dataset import read_rows
+
 CALLS = 2
 """Calls in flight of one worker, each of at most SLOTS frames."""
 WORKERS = 2
@@ -146,12 +148,18 @@ def test_a_killed_worker_costs_the_frames_in_flight(worker_killed: WorkerKilled)
 
 def logged(run: Run) -> dict[int, list[dict[str, Any]]]:
     """The lines of the log by the pid of the actor's process, from the files that Ray keeps of its stderr."""
-    texts = {path: path.read_text() for path in run.ray_dir.glob("session_2*/logs/worker-*.err")}
+    texts = {path: path.read_text() for path in run.ray_dir.glob("ray/session_2*/logs/worker-*.err")}
     actors = {path: text for path, text in texts.items() if ":actor_name:" in text}
     return {
         int(path.stem.rpartition("-")[2]): [json.loads(line) for line in text.splitlines() if line[0] != ":"]  # Ray's
         for path, text in actors.items()
     }
+
+
+def device_of(run: Run) -> str:
+    """The device that made the run's videos, by its table."""
+    (device,) = {row["device"] for row in read_rows(str(run.output))}
+    return device
 
 
 def test_each_line_of_the_log_says_where_it_comes_from(worker_killed: WorkerKilled):
@@ -161,7 +169,7 @@ def test_each_line_of_the_log_says_where_it_comes_from(worker_killed: WorkerKill
     run_id = worker_killed.run.summary()["run_id"]
     assert {(line["run"], line["epoch"]) for line in lines} == {(run_id, 1)}
     assert {(line["message"], line["worker"]) for line in by_pid[worker_killed.pid]} == {
-        ("loaded the model onto cpu", 0)
+        (f"loaded the model onto {device_of(worker_killed.run)}", 0)
     }
     done = {line["video"]: line["worker"] for line in lines if line["message"] == "a video is finished"}
     assert done == dict.fromkeys(NUM_FRAMES, 1)
@@ -170,14 +178,15 @@ def test_each_line_of_the_log_says_where_it_comes_from(worker_killed: WorkerKill
 
 def test_the_log_tells_of_a_run_from_its_beginning_to_its_end(worker_killed: WorkerKilled):
     (lines,) = [of_one for of_one in logged(worker_killed.run).values() if len(of_one) > 1]
+    ready = f"a worker is ready on node 127.0.0.1 ({device_of(worker_killed.run)})"
     assert [(line["level"], line["message"], line.get("worker")) for line in lines if "video" not in line] == [
         ("INFO", "took the run over", None),
         ("INFO", "admitted a plan of 5 videos, of which 5 are to be made", None),
         ("INFO", "starting a worker", 0),
-        ("INFO", "a worker is ready on node 127.0.0.1 (cpu)", 0),
+        ("INFO", ready, 0),
         ("WARNING", "lost a worker: died", 0),
         ("INFO", "starting a worker", 1),
-        ("INFO", "a worker is ready on node 127.0.0.1 (cpu)", 1),
+        ("INFO", ready, 1),
         ("INFO", "wrote the tables", None),
         ("INFO", "the run has ended: finished", None),
     ]

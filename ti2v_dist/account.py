@@ -83,8 +83,9 @@ class Account:
 
     async def close(self, this_life: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Leave the tables, the report and a hint; returns the summary. A run that stops makes no new pictures."""
-        counted = this_life()
         await self.upkeep.hint()
+        await self.upkeep.note_usage()
+        counted = this_life()  # with what the store said to that
         self._closing = views.WRITING_TABLES
         summary = await self.upkeep.write_views(lambda: counted)
         self._closing = views.WRITING_REPORT

@@ -286,6 +286,9 @@ class Coordinator:
                 video.pending.clear()
                 self._emit(video_error(command.id, error))
                 return
+            except BaseException:  # ends the run: what follows this chunk has no parent
+                video.pending.clear()
+                raise
             self.metrics.observe("commit", time.monotonic() - began, len(chunk.latents_FCHW))
             if not settled.ours:
                 self._discard([chunk, *video.pending])

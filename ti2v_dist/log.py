@@ -22,7 +22,7 @@ LOG_FORMAT = "TI2V_LOG"
 FORMATS = ("plain", "json")
 FIELDS = ("run", "epoch", "worker", "video")
 """What a line says of where it comes from, when that is known: given as `extra`, or of the process, see `bind`."""
-_SECRETS = re.compile(r"(?<=://)[^\s/@'\"]+@|(?<=\?)[\w.~%-]+=[^\s'\"<>)\]]*")
+_SECRETS = re.compile(r"(?<=://)[^\s/@'\"]+@|(?<=\?)[\w.~%-]+=[^\s'\"<>)\]]*(?<!,)")
 """Of a URL the user with password, and the query, which may be a signature."""
 
 bound: dict[str, object] = {}

@@ -42,14 +42,6 @@ class _After:
         return spec
 
 
-class _NoTorch:
-    """The first thing that a worker does is to import torch."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name == "torch":
-            raise KeyError("nothing")
-
-
 def _poison_store(checkpoint):
     load = checkpoint.CheckpointStore.load
 
@@ -80,6 +72,8 @@ def _poison_engine(module):
             raise OSError(5, "Input/output error", "/models/unet.safetensors")
         if start == "exit":
             os._exit(1)
+        if start == "bug":
+            raise KeyError("nothing")
         begin(self, *arguments, **options)
 
     engine.__init__ = poisoned_begin
@@ -116,5 +110,3 @@ if poison or start:
     sys.meta_path.insert(0, _After("ti2v_dist.engine", _poison_engine))
 if "bug" in poison.values():
     sys.meta_path.insert(0, _After("ti2v_dist.checkpoint", _poison_store))
-if start == "bug":
-    sys.meta_path.insert(0, _NoTorch())
