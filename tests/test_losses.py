@@ -28,14 +28,16 @@ from ray.exceptions import (
 )
 from ray_runs import Ended, Inputs, Run
 
-from ti2v_dist import events
+from ti2v_dist import events, outages
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import load_config
 from ti2v_dist.losses import LOSSES, DeviceFailure, DeviceOutOfMemory
 from ti2v_dist.metrics import LOSS_REASONS, Metrics
 from ti2v_dist.outages import Outages
-from ti2v_dist.pool import WORKER_DEATHS, WorkerPool
+from ti2v_dist.pool import INPUT_CALLS, WORKER_DEATHS, WorkerPool
 from ti2v_dist.ray_internals import reason_of
+from ti2v_dist.store import StoreUnavailable
+from ti2v_dist.urls import HostUnreachable, Unreachable
 from ti2v_dist.worker import Worker
 
 POISON = Path(__file__).parent / "faults" / "poison"
@@ -128,6 +130,15 @@ def ray_without_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def ray_for_actors() -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "_temp_dir": folder}
+        ray.init(address="local", num_cpus=1, **options)
+        yield
+        ray.shutdown()
+
+
 def test_a_worker_killed_by_rays_memory_monitor_is_lost_to_host_oom(ray_without_memory: None, tmp_path: Path):
     happened: list[events.Event] = []
 
@@ -139,6 +150,51 @@ def test_a_worker_killed_by_rays_memory_monitor_is_lost_to_host_oom(ray_without_
     asyncio.run(pool.start(events.StartWorker()))
     assert happened == [events.WorkerLost(0, "host_oom")]
     assert pool.metrics.snapshot()['ti2v_worker_losses_total{reason="host_oom"}'] == 1
+
+
+def without_image(error: Exception) -> Any:
+    """An actor that is asked to encode a video whose image its store, or its web server, never gives."""
+
+    class ReadsNoImage:  # made here: an actor does not find the module of a test
+        asked = 0
+
+        def encode(self) -> None:
+            self.asked += 1
+            raise error
+
+        def calls(self) -> int:
+            return self.asked
+
+    return ray.remote(num_cpus=0)(ReadsNoImage).remote()
+
+
+@pytest.mark.parametrize(("error", "calls"), [(Unreachable, INPUT_CALLS), (HostUnreachable, 1), (StoreUnavailable, 20)])
+def test_what_an_input_never_gives_is_an_attempt_of_its_video_and_an_outage_is_none(
+    ray_for_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], calls: int
+):
+    monkeypatch.setattr(outages, "PAUSES_S", (0.0,) * 100)
+    happened: list[events.Event] = []
+
+    async def accept(numerics: dict[str, Any]) -> None:
+        raise AssertionError("no worker is started")
+
+    async def ask() -> int:
+        waiting = Outages(Metrics())
+        pool = WorkerPool(load_config(), str(tmp_path), 0, Metrics(), waiting, happened.append, accept)
+        actor = pool.actors[3] = without_image(error("s3://b/a.png: 503"))
+        call = asyncio.create_task(pool.call(3, ("a",), "encode"))
+        while not call.done() and await actor.calls.remote() < calls:
+            await asyncio.sleep(0.01)
+        if error is StoreUnavailable:
+            waiting.close()
+        await asyncio.wait([call])
+        return await actor.calls.remote()
+
+    asked = asyncio.run(ask())
+    if error is StoreUnavailable:
+        assert (happened, asked >= calls) == ([], True)
+    else:
+        assert (happened, asked) == ([events.CallFailed(3, ("a",), error.__name__, "s3://b/a.png: 503")], calls)
 
 
 @dataclass(frozen=True)

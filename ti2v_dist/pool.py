@@ -1,6 +1,7 @@
 """WorkerPool: one coordinator's worker actors. It starts, calls and buries them, and tells what happened as events."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -27,7 +28,7 @@ from ti2v_dist.outages import OUTAGES, Outages
 from ti2v_dist.record import CorruptRecord
 from ti2v_dist.scratch import ScratchFull
 from ti2v_dist.store import StoreDenied
-from ti2v_dist.urls import HostUnreachable
+from ti2v_dist.urls import HostUnreachable, Unreachable
 from ti2v_dist.video import NonFiniteLatents, VideoRequest
 from ti2v_dist.worker import Worker
 
@@ -37,6 +38,8 @@ DEATH_IS_TOLD_S, DEATH_POLL_S = 3.0, 0.25
 """A node that lives tells of the death of its processes at once; after this silence it is taken for dead itself."""
 DRAIN_POLL_S, PLACES_POLL_S = 1.0, 10.0
 MOST_WARNINGS = 20
+INPUT_CALLS = 12
+"""Calls of an attempt in which the store of an image stays silent before that is the video's; some five minutes."""
 NODE_ID, ACCELERATOR = "ray.io/node-id", "ray.io/accelerator-type"
 """Ray's labels of a node."""
 CONTROL = "control"
@@ -169,9 +172,10 @@ class WorkerPool:
 
     async def call(self, number: int, ids: tuple[str, ...], method: str, *arguments: Any) -> Any:
         """A worker's value for these videos and its seconds; None when it failed, which has been told as an event."""
-        return await self.outages.outlast(lambda: self._try(number, ids, method, arguments))
+        tries = itertools.count(1)
+        return await self.outages.outlast(lambda: self._try(number, ids, method, arguments, next(tries)))
 
-    async def _try(self, number: int, ids: tuple[str, ...], method: str, arguments: tuple[Any, ...]) -> Any:
+    async def _try(self, number: int, ids: tuple[str, ...], method: str, arguments: tuple[Any, ...], tried: int) -> Any:
         """One try of `call`; raises what storage did to the worker."""
         actor = self.actors.get(number)
         if actor is None:
@@ -184,8 +188,10 @@ class WorkerPool:
             self._bury(number, await death(actor, error))
         except RayTaskError as error:
             cause = error.cause
-            # A web server is one among many: its image is an attempt of its video, and nothing that the run waits for.
-            if isinstance(cause, (*OUTAGES, StoreDenied)) and not isinstance(cause, HostUnreachable):
+            # A web server is one among many, and a store may have an object that it never gives: such an image is an
+            # attempt of its video, and nothing that the run waits for.
+            is_attempt = isinstance(cause, HostUnreachable) or (tried >= INPUT_CALLS and isinstance(cause, Unreachable))
+            if isinstance(cause, (*OUTAGES, StoreDenied)) and not is_attempt:
                 raise cause from error
             if isinstance(cause, Leaving):
                 self.emit(events.CallCancelled(number, ids))
