@@ -25,8 +25,10 @@ from ti2v_dist.events import (
     GiveUp,
     Load,
     Loaded,
+    Places,
     Recall,
     Release,
+    StartFailed,
     StartWorker,
     StopRequested,
     Superseded,
@@ -35,11 +37,16 @@ from ti2v_dist.events import (
     WorkerDraining,
     WorkerLost,
     WorkerReady,
+    WorkerRefused,
+    WorkersWanted,
 )
 from ti2v_dist.losses import LOSSES
 from ti2v_dist.scheduler import CALLS_PER_WORKER, MAX_CRASHES, Scheduler
+from ti2v_dist.starts import MAX_PAUSE_S
 
 MOST_VIDEOS, RARE = 4, 4
+NODES = {"good0": "good", "good1": "good", "bad0": "bad", "bad1": "bad", "other0": "other", "other1": "other"}
+"""What becomes of a start on each: it is ready, it fails, or it is refused for its other kind of device."""
 PHASES = (Phase.explicit, Phase.generate)  # a long story is read sooner than it is shortened
 
 
@@ -76,18 +83,25 @@ class World(RuleBasedStateMachine):
         reasons=st.sampled_from([list(LOSSES), *([reason] for reason in LOSSES)]),
         killer=st.sampled_from(["", "v0"]),
         settled=st.sampled_from([None, 0]),
+        places=st.sampled_from([{"good0"}, {"good0"}]) | st.sets(st.sampled_from(sorted(NODES))),
     )
-    def begin(self, slots: int, workers: int, reasons: list[str], killer: str, settled: int | None) -> None:
+    def begin(
+        self, slots: int, workers: int, reasons: list[str], killer: str, settled: int | None, places: set[str]
+    ) -> None:
         self.reasons, self.killer = reasons, killer  # a killer's calls never return: each ends its worker
         self.scheduler, self.slots = Scheduler(slots), slots
         self.videos: dict[str, Video] = {}
         self.loads: list[str] = []
         self.calls: dict[int, list[Call]] = {}
-        self.to_start, self.started, self.stopped, self.gave_up = workers, 0, False, False
+        self.starts, self.started, self.stopped, self.gave_up = list[StartWorker](), 0, False, False
         self.workers, self.leaving, self.recalled = workers, set[int](), set[int]()
-        self.barren = Counter[str]()
+        self.barren, self.refused = Counter[str](), set[str]()
+        self.places = frozenset[str]()
+        self.nodes_change(places)
+        self.tell(WorkersWanted(workers))
         for _ in range(workers):
-            self.a_worker_comes()
+            if self.possible_starts():
+                self.a_worker_comes(0, 0)
             self.submit("x", 5, settled)
 
     def tell(self, event: Event) -> None:
@@ -128,16 +142,27 @@ class World(RuleBasedStateMachine):
                 video.final = "failed"
             case Forget(id):
                 assert self.videos[id].final == "finished"
-            case StartWorker():
-                self.to_start += 1
+            case StartWorker(avoid, after_s):
+                assert not self.places or self.places - avoid, "it could be started nowhere"
+                assert 0 <= after_s <= MAX_PAUSE_S
+                if any(NODES[node] == "good" for node in self.places):
+                    assert self.refused & self.places <= avoid, "tried again on a node of another kind"
+                self.starts.append(command)
             case Recall(worker):
                 assert self.calls[worker]
                 self.recalled.add(worker)
             case Release(worker):
                 assert worker in self.leaving
                 assert self.calls.pop(worker) == [], "released with a call in hand"
-            case GiveUp():
-                assert any(count == LOSSES[reason].limit for reason, count in self.barren.items())
+            case GiveUp(reason):
+                if "workers in a row" in reason:
+                    assert any(count == LOSSES[loss].limit for loss, count in self.barren.items())
+                else:
+                    assert reason.startswith(("no worker can load the model, in ", "0 of "))
+                    assert reason.endswith((": no disk", ": another kind"))
+                    assert not any(NODES[node] == "good" for node in self.places), "somebody could have loaded it"
+                    assert not self.calls.keys() - self.leaving
+                    assert not self.starts
                 self.gave_up = True
 
     # What may happen
@@ -149,13 +174,33 @@ class World(RuleBasedStateMachine):
         self.videos[id] = Video((group,), last, None if settled is None else min(settled, last))
         self.tell(VideoSubmitted(id, (group,), last + 1))
 
-    @precondition(lambda self: self.to_start)
-    @rule()
-    def a_worker_comes(self) -> None:
-        self.to_start -= 1
-        self.calls[self.started] = []
-        self.started += 1
-        self.tell(WorkerReady(self.started - 1))
+    def possible_starts(self) -> list[tuple[StartWorker, str]]:
+        """Each start that finds a node, with that node."""
+        return [(start, node) for start in self.starts for node in sorted(self.places - start.avoid)]
+
+    @precondition(lambda self: self.possible_starts())
+    @rule(which=st.integers(0, 20), it_dies=st.integers(0, RARE))
+    def a_worker_comes(self, which: int, it_dies: int) -> None:
+        possible = self.possible_starts()
+        start, node = possible[which % len(possible)]
+        self.starts.remove(start)
+        number, self.started = self.started, self.started + 1
+        if it_dies == RARE:
+            self.lose(number, "preempted")
+        elif NODES[node] == "good":
+            self.calls[number] = []
+            self.tell(WorkerReady(number, node))
+        elif NODES[node] == "bad":
+            self.tell(StartFailed(number, node, "no disk"))
+        else:
+            kind = frozenset(other for other in self.places if NODES[other] == "other")
+            self.refused |= kind
+            self.tell(WorkerRefused(number, kind, "another kind"))
+
+    @rule(nodes=st.sets(st.sampled_from(sorted(NODES)), min_size=1))
+    def nodes_change(self, nodes: set[str]) -> None:
+        self.places = frozenset(nodes)
+        self.tell(Places(self.places))
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), it_does=st.integers(0, RARE))
@@ -165,7 +210,7 @@ class World(RuleBasedStateMachine):
         self.lose(data.draw(st.sampled_from(sorted(self.calls))), data.draw(st.sampled_from(self.reasons)))
 
     def lose(self, worker: int, reason: str) -> None:
-        in_hand = [id for call in self.calls.pop(worker) for id in ids_of(call)]
+        in_hand = [id for call in self.calls.pop(worker, []) for id in ids_of(call)]
         for id in in_hand:
             self.videos[id].crashes += LOSSES[reason].counts
             self.videos[id].alone = len(in_hand) == 1
@@ -267,7 +312,10 @@ class World(RuleBasedStateMachine):
         assert not inside or max(inside.values()) == 1, "a video is in two calls"
         assert all(len(calls) <= CALLS_PER_WORKER for calls in self.calls.values())
         if not (self.stopped or self.gave_up):
-            assert len(self.calls.keys() - self.leaving) + self.to_start == self.workers, "each is replaced once"
+            there = len(self.calls.keys() - self.leaving) + len(self.starts) + self.scheduler.starts.missing
+            assert there == self.workers, "each is replaced once"
+            has_room = any(NODES[node] == "good" for node in self.places)
+            assert not (has_room and self.scheduler.starts.missing), "a new node is room"
 
     @invariant()
     def a_suspect_is_alone_on_its_worker(self) -> None:
@@ -288,11 +336,12 @@ class World(RuleBasedStateMachine):
         """With nothing more going wrong, every video ends, and who was to leave has left."""
         if not hasattr(self, "scheduler") or self.stopped or self.gave_up:
             return
+        self.nodes_change(set(NODES))
         for _ in range(1000):
             if self.gave_up:
                 return
-            if self.to_start:
-                self.a_worker_comes()
+            if self.possible_starts():
+                self.a_worker_comes(0, 0)
             elif self.loads:
                 id = self.loads.pop(0)
                 self.videos[id].computed = self.videos[id].settled or 0
