@@ -12,6 +12,7 @@ from tiny_models import SIZE, write_tiny_model
 from ti2v_dist import edits, inspection
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig, load_config
+from ti2v_dist.ledger import Ledger
 from ti2v_dist.planning import RunMismatch, Work, prepare
 
 
@@ -177,3 +178,17 @@ def test_retry_asks_for_what_was_asked_for(place):
     place.rows[0]["prompt"] = "another"
     (place.folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in place.rows))
     assert [request.prompt for request in edits.retry(place.store).plan.requests] == ["a ann"]
+
+
+def test_a_row_without_an_id_is_mended_by_giving_it_one(place):
+    """Its failure goes with it: nothing speaks of a row that the manifest has no more."""
+    place.rows[1]["id"] = 7
+    work = place.prepare()
+    assert (ids(work), refused(work)) == (["ann", "cid"], {"line-000002": "BadValue"})
+    place.rows[1]["id"] = "bob"
+    (place.folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in place.rows))
+    work = edits.retry(place.store)
+    assert (ids(work), refused(work)) == (["bob"], {})
+    assert work.plan.lines == {"ann": 1, "bob": 2, "cid": 3}
+    assert place.prepare().plan.lines == work.plan.lines
+    assert Ledger(place.store).lines() == work.plan.lines
