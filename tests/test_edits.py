@@ -218,6 +218,10 @@ def test_what_is_no_fork_is_refused(place, request_):
         fork(3, " ")
     with pytest.raises(ValueError, match="id is 'a b'"):
         fork(3, "x", "a b")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place.store.__class__, "read_run", lambda store: {"config": {"model": {"id": "/no/folder"}}})
+        with pytest.raises(ValueError, match="/no/folder"):
+            fork(3, "x", "dog")
     assert place.store.edits() == {}
     fork(3, "x", "dog")
     with pytest.raises(RequestMismatch, match="'dog' was asked for otherwise"):

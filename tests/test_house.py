@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "ray_internals": set(),
     "pool": NOUNS | STATE | {"log", "urls", "metrics", "outages", "scratch", "worker", "ray_internals"},
     "upkeep": NOUNS | EDGE | {"log", "outages", "tally"},
-    "account": NOUNS | EDGE | {"scheduler", "outages", "upkeep"},
+    "account": NOUNS | EDGE | {"log", "scheduler", "outages", "upkeep"},
     "coordinator": NOUNS | EDGE | {"log", "scheduler", "outages", "pool", "upkeep", "account"},
     "planning": NOUNS | EDGE | {"models"},
     "driver": NOUNS | EDGE | {"log", "planning", "pool", "coordinator", "ray_internals", "tally"},
@@ -80,7 +80,7 @@ MAY_IMPORT = {
     "terminal": {"errors", "log", "progress"},
     "edit_verbs": {"errors", "terminal", "driver", "edits"},
     "audit": NOUNS | STATE | INPUT | OUTPUT | {"worker"},
-    "single": NOUNS | EDGE | {"models", "worker", "planning"},
+    "single": NOUNS | EDGE | {"models", "engine", "worker", "planning"},
     "spot": {"errors", "ray_internals"},
     "cli": NOUNS
     | EDGE

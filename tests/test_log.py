@@ -82,6 +82,31 @@ def test_a_line_keeps_the_secrets_of_a_url_to_itself(as_json: bool):
     assert without_secrets("s3://bucket/key and what? nothing") == "s3://bucket/key and what? nothing"
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://u:p@ss@host/a", "https://...@host/a"),
+        ("s3://AK:se/cret@bucket/a", "s3://...@bucket/a"),
+        ("https://h/a?prefix&sig=SECRET", "https://h/a?..."),
+        ("https://h/a?a+b=1&sig=SECRET", "https://h/a?..."),
+        ("https://h/a?&sig=SECRET", "https://h/a?..."),
+        ("https://h/a?name=a(1).png&sig=SE'CR]ET", "https://h/a?..."),
+        ("https://h/a#access_token=SECRET", "https://h/a#..."),
+        ("hf://datasets/o/n@main/a.png", "hf://datasets/o/n@main/a.png"),
+        ("https://h/a#part", "https://h/a#part"),
+    ],
+)
+def test_whatever_may_be_a_secret_of_a_url_is_left_out(url: str, shown: str):
+    for before, after in (("", ""), ("'", "' is gone"), ("(", "): none"), ("at ", ", again"), ("<", ">")):
+        assert without_secrets(before + url + after) == before + shown + after
+
+
+def test_what_a_machine_lacks_is_no_bug(caplog: pytest.LogCaptureFixture):
+    assert log_bug("open", ModuleNotFoundError("No module named 'torch'")) is None
+    assert log_bug("open", MemoryError()) is None
+    assert caplog.records == []
+
+
 def test_a_format_that_is_none_is_named_before_anything_begins(
     given: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -29,12 +29,13 @@ from ray.exceptions import (
 from ray_runs import Ended, Inputs, Run
 
 from ti2v_dist import events, outages
+from ti2v_dist import pool as pool_module
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import load_config
 from ti2v_dist.losses import LOSSES, DeviceFailure, DeviceOutOfMemory
 from ti2v_dist.metrics import LOSS_REASONS, Metrics
 from ti2v_dist.outages import Outages
-from ti2v_dist.pool import INPUT_CALLS, WORKER_DEATHS, WorkerPool
+from ti2v_dist.pool import WORKER_DEATHS, WorkerPool
 from ti2v_dist.ray_internals import reason_of
 from ti2v_dist.store import StoreUnavailable
 from ti2v_dist.urls import HostUnreachable, Unreachable
@@ -168,33 +169,40 @@ def without_image(error: Exception) -> Any:
     return ray.remote(num_cpus=0)(ReadsNoImage).remote()
 
 
-@pytest.mark.parametrize(("error", "calls"), [(Unreachable, INPUT_CALLS), (HostUnreachable, 1), (StoreUnavailable, 20)])
-def test_what_an_input_never_gives_is_an_attempt_of_its_video_and_an_outage_is_none(
-    ray_for_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], calls: int
+@pytest.mark.parametrize("error", [Unreachable, HostUnreachable, StoreUnavailable])
+@pytest.mark.parametrize("is_store_away", [False, True])
+def test_an_image_that_is_never_given_is_an_attempt_of_its_video_and_an_outage_is_none(
+    ray_for_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], is_store_away: bool
 ):
-    monkeypatch.setattr(outages, "PAUSES_S", (0.0,) * 100)
+    monkeypatch.setattr(outages, "PAUSES_S", (0.02,) * 1000)
+    monkeypatch.setattr(pool_module, "INPUT_S", 0.3)
     happened: list[events.Event] = []
 
     async def accept(numerics: dict[str, Any]) -> None:
         raise AssertionError("no worker is started")
 
+    async def silent() -> None:
+        raise StoreUnavailable("x: 503")
+
     async def ask() -> int:
         waiting = Outages(Metrics())
         pool = WorkerPool(load_config(), str(tmp_path), 0, Metrics(), waiting, happened.append, accept)
         actor = pool.actors[3] = without_image(error("s3://b/a.png: 503"))
+        others = [asyncio.create_task(waiting.outlast(silent))] if is_store_away else []
         call = asyncio.create_task(pool.call(3, ("a",), "encode"))
-        while not call.done() and await actor.calls.remote() < calls:
-            await asyncio.sleep(0.01)
-        if error is StoreUnavailable:
-            waiting.close()
-        await asyncio.wait([call])
+        await asyncio.wait([call], timeout=60 if (error, is_store_away) == (Unreachable, False) else 1)
+        waiting.close()
+        await asyncio.wait([call, *others])
+        assert not any(isinstance(task.exception(), asyncio.CancelledError) for task in (call, *others))
         return await actor.calls.remote()
 
     asked = asyncio.run(ask())
-    if error is StoreUnavailable:
-        assert (happened, asked >= calls) == ([], True)
+    failed = [events.CallFailed(3, ("a",), error.__name__, "s3://b/a.png: 503")]
+    if error is HostUnreachable:
+        assert (happened, asked) == (failed, 1)
     else:
-        assert (happened, asked) == ([events.CallFailed(3, ("a",), error.__name__, "s3://b/a.png: 503")], calls)
+        assert happened == (failed if error is Unreachable and not is_store_away else [])
+        assert asked > 5
 
 
 @dataclass(frozen=True)

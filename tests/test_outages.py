@@ -116,3 +116,26 @@ def test_an_outage_of_many_calls_is_logged_once(monkeypatch: pytest.MonkeyPatch,
         asyncio.run(outage(0.3))
     told = [(record.levelname, record.getMessage().partition(" for storage")[0]) for record in caplog.records]
     assert told == [("WARNING", "waiting"), ("INFO", "storage answers again")] * 2
+
+
+def test_nobody_says_that_storage_answers_when_it_does_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(outages, "TOLD_AFTER_S", 0.0)
+    monkeypatch.setattr(outages, "PAUSES_S", (0.01,) * 100)
+    caplog.set_level("INFO", "ti2v_dist")
+
+    async def full() -> None:
+        raise StoreUnavailable("x: full")
+
+    async def end() -> None:
+        waiting = Outages(Metrics())
+        call = asyncio.create_task(waiting.outlast(full))
+        await asyncio.sleep(0.05)
+        assert waiting.is_store_away
+        waiting.close()
+        await asyncio.wait([call])
+        assert not waiting.is_store_away
+
+    asyncio.run(end())
+    assert [message.partition(" for ")[0] for message in caplog.messages] == ["waiting"]

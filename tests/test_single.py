@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli_runs import PROMPT, Killed, generate_arguments, slow_ffmpeg, ti2v, vanishing_ffmpeg
 from PIL import Image
 from tiny_models import SIZE, write_tiny_model
@@ -15,7 +16,7 @@ from tiny_models import SIZE, write_tiny_model
 from ti2v_dist.checkpoint import CheckpointStore, RequestMismatch
 from ti2v_dist.codec import read_video
 from ti2v_dist.config import RunConfig, load_config
-from ti2v_dist.engine import Engine
+from ti2v_dist.engine import Engine, kept_numerics
 from ti2v_dist.images import ImageError
 from ti2v_dist.manifest import make_request
 from ti2v_dist.models import load_model, read_info
@@ -81,9 +82,23 @@ def test_one_video_has_one_slot_unless_told_otherwise(image, model, tmp_path):
         assert fingerprint["slots"] == slots
 
 
+def settings_of_torch():
+    cudnn = torch.backends.cudnn
+    return (
+        *(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        *(cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.get_float32_matmul_precision()),
+        *(getattr(torch.utils.deterministic, "fill_uninitialized_memory"), torch.get_num_threads()),  # noqa: B009
+    )
+
+
 def test_makes_the_video_and_then_does_nothing(tmp_path, image, config):
     output, heard = tmp_path / "deep" / "er" / "cat.mp4", []
-    row = generate(image, PROMPT, output, seed=7, config=config, listener=lambda *told: heard.append(told))
+    with kept_numerics():
+        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision("high")
+        before = settings_of_torch()
+        row = generate(image, PROMPT, output, seed=7, config=config, listener=lambda *told: heard.append(told))
+        assert settings_of_torch() == before, "the process is its caller's"
     frames = list(read_video(str(output)))
     assert len(frames) == FRAMES
     first = np.asarray(Image.open(image)).astype(int)

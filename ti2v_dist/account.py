@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ti2v_dist import views
+from ti2v_dist.log import LOG
 from ti2v_dist.metrics import Endpoint
 from ti2v_dist.outages import Outages
 from ti2v_dist.scheduler import Scheduler
@@ -35,13 +36,15 @@ class Account:
         self.tally.settle(video_id, frame, made)
 
     def has_finished(self, video_id: str) -> None:
-        """This life has finished a video."""
+        """This life has finished a video, and that is settled."""
         self.finished += 1
+        self.upkeep.final.add(video_id)
         self.tally.finish(video_id)
 
     def has_failed(self, video_id: str) -> None:
-        """A row has failed for good in this life."""
+        """A row has failed for good in this life, and that is settled."""
         self.failed += 1
+        self.upkeep.final.add(video_id)
         self.tally.fail(video_id)
 
     @property
@@ -83,8 +86,11 @@ class Account:
 
     async def close(self, this_life: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Leave the tables, the report and a hint; returns the summary. A run that stops makes no new pictures."""
-        await self.upkeep.hint()
-        await self.upkeep.note_usage()
+        try:
+            await self.upkeep.hint()
+            await self.upkeep.note_usage()
+        except OSError as error:  # both help only those who come later
+            LOG.warning("no hint is left: %s", error)
         counted = this_life()  # with what the store said to that
         self._closing = views.WRITING_TABLES
         summary = await self.upkeep.write_views(lambda: counted)

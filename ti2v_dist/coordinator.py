@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray.actor import exit_actor
+from ray.exceptions import RayError, RayTaskError
 
 from ti2v_dist import dataset, events
 from ti2v_dist.account import Account
@@ -96,7 +97,8 @@ class Coordinator:
             stepped_down = await self.upkeep.step_down_if_superseded()
             self.summary = {"status": "superseded"} if stepped_down else await self.account.close(self.life)
         except Exception as error:
-            self._end_for(error, "the views cannot be written: ")
+            self.account.problem = f"the tables cannot be written: {error}"  # it may end for another reason
+            self._end_for(error, "the tables cannot be written: ")
             self.summary = {"status": "interrupted"}
         LOG.info("the run has ended: %s", self.summary["status"])
         self.endpoint.close()
@@ -122,12 +124,12 @@ class Coordinator:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _admit(self, plan_sha256: str) -> None:
-        new = [asked for asked in await self.upkeep.admit(plan_sha256) if asked.id not in self.requests]
+        new = {asked.id: asked for asked in await self.upkeep.admit(plan_sha256) if asked.id not in self.requests}
         self._spawn(self.upkeep.recall(plan_sha256))
-        self.requests |= {asked.id: asked for asked in new}
+        self.requests |= new
         self._unread -= 1
         # Also where there is none: perhaps there is nothing left to wait for.
-        self._emit(*(events.VideoSubmitted(asked.id, asked.batch_group, asked.num_frames) for asked in new))
+        self._emit(*(events.VideoSubmitted(asked.id, asked.batch_group, asked.num_frames) for asked in new.values()))
 
     # What drivers ask
 
@@ -185,12 +187,13 @@ class Coordinator:
 
     def _end_for(self, error: BaseException, what: str = "") -> None:
         told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        self._end(f"{what}{told}", log_bug("which ends the run", error))
+        is_rays = isinstance(error, RayError) and not isinstance(error, RayTaskError)
+        self._end(f"{what}{told}", None if is_rays else log_bug("which ends the run", error))
 
     def _end(self, reason: str, bug: str | None = None) -> None:
+        LOG.error("the run ends: %s", reason)
         if not self.error:
             self.error, self.bug = reason, bug
-            LOG.error("the run ends: %s", reason)
         self.outages.close()  # what may never come must not keep the end from being told
         self.stop("the run ends")
 
@@ -282,13 +285,12 @@ class Coordinator:
             began = time.monotonic()
             try:
                 settled = await self.upkeep.storage(self.store.commit, chunk, video.tip)
-            except VIDEO_ERRORS as error:
-                video.pending.clear()
+            except Exception as error:
+                video.pending.clear()  # what follows this chunk has no parent
+                if not isinstance(error, VIDEO_ERRORS):
+                    raise
                 self._emit(video_error(command.id, error))
                 return
-            except BaseException:  # ends the run: what follows this chunk has no parent
-                video.pending.clear()
-                raise
             self.metrics.observe("commit", time.monotonic() - began, len(chunk.latents_FCHW))
             if not settled.ours:
                 self._discard([chunk, *video.pending])
@@ -315,7 +317,6 @@ class Coordinator:
         self.metrics.observe("decode", seconds / (request.num_frames - 1), request.num_frames - 1)
         await self.upkeep.storage(self.store.finish, command.id, row, request.generation)
         self.account.has_finished(command.id)
-        self.upkeep.final.add(command.id)
         self.metrics.count_video("finished")
         LOG.info("a video is finished", extra={"worker": command.worker, "video": command.id})
         self._emit(events.Finished(command.worker, command.id))
@@ -327,7 +328,6 @@ class Coordinator:
         )
         await self.upkeep.storage(self.store.fail, command.id, failure, request.generation)
         self.account.has_failed(command.id)
-        self.upkeep.final.add(command.id)
         self.metrics.count_video("failed")
         self.metrics.count_failure(command.error_type)
         LOG.warning("a video failed: %s", command.error_type, extra={"video": command.id})

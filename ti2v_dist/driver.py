@@ -268,13 +268,15 @@ def _waiting_for(ray: Any, config: RunConfig) -> str:
 
 def _follow(ray: Any, coordinator: _Coordinator, work: Work, received: list[int], listener: Listener) -> dict[str, Any]:
     """Wait for the end of the run, passing its progress on and a signal to the coordinator."""
-    stopping, shown = False, {work.store.store.tidy_problem}  # which `prepare` has told, if it was refused as well
+    stopping, shown = False, set[str]()
+    # What `prepare` met itself is told already. An actor of an older version may lack what is asked for by `get`.
+    kinds = ("metrics", "report") if work.store.store.tidy_problem else ("metrics", "report", "tidy")
     while True:
         progress, summary = coordinator.ask("report", work.plan.sha256)
         has_time = progress["seconds"] <= WAITING_FOR_WORKERS_S or progress["phase"].startswith(ENDING)
         if not progress["note"] and progress["workers_ready"] == 0 and not has_time:
             progress["note"] = _waiting_for(ray, work.config)
-        problems = [progress[f"{kind}_problem"] for kind in ("metrics", "report", "tidy")]
+        problems = [progress.get(f"{kind}_problem") for kind in kinds]
         for problem in (*problems, *progress["warnings"]):
             if problem and problem not in shown:
                 shown.add(problem)
@@ -282,7 +284,7 @@ def _follow(ray: Any, coordinator: _Coordinator, work: Work, received: list[int]
         listener(progress)
         if summary:
             coordinator.kill()
-            if progress["bug"]:
+            if progress.get("bug"):
                 raise RunBug(progress["error"], progress["bug"])
             if progress["error"]:
                 raise RunError(progress["error"])

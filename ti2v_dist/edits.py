@@ -160,10 +160,10 @@ def fork(
         origin=Origin(video_id, from_frame),
         generation=0,
     )
-    store.add_request(asked)
     chosen = _config(store).model
     for warning in lost_words(read_info(chosen.id, chosen.revision), [prompt]):
         warnings.warn(warning, stacklevel=2)
+    store.add_request(asked)
     return asked
 
 

@@ -6,8 +6,9 @@ Suffixes: B batch slots, C latent channels, F frames, K context frames, H height
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -35,7 +36,7 @@ class Engine:
     """A frozen model and `slots` places for videos.
 
     An engine settles its process's numerics: it asks for deterministic kernels without TF32, and an operation that has
-    none raises; on a CPU it pins torch to `threads` threads (the number decides bits).
+    none raises; on a CPU it pins torch to `threads` threads (the number decides bits). See `kept_numerics`.
     """
 
     def __init__(self, model: VideoModel, slots: int = 1, threads: int = 1):
@@ -192,6 +193,24 @@ def _make_deterministic() -> None:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
+def kept_numerics() -> Iterator[None]:
+    """Torch's settings of this process as they were before, whatever an engine settles meanwhile."""
+    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    kept = [(cudnn, name, getattr(cudnn, name)) for name in ("benchmark", "deterministic", "allow_tf32")]
+    kept.append((memory, "fill_uninitialized_memory", memory.fill_uninitialized_memory))  # type: ignore[attr-defined]
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        for owner, name, value in kept:
+            setattr(owner, name, value)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
 
 
 def _is_finite(state: VideoState) -> bool:

@@ -22,8 +22,12 @@ LOG_FORMAT = "TI2V_LOG"
 FORMATS = ("plain", "json")
 FIELDS = ("run", "epoch", "worker", "video")
 """What a line says of where it comes from, when that is known: given as `extra`, or of the process, see `bind`."""
-_SECRETS = re.compile(r"(?<=://)[^\s/@'\"]+@|(?<=\?)[\w.~%-]+=[^\s'\"<>)\]]*(?<!,)")
-"""Of a URL the user with password, and the query, which may be a signature."""
+_SECRETS = re.compile(
+    r"(?<=://)(?:[^\s?#<>]*:[^\s?#<>]*@|[^\s/?#<>]*@)"  # a password may hold a slash or an @
+    r"|(?<=\?)[^\s<>]+?(?=[\"'),.:;\]}]*(?:[\s<>]|$))"
+    r"|(?<=\#)[^\s<>=]*=[^\s<>]+?(?=[\"'),.:;\]}]*(?:[\s<>]|$))"
+)
+"""Of a URL the user with password, the query and a fragment with values: each may be a key. Rather too much."""
 
 bound: dict[str, object] = {}
 """The fields that all lines of this process have."""
@@ -80,8 +84,11 @@ def without_secrets(text: str) -> str:
 
 
 def log_bug(doing: str, error: BaseException, **fields: object) -> str | None:
-    """Log an error that is no user's, in full; returns its traceback, None for an error that is no bug."""
-    if isinstance(error, UserError | OSError):
+    """Log an error that is no user's, in full; returns its traceback, None for an error that is no bug.
+
+    A machine that lacks a package, or memory, is the world's fault.
+    """
+    if isinstance(error, UserError | OSError | ImportError | MemoryError):
         return None
     LOG.error("a bug, %s", doing, exc_info=error, extra=fields)
     return without_secrets(Lines(False).formatException((type(error), error, error.__traceback__)))

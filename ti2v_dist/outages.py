@@ -23,7 +23,7 @@ class Outages:
 
     def __init__(self, metrics: Metrics):
         self.metrics = metrics
-        self._waiting: dict[asyncio.Task[Any], tuple[float, str]] = {}
+        self._waiting: dict[asyncio.Task[Any], tuple[float, Exception]] = {}
         self._is_told = self._closed = False
 
     async def outlast(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -36,22 +36,25 @@ class Outages:
         try:
             for pause_s in chain(PAUSES_S, repeat(30.0)):
                 try:
-                    return await call()
+                    value = await call()
+                    self._waiting.pop(this, None)
+                    self._tell_end()
+                    return value
                 except OUTAGES as error:
                     if self._closed:
                         raise
                     self.metrics.count_storage_retry(type(error).__name__)
-                    self._waiting[this] = began, str(error)
+                    self._waiting[this] = began, error
                     self._tell()
                 await asyncio.sleep(pause_s)
         except asyncio.CancelledError:
             if not self._closed or this not in self._waiting:
                 raise
             this.uncancel()
-            raise StoreUnavailable(self._waiting[this][1]) from None
+            raise StoreUnavailable(str(self._waiting[this][1])) from None
         finally:
             self._waiting.pop(this, None)
-            self._tell()
+            self._is_told = self._is_told and bool(self._waiting)
         raise AssertionError("the pauses have no end")
 
     def close(self) -> None:
@@ -61,19 +64,27 @@ class Outages:
             task.cancel()
 
     def _tell(self) -> None:
-        """Log an outage, which is of many calls, once as it begins and once when no call waits any more."""
+        """Log an outage, which is of many calls, once."""
         if not self._is_told and self.note:
             self._is_told = True
             LOG.warning("%s", self.note)
-        elif self._is_told and not self._waiting:
+
+    def _tell_end(self) -> None:
+        """Log that the last call which waited has its answer."""
+        if self._is_told and not self._waiting:
             self._is_told = False
             LOG.info("storage answers again")
+
+    @property
+    def is_store_away(self) -> bool:
+        """Whether the run's own store does not answer, as far as the calls know that wait for it."""
+        return any(isinstance(error, StoreUnavailable) for _, error in self._waiting.values())
 
     @property
     def note(self) -> str | None:
         """What to tell of the call that has waited longest, once it has for some seconds."""
         if not self._waiting:
             return None
-        began, problem = min(self._waiting.values())
+        began, problem = min(self._waiting.values(), key=lambda waits: waits[0])
         seconds = time.monotonic() - began
         return f"waiting for storage for {seconds:.0f} s: {problem}" if seconds > TOLD_AFTER_S else None

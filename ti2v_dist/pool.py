@@ -1,7 +1,7 @@
 """WorkerPool: one coordinator's worker actors. It starts, calls and buries them, and tells what happened as events."""
 
 import asyncio
-import itertools
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -38,8 +38,8 @@ DEATH_IS_TOLD_S, DEATH_POLL_S = 3.0, 0.25
 """A node that lives tells of the death of its processes at once; after this silence it is taken for dead itself."""
 DRAIN_POLL_S, PLACES_POLL_S = 1.0, 10.0
 MOST_WARNINGS = 20
-INPUT_CALLS = 12
-"""Calls of an attempt in which the store of an image stays silent before that is the video's; some five minutes."""
+INPUT_S = 300.0
+"""How long an image is asked for in vain, while the run's own store answers, before that is an attempt of its video."""
 NODE_ID, ACCELERATOR = "ray.io/node-id", "ray.io/accelerator-type"
 """Ray's labels of a node."""
 CONTROL = "control"
@@ -172,11 +172,25 @@ class WorkerPool:
 
     async def call(self, number: int, ids: tuple[str, ...], method: str, *arguments: Any) -> Any:
         """A worker's value for these videos and its seconds; None when it failed, which has been told as an event."""
-        tries = itertools.count(1)
-        return await self.outages.outlast(lambda: self._try(number, ids, method, arguments, next(tries)))
+        since: float | None = None  # when no image was given, though the run's store answered
 
-    async def _try(self, number: int, ids: tuple[str, ...], method: str, arguments: tuple[Any, ...], tried: int) -> Any:
-        """One try of `call`; raises what storage did to the worker."""
+        async def once() -> Any:
+            nonlocal since
+            if self.outages.is_store_away:
+                since = None
+            is_last = since is not None and time.monotonic() - since > INPUT_S
+            try:
+                return await self._try(number, ids, method, arguments, is_last)
+            except Unreachable:
+                since = since or time.monotonic()
+                raise
+
+        return await self.outages.outlast(once)
+
+    async def _try(
+        self, number: int, ids: tuple[str, ...], method: str, arguments: tuple[Any, ...], is_last: bool
+    ) -> Any:
+        """One try of `call`, the last one for an image; raises what storage did to the worker."""
         actor = self.actors.get(number)
         if actor is None:
             return None  # lost meanwhile: the scheduler has heard, and has given its videos to others
@@ -190,7 +204,8 @@ class WorkerPool:
             cause = error.cause
             # A web server is one among many, and a store may have an object that it never gives: such an image is an
             # attempt of its video, and nothing that the run waits for.
-            is_attempt = isinstance(cause, HostUnreachable) or (tried >= INPUT_CALLS and isinstance(cause, Unreachable))
+            is_over = is_last and isinstance(cause, Unreachable) and not self.outages.is_store_away
+            is_attempt = isinstance(cause, HostUnreachable) or is_over
             if isinstance(cause, (*OUTAGES, StoreDenied)) and not is_attempt:
                 raise cause from error
             if isinstance(cause, Leaving):
@@ -305,9 +320,10 @@ async def death(actor: Any, error: Exception) -> str:
     if isinstance(error, RayActorError) and error.preempted:
         return "preempted"
     for _ in range(round(DEATH_IS_TOLD_S / DEATH_POLL_S)):
-        entry = await ray_internals.actor_entry(actor)
-        if entry.get("State") == "DEAD":
-            return ray_internals.reason_of(entry["DeathCause"])
+        with suppress(RayError):  # a head that is silent for a while
+            entry = await ray_internals.actor_entry(actor)
+            if entry.get("State") == "DEAD":
+                return ray_internals.reason_of(entry["DeathCause"])
         await asyncio.sleep(DEATH_POLL_S)
     return "node_died" if isinstance(error, ActorUnavailableError | NodeDiedError) else "died"
 

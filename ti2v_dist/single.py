@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,32 +49,49 @@ def generate(
     config, began = pinned(_for_one_video(config or RunConfig())), time.time()
     output = _checked_output(output)
     state_url = f"{output}.ti2v"
-    info = read_info(config.model.id, config.model.revision)
-    row = {"id": output.stem, "image": absolute_url(image), "prompt": prompt, "seed": seed}
-    request = replace(make_request(row, os.getcwd(), request_defaults(config, info)), image_uri=image)
-    for warning in lost_words(info, (*request.texts, request.negative_prompt)):
-        warnings.warn(warning, stacklevel=2)
+    request = _requested(config, {"id": output.stem, "image": image, "prompt": prompt, "seed": seed})
     store, worker = CheckpointStore(state_url), Worker(config, state_url)
-    numerics = None
-    if store.read_run() is None:
-        # Whatever may turn out to be wrong must do so before anything is written, or the corrected call is refused.
-        if output.exists():
-            raise InputError(f"output {str(output)!r} exists, and {state_url!r} does not: move it away or name another")
-        load_image(request.image, request.height, request.width, config.allow_http, config.images_below)
-        numerics = worker.open(request)
-    claim(store, config, {"output": str(output)})
-    store.claim_request(request)
-    done = store.read_done(request.id)
-    if done and output.exists() and hashlib.sha256(output.read_bytes()).hexdigest() == done["file_sha256"]:
-        return done
-    fingerprint = store.claim_fingerprint(numerics or worker.open(request))
-    with begun():
-        seconds = _advance_to_end(worker, store, request, fingerprint, listener)
-        facts = {"run_id": config.run_id(state_url), "device_seconds": round(seconds, 3), "started_at": began}
-        with worker.write_video(request) as written:
-            dataset.move_video(written, output)
-            row = worker.row(request, written, output.name, facts)
-        return store.finish(request.id, row)
+    with ExitStack() as stack:
+        numerics = None
+        if store.read_run() is None:
+            # Whatever may turn out to be wrong must do so before anything is written, or a corrected call is refused.
+            if output.exists():
+                problem = f"output {str(output)!r} exists, and {state_url!r} does not"
+                raise InputError(f"{problem}: move it away or name another")
+            load_image(request.image, request.height, request.width, config.allow_http, config.images_below)
+            numerics = _opened(worker, request, stack)
+        claim(store, config, {"output": str(output)})
+        store.claim_request(request)
+        done = store.read_done(request.id)
+        if done and output.exists() and hashlib.sha256(output.read_bytes()).hexdigest() == done["file_sha256"]:
+            return done
+        fingerprint = store.claim_fingerprint(numerics or _opened(worker, request, stack))
+        with begun():
+            facts = {"run_id": config.run_id(state_url), "started_at": began}
+            facts["device_seconds"] = _advance_to_end(worker, store, request, fingerprint, listener)
+            with worker.write_video(request) as written:
+                dataset.move_video(written, output)
+                row = worker.row(request, written, output.name, facts)
+            return store.finish(request.id, row)
+
+
+def _opened(worker: Worker, request: VideoRequest, stack: ExitStack) -> dict[str, Any]:
+    """Load the model, and let `stack` put torch's settings back: the process is the caller's."""
+    from ti2v_dist.engine import kept_numerics  # torch, which a finished video does not need
+
+    stack.enter_context(kept_numerics())
+    return worker.open(request)
+
+
+def _requested(config: RunConfig, row: dict[str, Any]) -> VideoRequest:
+    """The request of the row, with a warning for each word that the model does not know."""
+    info = read_info(config.model.id, config.model.revision)
+    image = row["image"]
+    located = {**row, "image": absolute_url(image)}
+    request = replace(make_request(located, os.getcwd(), request_defaults(config, info)), image_uri=image)
+    for warning in lost_words(info, (*request.texts, request.negative_prompt)):
+        warnings.warn(warning, stacklevel=3)
+    return request
 
 
 def _for_one_video(config: RunConfig) -> RunConfig:
@@ -109,7 +127,7 @@ def _advance_to_end(
     fingerprint: str,
     listener: Callable[[int, int], None],
 ) -> float:
-    """Commit what is left of the video; returns the seconds spent on the device."""
+    """Commit what is left of the video; returns the seconds spent on the device, to a thousandth."""
     seconds, loaded = 0.0, store.load(request, fingerprint)
     state, tip = loaded or store.begin(request, worker.encode(request)[0], fingerprint)
     listener(state.frame, request.num_frames)
@@ -120,4 +138,4 @@ def _advance_to_end(
         settled = store.commit(result, tip)
         state, tip, seconds = state.push(settled.chunk), settled.tip, seconds + took
         listener(state.frame, request.num_frames)
-    return seconds
+    return round(seconds, 3)

@@ -70,7 +70,7 @@ class Store:
         self._transport_errors = transport_errors(self.scheme)
         self._synced: set[str] = set()
         self.tidy_problem: str | None = None
-        """Why nothing is tidied any more, in words that are the same in every process."""
+        """Why nothing is tidied any more."""
 
     def create(self, key: str, data: bytes) -> None:
         """Write a key that must not exist; durable on return. Raises `KeyExists` when it is taken.

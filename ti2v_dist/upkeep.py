@@ -4,6 +4,7 @@ All of it is about the store: who owns the run, what is asked of it there, and w
 """
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,8 @@ class Upkeep:
         self._recalled: set[str] = set()
         self._usage: dict[str, float] = {}
         self._usage_notes = 0
+        self._views = threading.Lock()
+        """One writer at a time: a thread goes on though who waited for it was cancelled, and must not end last."""
 
     async def storage(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Run a storage call on another thread. An outage or a full disk pauses the run; it fails no video."""
@@ -156,9 +159,13 @@ class Upkeep:
         pending = {request.id for plan in self.plans.values() for request in plan.requests} - self.final
         counted = {"percentiles_s": self.metrics.percentiles(), "counters": self.metrics.snapshot()}
         arguments = (self.store, self.lines.keys(), pending, {**this_life(), **counted})
-        summary = await self.storage(views.write, *arguments)
+        summary = await self.storage(self._write_views, *arguments)
         LOG.info("wrote the tables")
         return summary
+
+    def _write_views(self, *arguments: Any) -> dict[str, Any]:
+        with self._views:
+            return views.write(*arguments)
 
 
 def _reached(plan: Plan, final: set[str], half_made: dict[str, int]) -> tuple[int, dict[str, int]]:
