@@ -70,10 +70,17 @@ MAY_IMPORT = {
     "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report", "tally"},
     "worker": NOUNS | COMPUTE | STATE | INPUT | {"log", "codec", "dataset"},
     "ray_internals": set(),
-    "pool": NOUNS | STATE | {"log", "urls", "metrics", "outages", "scratch", "worker", "ray_internals"},
-    "upkeep": NOUNS | EDGE | {"log", "outages", "tally"},
+    "threads": set(),
+    "deaths": {"losses", "ray_internals"},
+    "pool": NOUNS
+    | STATE
+    | {"log", "urls", "threads", "deaths", "metrics", "outages", "scratch", "worker", "ray_internals"},
+    "upkeep": NOUNS | EDGE | {"log", "outages", "tally", "threads"},
     "account": NOUNS | EDGE | {"log", "scheduler", "outages", "upkeep"},
-    "coordinator": NOUNS | EDGE | {"log", "scheduler", "outages", "pool", "upkeep", "account"},
+    "videos": NOUNS | EDGE | {"log", "pool", "upkeep", "account"},
+    "coordinator": NOUNS
+    | EDGE
+    | {"log", "scheduler", "threads", "outages", "ray_internals", "pool", "upkeep", "account", "videos"},
     "planning": NOUNS | EDGE | {"models"},
     "driver": NOUNS | EDGE | {"log", "planning", "pool", "coordinator", "ray_internals", "tally"},
     "edits": NOUNS | EDGE | {"models", "planning"},
@@ -90,7 +97,7 @@ MAY_IMPORT = {
 STORAGE = {"store", "verdicts", "checkpoint", "urls"}
 # A library's row: the rooms that may import it, at the top of the file or lazily.
 ONLY_IN = {
-    "ray": {"pool", "coordinator", "driver", "spot", "account", "ray_internals"},
+    "ray": {"pool", "deaths", "coordinator", "driver", "spot", "account", "ray_internals"},
     "grpc": {"ray_internals"},
     "fsspec": STORAGE,
     "s3fs": STORAGE,

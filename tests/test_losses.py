@@ -15,27 +15,30 @@ import pytest
 import ray
 import ray_runs
 import torch
+from fake_ray import Actor, FakeRay, answering, at_once
 from ray.core.generated import common_pb2
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
-    NodeDiedError,
-    OutOfMemoryError,
+    LocalRayletDiedError,
+    ObjectLostError,
     RayActorError,
     RayError,
     RayTaskError,
-    WorkerCrashedError,
+    RpcError,
+    RuntimeEnvSetupError,
 )
 from ray_runs import Ended, Inputs, Run
 
-from ti2v_dist import events, outages
+from ti2v_dist import deaths, events, outages, ray_internals
 from ti2v_dist import pool as pool_module
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import load_config
+from ti2v_dist.deaths import ENDS, LIVES, REASONS
 from ti2v_dist.losses import LOSSES, DeviceFailure, DeviceOutOfMemory
 from ti2v_dist.metrics import LOSS_REASONS, Metrics
 from ti2v_dist.outages import Outages
-from ti2v_dist.pool import WORKER_DEATHS, WorkerPool
+from ti2v_dist.pool import WorkerPool
 from ti2v_dist.ray_internals import reason_of
 from ti2v_dist.store import StoreUnavailable
 from ti2v_dist.urls import HostUnreachable, Unreachable
@@ -47,13 +50,44 @@ NUM_FRAMES, IDS = 6, ("ann", "bob", "cid")
 Cause: Any = common_pb2.ActorDeathCause  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_rays_deaths_are_four_families():
-    for death in (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError):
-        assert death.__mro__[1] is RayError
-        assert death in WORKER_DEATHS
+def kinds_of(error: type[RayError]) -> Iterator[type[RayError]]:
+    for kind in error.__subclasses__():
+        yield kind
+        yield from kinds_of(kind)
+
+
+def test_every_error_of_ray_says_what_became_of_the_worker():
+    rows = {*REASONS, LIVES, ENDS}
+    rays = {kind for kind in kinds_of(RayError) if kind.__module__ == "ray.exceptions"}
+    assert {kind for kind in rays if not rows & set(kind.__mro__)} == set()
+    assert rows <= rays
+    assert set(REASONS.values()) <= LOSSES.keys()
+    assert not issubclass(RayTaskError, (*REASONS, ENDS)), "an error that leaves its worker alive"
     assert ActorDiedError.__mro__[1] is ActorUnavailableError.__mro__[1] is RayActorError
-    assert not issubclass(RayTaskError, WORKER_DEATHS), "an error that leaves its worker alive"
     assert [RayActorError().preempted, RayActorError(preempted=True).preempted] == [False, True]
+
+
+@pytest.mark.parametrize("kind", [ObjectLostError, RpcError, LocalRayletDiedError, RuntimeEnvSetupError], ids=str)
+def test_a_call_that_ray_itself_fails_costs_its_worker_and_not_the_run(
+    kind: type[RayError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    happened: list[events.Event] = []
+
+    async def broken(number: int, method: str, reply: Any) -> Any:
+        raise kind.__new__(kind)
+
+    async def ask() -> Any:
+        metrics = Metrics()
+        pool = WorkerPool(load_config(), str(tmp_path), 0, metrics, Outages(metrics), happened.append, answering(None))
+        pool.actors[3] = Actor(3, at_once)
+        monkeypatch.setattr(pool_module, "ray", FakeRay())
+        monkeypatch.setattr(ray_internals, "actor_entry", answering({}))
+        monkeypatch.setattr(deaths, "DEATH_IS_TOLD_S", 0.0)
+        pool._answer = broken
+        return await pool.call(3, ("a",), "encode")
+
+    assert asyncio.run(ask()) is None
+    assert happened == [events.WorkerLost(3, REASONS[kind])]
 
 
 def actor_died(**context: Any) -> Any:

@@ -386,6 +386,16 @@ def test_a_stop_starts_nothing_new_and_waits_for_what_is_in_hand(in_hand: bool):
     assert scheduler.is_idle
 
 
+def test_stopping_ends_though_what_was_superseded_is_lost_with_its_worker():
+    scheduler = started("a", slots=1, frames=9)
+    scheduler.handle(ChunkDone(0, ("a",), {"a": 1}))  # frame 2 is in hand
+    scheduler.handle(Superseded("a"))
+    scheduler.handle(StopRequested())
+    assert not scheduler.is_idle
+    scheduler.handle(WorkerLost(0))
+    assert scheduler.is_idle
+
+
 def test_a_run_is_replayed_from_its_events():
     def story(scheduler: Scheduler) -> list:
         log = [*submit(scheduler, "a", "b", "c"), *scheduler.handle(WorkerReady(0))]

@@ -35,17 +35,22 @@ class Account:
         self.frames += made
         self.tally.settle(video_id, frame, made)
 
-    def has_finished(self, video_id: str) -> None:
+    def has_finished(self, video_id: str, generation: int) -> None:
         """This life has finished a video, and that is settled."""
         self.finished += 1
-        self.upkeep.final.add(video_id)
+        self.upkeep.is_final(video_id, generation)
         self.tally.finish(video_id)
 
-    def has_failed(self, video_id: str) -> None:
+    def has_failed(self, video_id: str, generation: int) -> None:
         """A row has failed for good in this life, and that is settled."""
         self.failed += 1
-        self.upkeep.final.add(video_id)
+        self.upkeep.is_final(video_id, generation)
         self.tally.fail(video_id)
+
+    @property
+    def failed_of_run(self) -> int:
+        """Videos of the run that have failed for good, in whichever life."""
+        return self.tally.failed - len(self.upkeep.refused)
 
     @property
     def phase(self) -> str:

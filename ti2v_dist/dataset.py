@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -118,22 +119,30 @@ def id_of(name: str) -> str | None:
 
 
 def write_views(
-    output_url: str, rows: list[dict[str, Any]], failures: list[dict[str, Any]], summary: dict[str, Any]
+    output_url: str,
+    rows: list[dict[str, Any]],
+    failures: list[dict[str, Any]],
+    summary: dict[str, Any],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the tables, the card and `summary.json` of an output anew, each in place of the old one.
 
     `rows` are from `metadata_row`, `failures` from `failure_row` or `RowFailure.to_row`; both are sorted here.
-    Without a finished video there is no data set: `load_dataset` cannot read an empty one.
+    Without a finished video there is no data set: `load_dataset` cannot read an empty one. `check` is called before
+    each of them, and may raise.
     """
+    files: dict[str, bytes | None] = {f"{VIDEOS}/README.md": None, f"{VIDEOS}/metadata.parquet": None}
     if rows:
         table = metadata_table(rows)
-        put_bytes(output_url, f"{VIDEOS}/metadata.parquet", table)
-        put_bytes(output_url, f"{VIDEOS}/README.md", dataset_card(rows, table).encode())
-    else:
-        remove(output_url, f"{VIDEOS}/README.md")
-        remove(output_url, f"{VIDEOS}/metadata.parquet")
-    put_bytes(output_url, "failures.parquet", failures_table(failures))
-    put_bytes(output_url, "summary.json", json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
+        files = {f"{VIDEOS}/metadata.parquet": table, f"{VIDEOS}/README.md": dataset_card(rows, table).encode()}
+    files["failures.parquet"] = failures_table(failures)
+    files["summary.json"] = json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n"
+    for key, data in files.items():
+        check()
+        if data is None:
+            remove(output_url, key)
+        else:
+            put_bytes(output_url, key, data)
 
 
 def read_summary(output_url: str) -> dict[str, Any]:

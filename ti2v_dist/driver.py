@@ -78,12 +78,15 @@ def make(
             return _refresh(work, listener)
     # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
     with _ray(address) as ray, _signals() as received:
-        coordinator = _coordinator(ray, work, address is not None, takeover)
-        with begun():
-            coordinator.ask("report", work.plan.sha256)
-            if detach:
-                return {"status": "running", "output": work.store.url}
-            summary = _follow(ray, coordinator, work, received, listener)
+        summary: dict[str, Any] | None = None
+        while summary is None:  # else that coordinator took no more plans in: the next one has it from the start
+            coordinator = _coordinator(ray, work, address is not None, takeover)
+            takeover = False
+            with begun():
+                *_, covers = coordinator.ask("report", work.plan.sha256)
+                if detach and covers:
+                    return {"status": "running", "output": work.store.url}
+                summary = _follow(ray, coordinator, work, received, listener)
         return {**summary, **({"signal": received[0]} if received else {})}
 
 
@@ -219,7 +222,12 @@ def _coordinator(ray: Any, work: Work, detached: bool, takeover: bool) -> _Coord
     if any(node["Labels"].get(MARKET_TYPE) == "on-demand" for node in ray_internals.nodes()):
         options["label_selector"] = {MARKET_TYPE: "on-demand"}
     arguments = (work.config, work.store.url, work.plan.sha256, workers, gpus)
-    actor = ray.remote(Coordinator).options(**options).remote(*arguments)
+    try:
+        actor = ray.remote(Coordinator).options(**options).remote(*arguments)
+    except ValueError:
+        if at_work := _at_work(ray, name, work, takeover=False):  # another command was a moment faster
+            return at_work
+        raise
     ray.get(actor.identity.remote())  # it may take its time to find a place
     return _Coordinator(ray, name, actor)
 
@@ -266,13 +274,18 @@ def _waiting_for(ray: Any, config: RunConfig) -> str:
     return f"waiting for a worker, which wants {' and '.join(found) or 'no resources'}"
 
 
-def _follow(ray: Any, coordinator: _Coordinator, work: Work, received: list[int], listener: Listener) -> dict[str, Any]:
-    """Wait for the end of the run, passing its progress on and a signal to the coordinator."""
+def _follow(
+    ray: Any, coordinator: _Coordinator, work: Work, received: list[int], listener: Listener
+) -> dict[str, Any] | None:
+    """Wait for the end of the run, passing its progress on and a signal to the coordinator.
+
+    None where the run has ended without this plan, which it took in no more: the coordinator then makes room.
+    """
     stopping, shown = False, set[str]()
     # What `prepare` met itself is told already. An actor of an older version may lack what is asked for by `get`.
     kinds = ("metrics", "report") if work.store.store.tidy_problem else ("metrics", "report", "tidy")
     while True:
-        progress, summary = coordinator.ask("report", work.plan.sha256)
+        progress, summary, covers = coordinator.ask("report", work.plan.sha256)
         has_time = progress["seconds"] <= WAITING_FOR_WORKERS_S or progress["phase"].startswith(ENDING)
         if not progress["note"] and progress["workers_ready"] == 0 and not has_time:
             progress["note"] = _waiting_for(ray, work.config)
@@ -282,8 +295,10 @@ def _follow(ray: Any, coordinator: _Coordinator, work: Work, received: list[int]
                 shown.add(problem)
                 warnings.warn(problem, stacklevel=2)
         listener(progress)
-        if summary:
+        if summary and not covers:
             coordinator.kill()
+            return {**summary, "status": "interrupted"} if received else None
+        if summary:
             if progress.get("bug"):
                 raise RunBug(progress["error"], progress["bug"])
             if progress["error"]:

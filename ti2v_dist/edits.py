@@ -218,6 +218,9 @@ def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) 
     strays = {*store.strays(), *(f"{MP4S}/{name}" for name in store.store.list(MP4S) if not dataset.id_of(name))}
     droppable = list(_droppable(store)) if drop_frames else []
     if delete:
+        listed = {row["file_name"] for row in dataset.read_rows(store.url)}
+        # What the tables still name goes once they name the newer file.
+        orphans = [name for name in orphans if f"videos/{name}" not in listed]
         for name in orphans:
             if _is_orphan(store, name):
                 store.store.delete(f"{MP4S}/{name}")

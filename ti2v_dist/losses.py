@@ -46,6 +46,9 @@ LOSSES = {
     "cuda_error": LossPolicy(
         counts=True, limit=5, what="lost their device to a CUDA error", advice="the device may be broken"
     ),
+    "stalled": LossPolicy(
+        counts=True, limit=5, what="did not answer", advice="raise cluster.stalled_after_s if a call takes that long"
+    ),
     "died": LossPolicy(counts=True, limit=5, what="died", advice="their logs on the cluster may say why"),
 }
 """The policy of each reason. An error that leaves its worker alive is no loss, but an attempt of its videos."""

@@ -7,19 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    ActorUnavailableError,
-    NodeDiedError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError, RayTaskError
 
 from ti2v_dist import events, ray_internals
 from ti2v_dist.checkpoint import CheckpointStore, FingerprintMismatch
 from ti2v_dist.config import RunConfig
+from ti2v_dist.deaths import ENDS, LIVES, death
 from ti2v_dist.errors import InputError, UserError
 from ti2v_dist.log import LOG, bound, log_bug
 from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory, Leaving
@@ -28,15 +21,14 @@ from ti2v_dist.outages import OUTAGES, Outages
 from ti2v_dist.record import CorruptRecord
 from ti2v_dist.scratch import ScratchFull
 from ti2v_dist.store import StoreDenied
+from ti2v_dist.threads import control
 from ti2v_dist.urls import HostUnreachable, Unreachable
 from ti2v_dist.video import NonFiniteLatents, VideoRequest
 from ti2v_dist.worker import Worker
 
-WORKER_DEATHS = (RayActorError, NodeDiedError, WorkerCrashedError, OutOfMemoryError)
-"""Ray's exceptions for a dead worker process or node; they share no base class."""
-DEATH_IS_TOLD_S, DEATH_POLL_S = 3.0, 0.25
-"""A node that lives tells of the death of its processes at once; after this silence it is taken for dead itself."""
 DRAIN_POLL_S, PLACES_POLL_S = 1.0, 10.0
+USUAL_TIMES = 10.0
+"""How many times the longest call of its kind so far a call may take, however long that is."""
 MOST_WARNINGS = 20
 INPUT_S = 300.0
 """How long an image is asked for in vain, while the run's own store answers, before that is an attempt of its video."""
@@ -46,6 +38,10 @@ CONTROL = "control"
 """The concurrency group in which a worker answers during a call."""
 VIDEO_ERRORS = (InputError, CorruptRecord, NonFiniteLatents)
 """What is wrong with a video itself; trying again would not help. Any other error may be a bug of ours: an attempt."""
+
+
+class Stalled(Exception):
+    """A worker did not answer a call in many times its usual time: a device that hangs, a process that is stopped."""
 
 
 class WorkerPool:
@@ -73,6 +69,7 @@ class WorkerPool:
         self.bugs: dict[str, str] = {}
         """Tracebacks of bugs of ours in starting a worker, by how such a start was told of."""
         self.started = 0
+        self._longest: dict[str, float] = {}
         self._places: frozenset[str] = frozenset()
         self._closed = asyncio.Event()
 
@@ -99,7 +96,9 @@ class WorkerPool:
             bug = log_bug("open", error, worker=number)
             await self._start_failed(number, actor, error.cause, bug)
         except RayError as error:
-            reason = await death(actor, error) if isinstance(error, WORKER_DEATHS) else "died"
+            if isinstance(error, ENDS):
+                raise
+            reason = await death(actor, error)
             if reason == "died" and number not in self.leaving:
                 await self._start_failed(number, actor, error)
             else:
@@ -155,7 +154,7 @@ class WorkerPool:
     async def _look_for_places(self) -> dict[str, dict[str, Any]]:
         """Tell which nodes are large enough for a worker, when that has changed; returns the living nodes by id."""
         try:
-            living = {node["NodeID"]: node for node in await asyncio.to_thread(ray_internals.nodes)}
+            living = {node["NodeID"]: node for node in await control(ray_internals.nodes)}
         except RayError:  # a head that is silent for a while
             return {}
         wants = worker_resources(self.config, self.gpus)
@@ -195,12 +194,14 @@ class WorkerPool:
         if actor is None:
             return None  # lost meanwhile: the scheduler has heard, and has given its videos to others
         try:
-            value, seconds = await getattr(actor, method).remote(*arguments)
+            value, seconds = await self._answer(number, method, getattr(actor, method).remote(*arguments))
+            if not self.is_there(number):
+                return None  # it was lost while its value was on the way, and its videos went elsewhere
             self.metrics.device_seconds.inc(seconds)
             return value, seconds
-        except WORKER_DEATHS as error:
-            self._bury(number, await death(actor, error))
-        except RayTaskError as error:
+        except LIVES as error:
+            if not self.is_there(number):
+                return None
             cause = error.cause
             # A web server is one among many, and a store may have an object that it never gives: such an image is an
             # attempt of its video, and nothing that the run waits for.
@@ -221,7 +222,34 @@ class WorkerPool:
                 LOG.warning("%s failed: %s", method, type(cause).__name__, extra=fields)
                 log_bug(method, error, **fields)
                 self.emit(events.CallFailed(number, ids, type(cause).__name__, str(cause)))
+        except RayError as error:
+            if isinstance(error, ENDS):
+                raise
+            self._bury(number, await death(actor, error))
+        except Stalled as stalled:
+            self._bury(number, "stalled", str(stalled))
         return None
+
+    async def _answer(self, number: int, method: str, reply: Any) -> Any:
+        """What a call returns. Raises `Stalled` after `cluster.stalled_after_s`, of which half is told."""
+        began = time.monotonic()
+        limit_s = max(self.config.cluster.stalled_after_s, USUAL_TIMES * self._longest.get(method, 0.0))
+        answer = asyncio.ensure_future(reply)
+        try:
+            if not (await asyncio.wait([answer], timeout=limit_s / 2))[0]:
+                told = f"no answer to {method} from worker {number} in {limit_s / 2:.0f} s"
+                self._warn(number, f"{told}; it is given up after {limit_s:.0f} s")
+                if not (await asyncio.wait([answer], timeout=limit_s / 2))[0]:
+                    raise Stalled(f"{method} took more than {limit_s:.0f} s (cluster.stalled_after_s)")
+            value = answer.result()
+            self._longest[method] = max(self._longest.get(method, 0.0), time.monotonic() - began)
+            return value
+        finally:
+            answer.cancel()
+
+    def is_there(self, number: int) -> bool:
+        """Whether a worker is still the one that was asked: one that was lost has no say any more."""
+        return number in self.actors
 
     async def watch_drains(self) -> None:
         """Tell of every worker whose node is about to be taken away, about a second after Ray knows; without end.
@@ -251,7 +279,7 @@ class WorkerPool:
         """Let a worker finish the frame in hand and nothing else."""
         # Not `ray.cancel`: Ray carries a cancelled method out all the same, and then throws its result away.
         if number in self.actors:
-            with suppress(*WORKER_DEATHS):
+            with suppress(RayError):
                 await self.actors[number].leave.options(concurrency_group=CONTROL).remote()
 
     async def release(self, number: int) -> None:
@@ -311,21 +339,6 @@ async def node_of(actor: Any) -> tuple[str, str]:
     except RayError:
         address = {}
     return address.get("NodeID", ""), address.get("IPAddress", "")
-
-
-async def death(actor: Any, error: Exception) -> str:
-    """Why a worker is dead, as a key of `losses.LOSSES`: Ray's exceptions alone do not tell a process from its node."""
-    if isinstance(error, OutOfMemoryError):
-        return "host_oom"
-    if isinstance(error, RayActorError) and error.preempted:
-        return "preempted"
-    for _ in range(round(DEATH_IS_TOLD_S / DEATH_POLL_S)):
-        with suppress(RayError):  # a head that is silent for a while
-            entry = await ray_internals.actor_entry(actor)
-            if entry.get("State") == "DEAD":
-                return ray_internals.reason_of(entry["DeathCause"])
-        await asyncio.sleep(DEATH_POLL_S)
-    return "node_died" if isinstance(error, ActorUnavailableError | NodeDiedError) else "died"
 
 
 def video_error(video_id: str, error: BaseException) -> events.VideoError:

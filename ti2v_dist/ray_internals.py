@@ -70,6 +70,11 @@ def _read_environment() -> None:
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
+def is_restarted() -> bool:
+    """Whether Ray has begun this actor anew after it died; False outside of an actor."""
+    return ray.is_initialized() and bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
 def check_reachable(address: str, timeout_s: float = GCS_TIMEOUT_S) -> None:
     """Raise `Unreachable` unless the control store (GCS) of a cluster answers at `address`, `host:port` or `auto`.
 

@@ -211,6 +211,7 @@ class Scheduler:
         video = self.videos.get(event.id)
         if video is None:
             return []
+        self._unsettled.discard(video.id)  # what was to be settled is dropped
         if video.status == "advancing":
             video.void = True
             return []

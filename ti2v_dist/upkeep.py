@@ -10,16 +10,22 @@ from typing import Any
 
 from ti2v_dist import views
 from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.errors import RunError
 from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.log import LOG, bind
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.outages import Outages
 from ti2v_dist.tally import Tally
+from ti2v_dist.threads import control
 from ti2v_dist.video import VideoRequest
 
 VIEWS_EVERY_S = 120.0
 HINT_EVERY_S = 10.0
 STORE_POLL_S = 2.0
+
+
+class TakenOver(RunError):
+    """Another life owns the run by now."""
 
 
 class Upkeep:
@@ -40,11 +46,14 @@ class Upkeep:
         self.plans: dict[str, Plan] = {}
         self.lines: dict[str, int] = {}
         """Manifest lines of all ids that the run's tables speak of."""
-        self.final: set[str] = set()
+        self.final: dict[str, int] = {}
+        """The newest generation that is final of each id that has one."""
+        self.refused: set[str] = set()
+        """Rows that are no video."""
         self.remake: set[str] = set()
         """Finished videos whose file was lost."""
         self._hinted: dict[str, tuple[int, dict[str, int]]] = {}
-        self._noted: tuple[int, dict[str, int], int] = (0, {}, 0)
+        self._noted: tuple[int, int, dict[str, int], int] = (0, 0, {}, 0)
         self._recalled: set[str] = set()
         self._usage: dict[str, float] = {}
         self._usage_notes = 0
@@ -55,11 +64,14 @@ class Upkeep:
         """Run a storage call on another thread. An outage or a full disk pauses the run; it fails no video."""
         return await self.outages.outlast(lambda: asyncio.to_thread(call, *arguments))
 
-    async def take_over(self) -> None:
-        """Become the run's newest owner."""
+    async def take_over(self, is_restart: bool) -> None:
+        """Become the run's newest owner. A stop that was asked of the life before holds, if Ray began this one."""
         self.epoch = await self.storage(self.store.next_epoch)
         bind(epoch=self.epoch)
         LOG.info("took the run over")
+        if is_restart and await self.storage(self.store.stop_requested, self.epoch - 1):
+            await self.storage(self.store.request_stop, self.epoch)  # for a life after this one
+            self.stop()
 
     async def admit(self, sha256: str) -> list[VideoRequest]:
         """Learn a plan; returns its requests that are not final."""
@@ -71,22 +83,34 @@ class Upkeep:
         self.lines |= plan.lines
         self.remake |= set(plan.remake)
         self._hinted[sha256] = (len(final), {})
-        self.final -= set(plan.remake) | plan.attempts.keys()
-        self.final |= final
+        for video_id in {*plan.remake, *plan.attempts}:
+            self.final.pop(video_id, None)
+        for request in plan.requests:
+            if request.id in final:
+                self.is_final(request.id, request.generation)
         self._count(plan)
-        new = [request for request in plan.requests if request.id not in self.final]
+        new = [request for request in plan.requests if not self._is_final(request)]
         LOG.info("admitted a plan of %d videos, of which %d are to be made", len(plan.requests), len(new))
         return new
 
+    def is_final(self, video_id: str, generation: int) -> None:
+        """The end of a video's generation is settled."""
+        self.final[video_id] = max(generation, self.final.get(video_id, 0))
+
+    def _is_final(self, request: VideoRequest) -> bool:
+        return self.final.get(request.id, -1) >= request.generation
+
     def _count(self, plan: Plan) -> None:
+        self.refused -= {request.id for request in plan.requests}
         for request in plan.requests:
-            is_final = request.id in self.final
+            is_final = self._is_final(request)
             if is_final and self.tally.is_final(request.id):
                 continue  # how it ended is known better
             self.tally.want(request.id, request.num_frames)
             if is_final:
                 self.tally.finish(request.id)
         for row in plan.refused:
+            self.refused.add(row["id"])
             self.tally.fail(row["id"])
 
     async def recall(self, sha256: str) -> None:
@@ -104,14 +128,18 @@ class Upkeep:
     async def watch_store(self) -> None:
         """Others reach this coordinator through the store alone: to stop it, or to take its run over."""
         while True:
-            if await self.storage(self.store.stop_requested, self.epoch):
+            if await self._control(self.store.stop_requested, self.epoch):
                 self.stop()
             await self.step_down_if_superseded()
             await asyncio.sleep(STORE_POLL_S)
 
+    async def _control(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """As `storage`, but it waits for nothing that is stored."""
+        return await self.outages.outlast(lambda: control(call, *arguments))
+
     async def step_down_if_superseded(self) -> bool:
         """Economy, not safety: of what two owners compute, one computes for nothing."""
-        superseded = await self.storage(self.store.is_superseded, self.epoch)
+        superseded = await self._control(self.store.is_superseded, self.epoch)
         if superseded:
             self.end(f"another coordinator has taken this run over from epoch {self.epoch}; it goes on there")
         return superseded
@@ -134,16 +162,16 @@ class Upkeep:
 
     async def hint(self) -> None:
         """Leave a hint for each plan of which more is made than before; where nothing is new, that costs nothing."""
-        final, failed, half_made = set(self.final), self.tally.ids("failed"), self.tally.half_made()
-        known = len(final), half_made, len(self.plans)
+        final, failed, half_made = dict(self.final), self.tally.ids("failed"), self.tally.half_made()
+        known = len(final), sum(final.values()), half_made, len(self.plans)
         if known == self._noted:
             return
         for sha256, plan in list(self.plans.items()):
             # A plan may be of very many videos: the events of the run go on meanwhile.
-            reached = await asyncio.to_thread(_reached, plan, final, half_made)
+            ends, reached = await asyncio.to_thread(_reached, plan, final, half_made)
             if reached != self._hinted[sha256]:
-                made = (reached[1], failed & final) if sha256 in self._recalled else None
-                await self.storage(self.ledger.note, plan, final, made)
+                made = (reached[1], failed & ends) if sha256 in self._recalled else None
+                await self.storage(self.ledger.note, plan, ends, made)
                 self._hinted[sha256] = reached
         self._noted = known
 
@@ -156,7 +184,8 @@ class Upkeep:
     async def write_views(self, this_life: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Write the tables that people read of the run; returns the summary."""
         await self.note_usage()
-        pending = {request.id for plan in self.plans.values() for request in plan.requests} - self.final
+        requests = (request for plan in self.plans.values() for request in plan.requests)
+        pending = {request.id for request in requests if not self._is_final(request)}
         counted = {"percentiles_s": self.metrics.percentiles(), "counters": self.metrics.snapshot()}
         arguments = (self.store, self.lines.keys(), pending, {**this_life(), **counted})
         summary = await self.storage(self._write_views, *arguments)
@@ -165,9 +194,18 @@ class Upkeep:
 
     def _write_views(self, *arguments: Any) -> dict[str, Any]:
         with self._views:
-            return views.write(*arguments)
+            return views.write(*arguments, check=self._check_owner)
+
+    def _check_owner(self) -> None:
+        """Raise `TakenOver` unless the views are this life's to write."""
+        if self.store.is_superseded(self.epoch):
+            raise TakenOver(f"another coordinator has taken this run over from epoch {self.epoch}; it goes on there")
 
 
-def _reached(plan: Plan, final: set[str], half_made: dict[str, int]) -> tuple[int, dict[str, int]]:
+def _reached(
+    plan: Plan, final: dict[str, int], half_made: dict[str, int]
+) -> tuple[set[str], tuple[int, dict[str, int]]]:
+    """Ids of the plan's requests that are final; their number, and the plan's half-made videos with their frames."""
+    ends = {request.id for request in plan.requests if final.get(request.id, -1) >= request.generation}
     ids = {request.id for request in plan.requests}
-    return len(final & ids), {video_id: frame for video_id, frame in half_made.items() if video_id in ids}
+    return ends, (len(ends), {video_id: frame for video_id, frame in half_made.items() if video_id in ids})

@@ -17,11 +17,18 @@ READERS = 16
 WRITING_TABLES, WRITING_REPORT = "writing the tables", "writing the report"
 
 
-def write(store: CheckpointStore, ids: Set[str], pending: Collection[str], this_life: dict[str, Any]) -> dict[str, Any]:
+def write(
+    store: CheckpointStore,
+    ids: Set[str],
+    pending: Collection[str],
+    this_life: dict[str, Any],
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """Write the tables, the card and the summary of a run anew where they have changed; returns the summary.
 
     `ids` are the manifest's, `pending` those of them that are being worked on, an earlier failure or not. `this_life`
-    is what one life of the coordinator has counted; it goes into the summary as it is. `usage` is of all lives.
+    is what one life of the coordinator has counted; it goes into the summary as it is. `usage` is of all lives. `check`
+    is called before each file, and raises where the views are somebody else's to write by now.
     """
     failed = [video_id for video_id in store.failed_ids() if video_id in ids and video_id not in pending]
     with ThreadPoolExecutor(READERS) as pool:
@@ -42,7 +49,7 @@ def write(store: CheckpointStore, ids: Set[str], pending: Collection[str], this_
         "usage": Ledger(store).usage(),
         "this_life": this_life,
     }
-    dataset.write_views(store.url, rows, failures, summary)
+    dataset.write_views(store.url, rows, failures, summary, check)
     return summary
 
 
