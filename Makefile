@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.stamp
 
-.PHONY: help demo test check bench simulate chaos clean
+.PHONY: help demo test check bench simulate simulate-control chaos clean
 .DELETE_ON_ERROR:
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make check   ruff, ruff format and pyright"
 	@echo "make bench   half an hour of the README's quality table, into runs/"
 	@echo "make simulate N=100000 SEED=0   that many schedules of the checkpoint protocol, from a seed on; FILE=x.json adds up"
+	@echo "make simulate-control N=10000 SEED=0   the same of the whole control plane, in virtual time"
 	@echo "make chaos N=300 SEED=0 MINUTES=30 STORE=local   random faults on real runs, or STORE=s3; the same command adds up"
 	@echo "make clean   remove .venv and the caches; runs/ stays"
 
@@ -33,6 +34,9 @@ bench: $(READY)
 
 simulate: $(READY)
 	$(BIN)/python tests/simulation.py $(or $(N),100000) $(or $(SEED),0) $(FILE)
+
+simulate-control: $(READY)
+	$(BIN)/python tests/control_world.py $(or $(N),10000) $(or $(SEED),0) $(FILE)
 
 chaos: STORE ?= local
 chaos: $(READY)

@@ -144,10 +144,13 @@ class World:
         patch.setattr(coordinator, "exit_actor", lambda: None)
         patch.setattr(deaths, "DEATH_IS_TOLD_S", 0.0)
         patch.setattr(ray_internals, "nodes", lambda: [])
-        patch.setattr(ray_internals, "is_restarted", lambda: self.is_restart)
+        patch.setattr(ray_internals, "is_restarted", self._is_restarted)
         for name, value in (("draining_nodes", set()), ("actor_entry", {})):
             patch.setattr(ray_internals, name, answering(value))
         patch.setattr(Account, "_make_pictures", answering(True))
+
+    async def _is_restarted(self) -> bool:
+        return self.is_restart
 
     def plan(self, *requests: VideoRequest, **more: Any) -> str:
         """Keep a plan of these videos; its name."""

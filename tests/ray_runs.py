@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -280,7 +281,7 @@ def scrape(url: str) -> list[Scrape]:
     try:
         with urllib.request.urlopen(url, timeout=1) as answer:
             text = answer.read().decode()
-    except OSError:
+    except (OSError, HTTPException):  # somebody else may have had this port for a moment
         return []
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return [{"".join([s.name, *(f"{{{k}={v}}}" for k, v in s.labels.items())]): s.value for s in samples}]

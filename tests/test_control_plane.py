@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_ray import Actor, World, formulas, until, video
+from fake_ray import Actor, World, answering, formulas, until, video
 
-from ti2v_dist import disk, driver, edits, events, views
+from ti2v_dist import disk, driver, edits, events, pool, ray_internals, views
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.dataset import read_rows, read_summary, write_views
@@ -259,6 +259,22 @@ def test_12_a_worker_that_does_not_answer_is_told_of_and_given_up(world: World):
     world.check(ann)
 
 
+def test_12_a_start_that_hangs_is_one_that_fails(world: World, monkeypatch: pytest.MonkeyPatch):
+    """It had its place; one that waits for a place waits for as long as it takes."""
+    ann = video("ann", 5)
+    monkeypatch.setattr(pool, "PLACES_POLL_S", 0.05)
+    monkeypatch.setattr(ray_internals, "actor_entry", answering({"Address": {"NodeID": "n0", "IPAddress": "10.0.0.7"}}))
+
+    async def run() -> tuple[dict[str, Any], list[str]]:
+        Gate(world, "open", times=1)
+        life = world.begin(world.plan(ann), "cluster.stalled_after_s=0.2")
+        return await world.end(life), life.pool.warnings
+
+    summary, warnings = asyncio.run(run())
+    assert summary["status"] == "finished"
+    assert warnings == ["a worker could not be started on node 10.0.0.7: no model in 0 s (cluster.stalled_after_s)"]
+
+
 @pytest.mark.parametrize("is_restart", [True, False])
 def test_14_a_stop_holds_until_a_command_begins_the_run_again(world: World, is_restart: bool):
     """Ray starts a coordinator again before it has seen the stop that was asked of it, twice."""
@@ -322,6 +338,7 @@ def test_17_of_two_commands_one_starts_the_run_and_the_other_one_follows(world: 
     config = RunConfig()
     work = Work(world.store, config, Plan((), {}), set())
     identity["run_id"] = config.run_id(world.output)
+    monkeypatch.setattr(driver, "POLL_S", 0.0)
     follows = driver._coordinator(Ray(), work, True, False)
     assert follows.actor is first
     assert found == []

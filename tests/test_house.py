@@ -69,12 +69,13 @@ MAY_IMPORT = {
     "report": NOUNS | INPUT | {"files", "codec", "tables", "dataset", "sheet"},
     "views": NOUNS | STATE | INPUT | {"tables", "dataset", "report", "tally"},
     "worker": NOUNS | COMPUTE | STATE | INPUT | {"log", "codec", "dataset"},
-    "ray_internals": set(),
+    "ray_internals": {"threads"},
     "threads": set(),
     "deaths": {"losses", "ray_internals"},
+    "places": {"config", "ray_internals"},
     "pool": NOUNS
     | STATE
-    | {"log", "urls", "threads", "deaths", "metrics", "outages", "scratch", "worker", "ray_internals"},
+    | {"log", "urls", "threads", "deaths", "places", "metrics", "outages", "scratch", "worker", "ray_internals"},
     "upkeep": NOUNS | EDGE | {"log", "outages", "tally", "threads"},
     "account": NOUNS | EDGE | {"log", "scheduler", "outages", "upkeep"},
     "videos": NOUNS | EDGE | {"log", "pool", "upkeep", "account"},
@@ -82,7 +83,7 @@ MAY_IMPORT = {
     | EDGE
     | {"log", "scheduler", "threads", "outages", "ray_internals", "pool", "upkeep", "account", "videos"},
     "planning": NOUNS | EDGE | {"models"},
-    "driver": NOUNS | EDGE | {"log", "planning", "pool", "coordinator", "ray_internals", "tally"},
+    "driver": NOUNS | EDGE | {"log", "planning", "places", "coordinator", "ray_internals", "tally"},
     "edits": NOUNS | EDGE | {"models", "planning"},
     "terminal": {"errors", "log", "progress"},
     "edit_verbs": {"errors", "terminal", "driver", "edits"},
@@ -97,7 +98,7 @@ MAY_IMPORT = {
 STORAGE = {"store", "verdicts", "checkpoint", "urls"}
 # A library's row: the rooms that may import it, at the top of the file or lazily.
 ONLY_IN = {
-    "ray": {"pool", "deaths", "coordinator", "driver", "spot", "account", "ray_internals"},
+    "ray": {"pool", "deaths", "places", "coordinator", "driver", "spot", "account", "ray_internals"},
     "grpc": {"ray_internals"},
     "fsspec": STORAGE,
     "s3fs": STORAGE,

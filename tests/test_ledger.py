@@ -126,7 +126,7 @@ def test_a_video_that_is_being_extended_keeps_its_shorter_row(store):
 
 
 def sorted_rows(store: CheckpointStore, ids: set[str]) -> list[dict]:
-    return sorted(Ledger(store).done_rows(ids), key=lambda row: row["id"])
+    return sorted(Ledger(store).done_rows(ids).values(), key=lambda row: row["id"])
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import socket
 import uuid
+from itertools import count, takewhile
 from typing import Any
 
 from . import keys
@@ -130,13 +131,13 @@ class CheckpointStore(FrameStore):
         return sorted(set(self._ids("failed")) - set(self.done_ids()))
 
     def read_failures(self, video_id: str) -> list[dict[str, Any]]:
-        """Failed attempts of an id, oldest first; none for a video that succeeded in the end."""
+        """Failed attempts of an id, oldest first; none for a video that succeeded in the end. No listing takes part."""
         generation = self.generation(video_id)
         if self._read_json(keys.done(video_id, generation)) is not None:
             return []
-        folder = keys.failures(video_id, generation)
-        attempts = [f"{keys.ROOT}/{folder}/{name}" for name in self.names(folder)]
-        return [parse_json(key, self.store.get(key)) for key in attempts]
+        folder = f"{keys.ROOT}/{keys.failures(video_id, generation)}"
+        attempts = (self._read_json(f"{folder}/{attempt:010d}") for attempt in count())
+        return list(takewhile(lambda failure: failure is not None, attempts))  # type: ignore[arg-type]
 
     def begun_ids(self) -> set[str]:
         """Ids that have a request, from one listing."""

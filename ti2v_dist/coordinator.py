@@ -98,7 +98,7 @@ class Coordinator:
     async def _work(self, plan_sha256: str) -> None:
         background: list[asyncio.Future[None]] = []
         try:
-            await self.upkeep.take_over(ray_internals.is_restarted())
+            await self.upkeep.take_over(await ray_internals.is_restarted())
             await self._admit(plan_sha256)
             requests = self.videos.requests.values()
             self.pool.largest = max(requests, key=lambda asked: asked.height * asked.width, default=None)

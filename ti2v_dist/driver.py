@@ -1,6 +1,7 @@
 """Makes a plan's videos on Ray: starts or joins a cluster, starts the coordinator or attaches to it, follows it."""
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ti2v_dist import views
+from ti2v_dist import dataset, views
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError, RunBug, RunError, UserError, begun
 from ti2v_dist.log import LOG_FORMAT, log_format
@@ -22,6 +23,7 @@ MARKET_TYPE = "ray.io/market-type"
 """Ray's label of a node: where some are on-demand, the coordinator stays on those."""
 POLL_S = 0.5
 SIGNAL_POLL_S = 0.05
+START_TRIES = 10
 ANSWER_TIMEOUT_S = 60
 """Long enough for a coordinator that is started again on another node."""
 WAITING_FOR_WORKERS_S = 10
@@ -99,7 +101,11 @@ def _refresh(work: Work, listener: Listener) -> dict[str, Any]:
         counts = {"finished": tally.finished, "failed": tally.failed, "frames": tally.done, "frames_left": tally.left}
         listener({**counts, "frames_per_second": 0.0, "phase": phase, "note": None})
 
-    return views.refresh(work.store, work.plan.lines.keys(), tell)
+    summary = dataset.read_summary(work.store.url)
+    if not work.plan.requests and summary:
+        return summary  # nothing was asked for: the views are of whoever was
+    final = {request.id: request.generation for request in work.plan.requests if request.id in work.final}
+    return views.refresh(work.store, work.plan.lines.keys(), final, tell)
 
 
 @contextmanager
@@ -172,15 +178,16 @@ class _Coordinator:
     def __init__(self, ray: Any, name: str, actor: Any):
         self.ray, self.name, self.actor = ray, name, actor
 
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """What a method returns. Raises `RuntimeError` when the actor is dead for good, or does not answer."""
+    def ask(self, method: str, *arguments: Any, patience_s: float = ANSWER_TIMEOUT_S) -> Any:
+        """What a method returns. Raises `RunError` when the actor is dead for good, or does not answer."""
         from ray.exceptions import GetTimeoutError, RayActorError
 
-        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        deadline = time.monotonic() + patience_s
         while True:
             left = deadline - time.monotonic()
             try:
-                return self.ray.get(getattr(self.actor, method).remote(*arguments), timeout=max(left, POLL_S))
+                limit_s = min(max(left, POLL_S), ANSWER_TIMEOUT_S)
+                return self.ray.get(getattr(self.actor, method).remote(*arguments), timeout=limit_s)
             except (GetTimeoutError, RayActorError) as error:
                 if not self.is_alive:
                     message = f"the coordinator died; the same command goes on from the last frame: {error}"
@@ -205,13 +212,26 @@ class _Coordinator:
 
 
 def _coordinator(ray: Any, work: Work, detached: bool, takeover: bool) -> _Coordinator:
-    """The run's coordinator: the one that is at work already, with this plan added to its own, or a new one."""
+    """The run's coordinator: the one that is at work already, or a new one."""
+    name = f"ti2v-{work.config.run_id(work.store.url)}"
+    for tries_left in reversed(range(START_TRIES)):
+        if at_work := _at_work(ray, name, work, takeover):
+            return at_work
+        try:
+            return _begin(ray, name, work, detached)
+        except ValueError:  # the name is taken: another command was a moment faster
+            if not tries_left:
+                raise
+            takeover = False
+            time.sleep(POLL_S)
+    raise AssertionError("the last try returns or raises")
+
+
+def _begin(ray: Any, name: str, work: Work, detached: bool) -> _Coordinator:
+    """Start the run's coordinator. Raises `ValueError` where its name is taken."""
     from ti2v_dist import ray_internals
     from ti2v_dist.coordinator import Coordinator
 
-    name = f"ti2v-{work.config.run_id(work.store.url)}"
-    if at_work := _at_work(ray, name, work, takeover):
-        return at_work
     gpus, workers = _workers(ray, work.config)
     # It remembers nothing that the store does not hold: Ray may start a dead one again, on any node.
     options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
@@ -222,14 +242,10 @@ def _coordinator(ray: Any, work: Work, detached: bool, takeover: bool) -> _Coord
     if any(node["Labels"].get(MARKET_TYPE) == "on-demand" for node in ray_internals.nodes()):
         options["label_selector"] = {MARKET_TYPE: "on-demand"}
     arguments = (work.config, work.store.url, work.plan.sha256, workers, gpus)
-    try:
-        actor = ray.remote(Coordinator).options(**options).remote(*arguments)
-    except ValueError:
-        if at_work := _at_work(ray, name, work, takeover=False):  # another command was a moment faster
-            return at_work
-        raise
-    ray.get(actor.identity.remote())  # it may take its time to find a place
-    return _Coordinator(ray, name, actor)
+    actor = ray.remote(Coordinator).options(**options).remote(*arguments)
+    begun = _Coordinator(ray, name, actor)
+    begun.ask("identity", patience_s=math.inf)  # it may take its time to find a place
+    return begun
 
 
 def _at_work(ray: Any, name: str, work: Work, takeover: bool) -> _Coordinator | None:
@@ -262,7 +278,7 @@ def _workers(ray: Any, config: RunConfig) -> tuple[float, int]:
 def _waiting_for(ray: Any, config: RunConfig) -> str:
     """What a worker wants of the cluster, against what there is and what is free."""
     from ti2v_dist import ray_internals
-    from ti2v_dist.pool import worker_resources
+    from ti2v_dist.places import worker_resources
 
     have, free, most = ray.cluster_resources(), ray.available_resources(), ray_internals.most_resources()
     gpus, _ = _workers(ray, config)

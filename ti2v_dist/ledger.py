@@ -9,7 +9,7 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -227,12 +227,14 @@ class Ledger:
 
     # final rows
 
-    def done_rows(self, ids: Iterable[str]) -> list[Row]:
+    def done_rows(self, ids: Set[str], final: Mapping[str, int] | None = None) -> dict[Key, Row]:
         """The settled row of each finished video among `ids`; while one is made longer, that of the shorter one.
 
-        Many new rows are added to the ledger on the way.
+        `final` are generations that the caller knows to be final: the listing may lack the newest. Many new rows are
+        added to the ledger on the way.
         """
-        done = sorted(key for key in self.run.finished().items() if key[0] in ids)
+        ends = {*self.run.finished().items(), *(final or {}).items()}
+        done = sorted(key for key in ends if key[0] in ids)
         numbers = [int(name.partition(".")[0]) for name in self.run.names("ledger")]
         known = {key: row for number in numbers for key, row in self._part(number)}
         missing = [key for key in done if key not in known]
@@ -242,7 +244,8 @@ class Ledger:
         if len(read) >= COMPACT_ROWS:
             self.store.settle(keys.ledger(numbers[-1] + 1 if numbers else 0), _parquet(read))
         known |= read
-        return [known[key] for key in done if key in known]
+        newest = {key[0]: key for key in done if key in known}  # they go up by generation
+        return {key: known[key] for key in newest.values()}
 
     def _part(self, number: int) -> list[tuple[Key, Row]]:
         """The rows of a part; none where it is damaged: they are read from their own objects."""

@@ -13,11 +13,12 @@ from ti2v_dist import events, ray_internals
 from ti2v_dist.checkpoint import CheckpointStore, FingerprintMismatch
 from ti2v_dist.config import RunConfig
 from ti2v_dist.deaths import ENDS, LIVES, death
-from ti2v_dist.errors import InputError, UserError
+from ti2v_dist.errors import InputError, RunError, UserError
 from ti2v_dist.log import LOG, bound, log_bug
 from ti2v_dist.losses import DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.outages import OUTAGES, Outages
+from ti2v_dist.places import NODE_ID, kind_of, node_of, worker_resources
 from ti2v_dist.record import CorruptRecord
 from ti2v_dist.scratch import ScratchFull
 from ti2v_dist.store import StoreDenied
@@ -32,15 +33,13 @@ USUAL_TIMES = 10.0
 MOST_WARNINGS = 20
 INPUT_S = 300.0
 """How long an image is asked for in vain, while the run's own store answers, before that is an attempt of its video."""
-NODE_ID, ACCELERATOR = "ray.io/node-id", "ray.io/accelerator-type"
-"""Ray's labels of a node."""
 CONTROL = "control"
 """The concurrency group in which a worker answers during a call."""
 VIDEO_ERRORS = (InputError, CorruptRecord, NonFiniteLatents)
 """What is wrong with a video itself; trying again would not help. Any other error may be a bug of ours: an attempt."""
 
 
-class Stalled(Exception):
+class Stalled(RunError):
     """A worker did not answer a call in many times its usual time: a device that hangs, a process that is stopped."""
 
 
@@ -90,11 +89,13 @@ class WorkerPool:
         actor = self.actors[number] = ray.remote(**options)(Worker).remote(self.config, self.output_url, fields)
         numerics: dict[str, Any] = {}
         try:
-            numerics = await actor.open.remote(self.largest)
+            numerics = await self._opened(actor)
             await self.accept(numerics)
         except RayTaskError as error:
             bug = log_bug("open", error, worker=number)
             await self._start_failed(number, actor, error.cause, bug)
+        except Stalled as stalled:
+            await self._start_failed(number, actor, stalled)
         except RayError as error:
             if isinstance(error, ENDS):
                 raise
@@ -111,6 +112,19 @@ class WorkerPool:
                 self.open.add(number)
                 LOG.info("a worker is ready on node %s (%s)", ip, numerics.get("device"), extra=fields)
                 self.emit(events.WorkerReady(number, node))
+
+    async def _opened(self, actor: Any) -> dict[str, Any]:
+        """What a new worker says of itself, or `Stalled`. To wait for a place is no call, and takes what it takes."""
+        answer, placed = asyncio.ensure_future(actor.open.remote(self.largest)), 0.0
+        try:
+            while not (await asyncio.wait([answer], timeout=PLACES_POLL_S))[0]:
+                if not placed and (await node_of(actor))[0]:
+                    placed = time.monotonic()
+                if placed and time.monotonic() - placed > self.config.cluster.stalled_after_s:
+                    raise Stalled(f"no model in {self.config.cluster.stalled_after_s:.0f} s (cluster.stalled_after_s)")
+            return answer.result()
+        finally:
+            answer.cancel()
 
     async def _start_failed(self, number: int, actor: Any, cause: BaseException, bug: str | None = None) -> None:
         node, ip = await node_of(actor)
@@ -318,27 +332,6 @@ class WorkerPool:
         if self._remove(number, reason):
             LOG.warning("lost a worker: %s", reason, extra={"worker": number})
             self.emit(events.WorkerLost(number, reason, detail))
-
-
-def worker_resources(config: RunConfig, gpus: float) -> dict[str, float]:
-    """What a worker with `gpus` GPUs reserves of a node, by Ray's names."""
-    cpus = config.cluster.cpus_per_worker
-    return {"GPU": gpus, "CPU": 1 if gpus else config.engine.threads if cpus is None else cpus}
-
-
-def kind_of(node: dict[str, Any]) -> str:
-    """The kind of GPU that Ray says a node has, "" for none."""
-    label = node.get("Labels", {}).get(ACCELERATOR, "")
-    return label or ",".join(sorted(name for name in node.get("Resources", {}) if name.startswith("accelerator_type:")))
-
-
-async def node_of(actor: Any) -> tuple[str, str]:
-    """Id and IP address of the node of an actor, "" where Ray cannot tell."""
-    try:
-        address = (await ray_internals.actor_entry(actor)).get("Address", {})
-    except RayError:
-        address = {}
-    return address.get("NodeID", ""), address.get("IPAddress", "")
 
 
 def video_error(video_id: str, error: BaseException) -> events.VideoError:

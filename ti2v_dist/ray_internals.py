@@ -4,7 +4,6 @@ Nobody else touches those. `tests/test_ray_internals.py` is the contract: it ass
 assumed here.
 """
 
-import asyncio
 import os
 import secrets
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from ray._private import state as ray_state
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import RpcError
+
+from ti2v_dist.threads import control
 
 LOCAL_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's switch, with an odd name, for a cluster of which nobody but this machine can reach a port: "0"."""
@@ -70,9 +71,10 @@ def _read_environment() -> None:
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def is_restarted() -> bool:
-    """Whether Ray has begun this actor anew after it died; False outside of an actor."""
-    return ray.is_initialized() and bool(ray.get_runtime_context().was_current_actor_reconstructed)
+async def is_restarted() -> bool:
+    """Whether Ray has begun this actor anew after it died."""
+    entry = await control(ray_state.actors, ray.get_runtime_context().get_actor_id()) or {}
+    return int(entry["NumRestarts"]) > 0
 
 
 def check_reachable(address: str, timeout_s: float = GCS_TIMEOUT_S) -> None:
@@ -128,13 +130,13 @@ def most_resources() -> dict[str, float]:
 
 async def actor_entry(actor: Any) -> dict[str, Any]:
     """What Ray's control store knows of an actor: State, Address (IPAddress, NodeID), DeathCause; {} for nothing."""
-    return await asyncio.to_thread(ray_state.actors, actor._actor_id.hex()) or {}
+    return await control(ray_state.actors, actor._actor_id.hex()) or {}
 
 
 async def draining_nodes() -> set[str]:
     """Ids of the nodes that are about to be taken away; none while the control store is silent."""
     try:
-        return set(await asyncio.to_thread(ray_state.state.get_draining_nodes))
+        return set(await control(ray_state.state.get_draining_nodes))
     except RpcError:
         return set()
 

@@ -194,7 +194,7 @@ class Upkeep:
 
     def _write_views(self, *arguments: Any) -> dict[str, Any]:
         with self._views:
-            return views.write(*arguments, check=self._check_owner)
+            return views.write(*arguments, check=self._check_owner, final=dict(self.final))
 
     def _check_owner(self) -> None:
         """Raise `TakenOver` unless the views are this life's to write."""

@@ -1,6 +1,6 @@
 """What people read of a run, rebuilt from its store alone: tables, card, summary, report, status."""
 
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,18 +23,24 @@ def write(
     pending: Collection[str],
     this_life: dict[str, Any],
     check: Callable[[], None] = lambda: None,
+    final: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Write the tables, the card and the summary of a run anew where they have changed; returns the summary.
 
     `ids` are the manifest's, `pending` those of them that are being worked on, an earlier failure or not. `this_life`
     is what one life of the coordinator has counted; it goes into the summary as it is. `usage` is of all lives. `check`
-    is called before each file, and raises where the views are somebody else's to write by now.
+    is called before each file, and raises where the views are somebody else's to write by now. `final` are generations
+    that are known to have ended, for listings may lag behind.
     """
-    failed = [video_id for video_id in store.failed_ids() if video_id in ids and video_id not in pending]
+    final, made = final or {}, Ledger(store).done_rows(ids, final)
+    rows = list(made.values())
+    finished = {video_id for video_id, generation in made if generation >= final.get(video_id, 0)}
+    ended = {*store.failed_ids(), *final.keys() - finished}
+    failed = sorted(video_id for video_id in ended if video_id in ids and video_id not in pending)
     with ThreadPoolExecutor(READERS) as pool:
         failures = [attempts[-1] for attempts in pool.map(store.read_failures, failed) if attempts]
-    rows = Ledger(store).done_rows(ids)
-    unfinished = ids - set(store.done_ids()) - {row["id"] for row in failures}
+    done = {*store.done_ids(), *final.keys() & finished}
+    unfinished = (ids - done - {row["id"] for row in failures}) | set(pending)
     summary = {
         "status": "interrupted" if unfinished else "failed_rows" if failures else "finished",
         "run_id": (store.read_run() or {}).get("run_id"),
@@ -62,10 +68,12 @@ def write_gallery(output: str, with_pictures: bool = True) -> None:
         write_page(output, rows)
 
 
-def refresh(store: CheckpointStore, ids: Set[str], tell: Callable[[str], None]) -> dict[str, Any]:
+def refresh(
+    store: CheckpointStore, ids: Set[str], final: Mapping[str, int], tell: Callable[[str], None]
+) -> dict[str, Any]:
     """The views of a run at which nobody works, without a new life; returns the summary. `tell` hears each phase."""
     tell(WRITING_TABLES)
-    summary = write(store, ids, (), dataset.read_summary(store.url).get("this_life", {}))
+    summary = write(store, ids, (), dataset.read_summary(store.url).get("this_life", {}), final=final)
     tell(WRITING_REPORT)
     write_gallery(store.url)
     return summary
