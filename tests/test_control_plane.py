@@ -296,13 +296,14 @@ def test_15_failures_count_whichever_life_they_were_in(world: World):
     world.store.fail("ann", {"id": "ann", "attempts": 1, "error_type": "x", "error_message": "x", "line": 1})
     refused = ({"id": "no", "attempts": 0, "line": 9, "error_type": "x", "error_message": "x", "image": "x"},)
 
-    async def broken(actor: Actor, method: str, arguments: tuple[Any, ...]) -> None:
-        if method == "encode" and arguments[0].id == "bob":
-            raise ValueError("no")
-
     async def run() -> str | None:
         life = world.begin(world.plan(*videos, refused=refused), "max_failures=0.4")
-        await until(lambda: life.upkeep.knows_what_was_made, "what was made before")
+
+        async def broken(actor: Actor, method: str, arguments: tuple[Any, ...]) -> None:
+            await until(lambda: life.upkeep.knows_what_was_made, "what was made before")
+            if method == "encode" and arguments[0].id == "bob":
+                raise ValueError("no")
+
         world.ray.hook = broken
         await world.end(life)
         return life.error
