@@ -132,6 +132,10 @@ class Handle:
         self.is_gone = False
         self._open: set[asyncio.Future[Any]] = set()
 
+    @property
+    def _actor_id(self) -> Any:
+        return SimpleNamespace(hex=lambda: id(self))
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)

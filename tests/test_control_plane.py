@@ -76,6 +76,25 @@ def test_1_an_extension_is_made_though_the_shorter_video_is_final(world: World):
     assert hinted == {2: {"ann", "bob"}, 1: {"ann"}}
 
 
+def test_1_a_longer_generation_waits_for_the_end_of_the_shorter_one(world: World):
+    """A life that Ray has begun again has the shorter one in its queue still, though it is done."""
+    short, other = video("ann", 3), video("bob", 3)
+    longer = replace(short, num_frames=6, generation=1)
+
+    async def run() -> dict[str, Any]:
+        gate = Gate(world, "finish", "ann")
+        life = world.begin(world.plan(short, other))
+        await until(lambda: gate.held, "last frame of ann")
+        life.report(world.plan(longer))
+        await until(lambda: not life._unread, "the plan")
+        world.store.add_request(longer)
+        gate.opened.set()
+        return await world.end(life)
+
+    assert asyncio.run(run())["status"] == "finished"
+    world.check(longer, other)
+
+
 @pytest.mark.parametrize("how", ["closing", "stopping", "ended"])
 def test_2_a_plan_that_comes_too_late_is_told_so(world: World, monkeypatch: pytest.MonkeyPatch, how: str):
     first, late = video("ann"), video("bob")
@@ -315,7 +334,9 @@ def test_17_of_two_commands_one_starts_the_run_and_the_other_one_follows(world: 
     """The name is free when the second one looks, and taken when it starts an actor."""
     identity = {"run_id": "x", "output": world.output}
     answers = {"identity": identity, "outcome": (False, None, 0)}
-    first = SimpleNamespace(**{name: SimpleNamespace(remote=lambda *_, name=name: name) for name in answers})
+    first = SimpleNamespace(
+        _actor_id=1, **{name: SimpleNamespace(remote=lambda *_, name=name: name) for name in answers}
+    )
     found: list[Any] = [ValueError("nobody has this name"), first]
 
     class Ray:

@@ -162,11 +162,16 @@ class Coordinator:
     # The loop
 
     async def _handle_events(self) -> None:
-        while not (self.scheduler.is_idle and self._queue.empty() and not self._unread) and not self.error:
+        while not (self.scheduler.is_idle and self._queue.empty() and not self._awaited) and not self.error:
             for command in self.scheduler.handle(*await self._queue.get()):
                 self._spawn(self._do[type(command)](command))
             self._gauge()
         self.accepts = False
+
+    @property
+    def _awaited(self) -> bool:
+        """Whether videos are still to come: of a plan that is being read, or longer ones."""
+        return bool(self._unread) or (bool(self.videos.later) and not self.scheduler.stopping)
 
     def _spawn(self, work: Awaitable[None]) -> asyncio.Future[None]:
         task = asyncio.ensure_future(work)

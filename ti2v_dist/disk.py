@@ -56,7 +56,8 @@ def _link(temporary: str, path: str) -> None:
 
 def replace_file(source: Path, target: Path, temporary: Path) -> None:
     """Put a copy of `source` in the place of `target`, by way of `temporary` on the same file system."""
-    _make_folder(str(target.parent), set())
+    if not target.parent.is_dir():
+        _make_folder(str(target.parent), set())
     try:
         with source.open("rb") as reader, temporary.open("xb") as writer:
             shutil.copyfileobj(reader, writer)

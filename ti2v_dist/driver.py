@@ -24,6 +24,8 @@ MARKET_TYPE = "ray.io/market-type"
 POLL_S = 0.5
 SIGNAL_POLL_S = 0.05
 START_TRIES = 10
+MAKE_ROOM_S = 2.0
+"""Before a coordinator that has ended makes room for the next one."""
 ANSWER_TIMEOUT_S = 60
 """Long enough for a coordinator that is started again on another node."""
 WAITING_FOR_WORKERS_S = 10
@@ -85,8 +87,7 @@ def make(
             coordinator = _coordinator(ray, work, address is not None, takeover)
             takeover = False
             with begun():
-                *_, covers = coordinator.ask("report", work.plan.sha256)
-                if detach and covers:
+                if detach and _reported(coordinator, work)[2]:
                     return {"status": "running", "output": work.store.url}
                 summary = _follow(ray, coordinator, work, received, listener)
         return {**summary, **({"signal": received[0]} if received else {})}
@@ -102,8 +103,8 @@ def _refresh(work: Work, listener: Listener) -> dict[str, Any]:
         listener({**counts, "frames_per_second": 0.0, "phase": phase, "note": None})
 
     summary = dataset.read_summary(work.store.url)
-    if not work.plan.requests and summary:
-        return summary  # nothing was asked for: the views are of whoever was
+    if not (work.plan.requests or work.plan.refused) and summary.get("status") == "finished":
+        return summary  # nothing was asked for, and nothing is to be told
     final = {request.id: request.generation for request in work.plan.requests if request.id in work.final}
     return views.refresh(work.store, work.plan.lines.keys(), final, tell)
 
@@ -182,9 +183,9 @@ class _Coordinator:
         """What a method returns. Raises `RunError` when the actor is dead for good, or does not answer."""
         from ray.exceptions import GetTimeoutError, RayActorError
 
-        deadline = time.monotonic() + patience_s
+        began = time.monotonic()
         while True:
-            left = deadline - time.monotonic()
+            left = began + patience_s - time.monotonic()
             try:
                 limit_s = min(max(left, POLL_S), ANSWER_TIMEOUT_S)
                 return self.ray.get(getattr(self.actor, method).remote(*arguments), timeout=limit_s)
@@ -192,7 +193,9 @@ class _Coordinator:
                 if not self.is_alive:
                     message = f"the coordinator died; the same command goes on from the last frame: {error}"
                     raise RunError(message) from error
-                if left <= 0:
+                # One that dies again and again may be waited for no longer than one that is silent.
+                is_dying = isinstance(error, RayActorError) and time.monotonic() - began > ANSWER_TIMEOUT_S
+                if left <= 0 or is_dying:
                     raise RunError(
                         f"the run's coordinator did not answer for {ANSWER_TIMEOUT_S} s; --takeover ends it and starts "
                         "another, which goes on from the last frame"
@@ -202,10 +205,15 @@ class _Coordinator:
     @property
     def is_alive(self) -> bool:
         """True also while it is started again."""
-        return {"name": self.name, "namespace": NAMESPACE} in self.ray.util.list_named_actors(all_namespaces=True)
+        from ti2v_dist.ray_internals import id_of
+
+        try:
+            return id_of(self.ray.get_actor(self.name, NAMESPACE)) == id_of(self.actor)
+        except ValueError:
+            return False
 
     def kill(self) -> None:
-        """End it for good, and wait until its name is free."""
+        """End it for good, and wait until its name is free, or somebody else's."""
         self.ray.kill(self.actor)
         while self.is_alive:
             time.sleep(POLL_S)
@@ -262,6 +270,7 @@ def _at_work(ray: Any, name: str, work: Work, takeover: bool) -> _Coordinator | 
         is_superseded = 0 < epoch < work.store.current_epoch()  # by a verb: it may not have seen that yet
         if not is_superseded and (status is None or (knows_plan and status in ("finished", "failed_rows"))):
             return found
+        time.sleep(MAKE_ROOM_S if status else 0.0)
     found.kill()
     return None
 
@@ -290,6 +299,12 @@ def _waiting_for(ray: Any, config: RunConfig) -> str:
     return f"waiting for a worker, which wants {' and '.join(found) or 'no resources'}"
 
 
+def _reported(coordinator: _Coordinator, work: Work) -> tuple[dict[str, Any], dict[str, Any] | None, bool]:
+    """The progress, the summary once there is one, and whether they are of this plan; it is handed over if it is new."""
+    progress, summary, *covers = coordinator.ask("report", work.plan.sha256)
+    return progress, summary, covers[0] if covers else True  # an older version takes in every plan
+
+
 def _follow(
     ray: Any, coordinator: _Coordinator, work: Work, received: list[int], listener: Listener
 ) -> dict[str, Any] | None:
@@ -301,7 +316,7 @@ def _follow(
     # What `prepare` met itself is told already. An actor of an older version may lack what is asked for by `get`.
     kinds = ("metrics", "report") if work.store.store.tidy_problem else ("metrics", "report", "tidy")
     while True:
-        progress, summary, covers = coordinator.ask("report", work.plan.sha256)
+        progress, summary, covers = _reported(coordinator, work)
         has_time = progress["seconds"] <= WAITING_FOR_WORKERS_S or progress["phase"].startswith(ENDING)
         if not progress["note"] and progress["workers_ready"] == 0 and not has_time:
             progress["note"] = _waiting_for(ray, work.config)
@@ -312,6 +327,7 @@ def _follow(
                 warnings.warn(problem, stacklevel=2)
         listener(progress)
         if summary and not covers:
+            time.sleep(MAKE_ROOM_S)  # those whose plan it covers read the summary
             coordinator.kill()
             return {**summary, "status": "interrupted"} if received else None
         if summary:

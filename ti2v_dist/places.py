@@ -29,4 +29,5 @@ async def node_of(actor: Any) -> tuple[str, str]:
         address = (await ray_internals.actor_entry(actor)).get("Address", {})
     except RayError:
         address = {}
-    return address.get("NodeID", ""), address.get("IPAddress", "")
+    node = address.get("NodeID", "")
+    return node if set(node) != {"f"} else "", address.get("IPAddress", "")  # Ray's id of no node: it has no place yet

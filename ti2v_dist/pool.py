@@ -69,6 +69,7 @@ class WorkerPool:
         """Tracebacks of bugs of ours in starting a worker, by how such a start was told of."""
         self.started = 0
         self._longest: dict[str, float] = {}
+        self._heard: dict[int, float] = {}  # when each worker answered last
         self._places: frozenset[str] = frozenset()
         self._closed = asyncio.Event()
 
@@ -245,18 +246,25 @@ class WorkerPool:
         return None
 
     async def _answer(self, number: int, method: str, reply: Any) -> Any:
-        """What a call returns. Raises `Stalled` after `cluster.stalled_after_s`, of which half is told."""
-        began = time.monotonic()
-        limit_s = max(self.config.cluster.stalled_after_s, USUAL_TIMES * self._longest.get(method, 0.0))
-        answer = asyncio.ensure_future(reply)
+        """What a call returns, or `Stalled`; the time that it waits behind the worker's other one does not count."""
+        began, is_told, answer = time.monotonic(), False, asyncio.ensure_future(reply)
         try:
-            if not (await asyncio.wait([answer], timeout=limit_s / 2))[0]:
-                told = f"no answer to {method} from worker {number} in {limit_s / 2:.0f} s"
-                self._warn(number, f"{told}; it is given up after {limit_s:.0f} s")
-                if not (await asyncio.wait([answer], timeout=limit_s / 2))[0]:
+            while True:
+                since = max(began, self._heard.get(number, began))
+                limit_s = max(self.config.cluster.stalled_after_s, USUAL_TIMES * self._longest.get(method, 0.0))
+                due = since + (limit_s if is_told else limit_s / 2)
+                if (await asyncio.wait([answer], timeout=max(0.0, due - time.monotonic())))[0]:
+                    break
+                if self._heard.get(number, began) > since or time.monotonic() < due:
+                    continue
+                if is_told:
                     raise Stalled(f"{method} took more than {limit_s:.0f} s (cluster.stalled_after_s)")
+                is_told, told = True, f"no answer to {method} from worker {number} in {limit_s / 2:.0f} s"
+                self._warn(number, f"{told}; it is given up after {limit_s:.0f} s")
+            since = max(began, self._heard.get(number, began))
+            self._heard[number] = time.monotonic()
             value = answer.result()
-            self._longest[method] = max(self._longest.get(method, 0.0), time.monotonic() - began)
+            self._longest[method] = max(self._longest.get(method, 0.0), time.monotonic() - since)
             return value
         finally:
             answer.cancel()
@@ -319,6 +327,7 @@ class WorkerPool:
     def _remove(self, number: int, reason: str) -> bool:
         """End a worker and count it under `reason`; False if it was gone already."""
         actor = self.actors.pop(number, None)
+        self._heard.pop(number, None)
         if actor is None:
             return False
         self.metrics.count_worker_loss(reason)

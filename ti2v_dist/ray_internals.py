@@ -16,7 +16,7 @@ from ray._private import ray_constants, services
 from ray._private import state as ray_state
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
-from ray.exceptions import RpcError
+from ray.exceptions import RayError, RpcError
 
 from ti2v_dist.threads import control
 
@@ -72,9 +72,12 @@ def _read_environment() -> None:
 
 
 async def is_restarted() -> bool:
-    """Whether Ray has begun this actor anew after it died."""
-    entry = await control(ray_state.actors, ray.get_runtime_context().get_actor_id()) or {}
-    return int(entry["NumRestarts"]) > 0
+    """Whether Ray has begun this actor anew after it died; False where it does not say."""
+    try:
+        entry = await control(ray_state.actors, ray.get_runtime_context().get_actor_id()) or {}
+    except RayError:
+        return False
+    return int(entry.get("NumRestarts", 0)) > 0
 
 
 def check_reachable(address: str, timeout_s: float = GCS_TIMEOUT_S) -> None:
@@ -128,9 +131,14 @@ def most_resources() -> dict[str, float]:
     return {name: count for name, count in found.items() if count}
 
 
+def id_of(actor: Any) -> str:
+    """Which actor a handle is of: another one may have its name later."""
+    return actor._actor_id.hex()
+
+
 async def actor_entry(actor: Any) -> dict[str, Any]:
     """What Ray's control store knows of an actor: State, Address (IPAddress, NodeID), DeathCause; {} for nothing."""
-    return await control(ray_state.actors, actor._actor_id.hex()) or {}
+    return await control(ray_state.actors, id_of(actor)) or {}
 
 
 async def draining_nodes() -> set[str]:

@@ -52,6 +52,8 @@ class Videos:
         self.config, self.pool, self.upkeep, self.account, self.metrics = config, pool, upkeep, account, metrics
         self.store, self.emit, self.end = upkeep.store, emit, end
         self.requests: dict[str, VideoRequest] = {}
+        self.later: dict[str, VideoRequest] = {}
+        """Longer generations of videos whose shorter one is still in hand."""
         self.fingerprint: str | None = None
         self._held: dict[str, _Video] = {}
         self.do: dict[type, Callable[[Any], Awaitable[None]]] = {
@@ -66,9 +68,18 @@ class Videos:
 
     def admit(self, requests: Iterable[VideoRequest]) -> list[events.Event]:
         """Take in those that are not known; returns what to tell the scheduler."""
-        new = [asked for asked in requests if asked.id not in self.requests]
-        self.requests |= {asked.id: asked for asked in new}
-        return [events.VideoSubmitted(asked.id, asked.batch_group, asked.num_frames) for asked in new]
+        told: list[events.Event] = []
+        for asked in requests:
+            known = self.requests.get(asked.id)
+            if known is None:
+                told.append(self._submit(asked))
+            elif asked.generation > known.generation:
+                self.later[asked.id] = asked  # once the shorter one has its end
+        return told
+
+    def _submit(self, asked: VideoRequest) -> events.VideoSubmitted:
+        self.requests[asked.id] = asked
+        return events.VideoSubmitted(asked.id, asked.batch_group, asked.num_frames)
 
     async def accept(self, numerics: dict[str, Any]) -> None:
         """Settle the run's fingerprint, or raise `FingerprintMismatch`."""
@@ -215,6 +226,8 @@ class Videos:
     async def _forget(self, command: events.Forget | events.Fail) -> None:
         self._held.pop(command.id, None)
         self.requests.pop(command.id, None)
+        if longer := self.later.pop(command.id, None):
+            self.emit(self._submit(longer))
 
     def _discard(self, chunks: list[Chunk]) -> None:
         self.metrics.discarded.inc(sum(len(chunk.latents_FCHW) for chunk in chunks))
