@@ -46,14 +46,14 @@ def rewritten(owner: Any, name: str, old: str, new: str) -> Callable[..., Any]:
 
 
 MUTANTS = {
-    "1: what is final has no generation": (90, Upkeep, "_is_final", ">= request.generation", ">= 0"),
+    "1: what is final has no generation": (5695, Upkeep, "_is_final", ">= request.generation", ">= 0"),
     "2: whoever closes its books takes in plans": (
-        *(1450, Coordinator, "report"),
+        *(3455, Coordinator, "report"),
         *("and self.accepts", "and not self.summary"),
     ),
     "2: a summary is of any plan": (190, Coordinator, "report", "plan_sha256 in self._plans\n", "True\n"),
     "3: the value of a lost worker counts": (
-        *(585, WorkerPool, "_try"),
+        *(2200, WorkerPool, "_try"),
         *(
             "if not self.is_there(number):\n            return None  # it was",
             "if False:\n            return None  # it was",

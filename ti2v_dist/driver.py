@@ -300,7 +300,7 @@ def _waiting_for(ray: Any, config: RunConfig) -> str:
 
 
 def _reported(coordinator: _Coordinator, work: Work) -> tuple[dict[str, Any], dict[str, Any] | None, bool]:
-    """The progress, the summary once there is one, and whether they are of this plan; it is handed over if it is new."""
+    """The progress, the summary once there is one, and whether both are of this plan, which is handed over."""
     progress, summary, *covers = coordinator.ask("report", work.plan.sha256)
     return progress, summary, covers[0] if covers else True  # an older version takes in every plan
 
