@@ -42,10 +42,12 @@ from ti2v_dist import (
     driver,
     edits,
     keys,
+    orders,
     outages,
     planning,
     pool,
     ray_internals,
+    session,
     upkeep,
     videos,
     views,
@@ -112,13 +114,6 @@ class Files(SimulatedFS):
     def pipe_file(self, path: str, data: bytes, mode: str) -> None:
         self._may_deny()
         super().pipe_file(path, data, mode)
-
-    def find(self, path: str) -> list[str]:
-        # Which ids the tables speak of is read from a listing of the plans: one that lags may cost rows, until the
-        # next command. That is known, and not looked for here.
-        if path.endswith("/plans"):
-            return [name for name in self.world.objects if name.startswith(f"{path}/")]
-        return super().find(path)
 
     def _may_deny(self) -> None:
         if self.world.strikes("denied", self.world.rate / 20):
@@ -375,7 +370,7 @@ class Cluster:
         return next((actor for actor in self.world.actors if actor.name == name and not actor.is_gone), None)
 
     def _named(self, all_namespaces: bool) -> list[dict[str, str]]:
-        return [{"name": a.name, "namespace": driver.NAMESPACE} for a in self.world.actors if not a.is_gone]
+        return [{"name": a.name, "namespace": session.NAMESPACE} for a in self.world.actors if not a.is_gone]
 
     def get_actor(self, name: str, namespace: str) -> CoordinatorActor:
         wait(asyncio.sleep(self.world.soon()))
@@ -435,7 +430,8 @@ class World:
         self.salts = self.random.choice(((b"0",), (b"0", b"1")))
         """Two workers that computed the same would hide that one of them was superseded."""
         self.call_s = self.random.choice((1.0, 5.0))
-        self.stops: dict[int, float] = {}
+        self.stops: list[tuple[float, set[int]]] = []
+        """When a stop was settled, and the orders that it is of."""
         self.outage_until = 0.0
         self.nodes = {f"n{number}": "good" for number in range(3)}
         if "start fails" in self.faults:
@@ -563,13 +559,14 @@ class World:
         driver._signals = signals
         return driver.make(planned, address="cluster", listener=progress.hear, **options)
 
-    def record(self, plan: Plan) -> Work:
-        return planning.record(self.store, CONFIG, plan, {"manifest": "m.jsonl", "rows": len(plan.lines)})
+    def record(self, plan: Plan, is_whole: bool) -> Work:
+        return planning.record(self.store, CONFIG, plan, {"manifest": "m.jsonl", "rows": len(plan.lines)}, is_whole)
 
     def run(self) -> Work:
         """The plan of the manifest, with each video in its newest generation."""
         requests = planning._with_edits(self.store, {video_id: request_of(video_id) for video_id in IDS})
-        return self.record(Plan(tuple(requests.values()), {name: line for line, name in enumerate(requests, 1)}))
+        lines = {name: line for line, name in enumerate(requests, 1)}
+        return self.record(Plan(tuple(requests.values()), lines), is_whole=True)
 
     def retry(self) -> Work:
         found = [self.store.read_request(video_id) for video_id in self.store.failed_ids()]
@@ -585,9 +582,10 @@ class World:
             what = self.random.choice(("run", "run", "retry", "extend", "stop"))
             self.counts[f"command {what}"] += 1
             if what == "stop":
+                asked = self.numbers("orders")
                 try:
-                    epoch = await blocking(lambda: views.stop(OUTPUT))
-                    self.stops[epoch] = asyncio.get_running_loop().time()
+                    await blocking(lambda: views.stop(OUTPUT))
+                    self.stops.append((asyncio.get_running_loop().time(), asked))
                 except (UserError, StoreUnavailable):
                     continue
                 continue
@@ -653,7 +651,12 @@ class World:
         return "; ".join(found) or "no coordinator"
 
     async def finish(self) -> None:
-        """Commands until all is made."""
+        """Commands until all is made. The first may be about one video: what was asked for before is made with it."""
+        if self.random.random() < 0.5:
+            asked = self.numbers("orders") - self.numbers("ends")
+            told = await self.command(lambda: self.extend(self.random.choice(IDS)))
+            if told == "finished" and not asked <= self.numbers("ends"):
+                raise Broken("what somebody else had asked for was not made")
         for _ in range(12):
             takeover = False
             told = await self.command(self.run, takeover=takeover)
@@ -680,6 +683,10 @@ class World:
                 continue
             raise Broken(f"told {told.status}, and {request.id} of generation {request.generation} is not")
 
+    def numbers(self, folder: str) -> set[int]:
+        start = f"{ROOT}/.ti2v/{folder}/"
+        return {int(path.removeprefix(start)) for path in self.objects if path.startswith(start)}
+
     def settled(self, folder: str) -> set[tuple[str, int]]:
         start = f"{ROOT}/.ti2v/{folder}/"
         names = (path.removeprefix(start).split("/") for path in self.objects if path.startswith(start))
@@ -687,12 +694,13 @@ class World:
 
     def check(self) -> None:
         """Raise `Broken` unless all is made, as an undisturbed run would have made it, and listed so."""
-        for process, _, life, began in self.begun:
+        for _, _, life, began in self.begun:
             if life.bug:
                 raise Broken(f"a bug: {life.bug}")
-            asked = self.stops.get(life.upkeep.epoch - 1, began)
-            if process.is_restart and asked < began and life.summary and not life.account.stopping:
-                raise Broken("a life goes on that was asked to stop before it began")
+            if any(at < began and life._orders & stopped for at, stopped in self.stops):
+                raise Broken("a life goes on with what was stopped before it began")
+        if left := self.numbers("orders") - self.numbers("ends"):
+            raise Broken(f"what was asked for has no end: {sorted(left)}")
         finished = self.settled("done")
         newest = {video_id: max(g for name, g in finished if name == video_id) for video_id, _ in finished}
         asked = self.settled(
@@ -751,7 +759,7 @@ def world_of(seed: int, patch: pytest.MonkeyPatch) -> Iterator[tuple[World, Virt
         wait(asyncio.sleep(seconds))
 
     clock = SimpleNamespace(monotonic=loop.time, time=loop.time, sleep=sleep)
-    for room in (outages, pool, videos, account, driver):
+    for room in (outages, pool, videos, account, driver, session):
         patch.setattr(room, "time", clock)
     patch.setattr(asyncio, "to_thread", world.thread)
     for room in (upkeep, pool):
@@ -782,7 +790,7 @@ def world_of(seed: int, patch: pytest.MonkeyPatch) -> Iterator[tuple[World, Virt
     patch.setattr(ray_internals, "most_resources", dict)
     patch.setattr(ray_internals, "is_restarted", is_restarted)
     patch.setattr(coordinator, "exit_actor", lambda: world.by_process[_process.get()].leave())  # type: ignore[index]
-    patch.setattr(driver, "_ray", lambda address: nullcontext(world.cluster))
+    patch.setattr(session, "connected", lambda address: nullcontext(world.cluster))
 
     def write_views(
         url: str,
@@ -810,7 +818,7 @@ def played_control() -> Iterator[pytest.MonkeyPatch]:
     """What is the same in every world."""
     with played() as patch:
         inline = lambda threads: nullcontext(SimpleNamespace(map=map))  # noqa: E731
-        for room in (planning, views, edits):
+        for room in (planning, views, edits, orders):
             patch.setattr(room, "ThreadPoolExecutor", inline)
         patch.setattr(checkpoint.CheckpointStore, "probe", lambda store: None)
         patch.setattr(planning, "_lost", lambda store, plan: set())
@@ -822,8 +830,9 @@ def played_control() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(account.Account, "_make_pictures", answering(True))
         patch.setattr(deaths, "DEATH_IS_TOLD_S", 0.5)
         patch.setattr(driver, "SIGNAL_POLL_S", driver.POLL_S)
-        for counted in ("snapshot", "percentiles", "usage"):
+        for counted in ("snapshot", "percentiles"):
             patch.setattr(Metrics, counted, lambda metrics: {})
+        patch.setattr(Metrics, "usage", lambda metrics: {"device_seconds": metrics.device_seconds._value.get()})
         yield patch
 
 
@@ -867,10 +876,12 @@ ROOMS += (
     "events",
     "losses",
     "driver",
+    "session",
     "planning",
     "edits",
     "views",
     "ledger",
+    "orders",
     "checkpoint",
     "frames",
     "store",

@@ -19,6 +19,7 @@ from ti2v_dist.codec import WrittenVideo
 from ti2v_dist.config import RunConfig
 from ti2v_dist.coordinator import Coordinator
 from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.orders import Orders
 from ti2v_dist.video import Chunk, VideoRequest, VideoState
 
 PATIENCE_S = 30.0
@@ -152,14 +153,15 @@ class World:
     async def _is_restarted(self) -> bool:
         return self.is_restart
 
-    def plan(self, *requests: VideoRequest, **more: Any) -> str:
-        """Keep a plan of these videos; its name."""
+    def order(self, *requests: VideoRequest, is_whole: bool = False, **more: Any) -> int:
+        """Ask for these videos; the order's number."""
         plan = Plan(requests, {request.id: line for line, request in enumerate(requests, 1)}, **more)
         Ledger(self.store).write_plan(plan)
-        return plan.sha256
+        return Orders(self.store).place(plan, is_whole)
 
-    def begin(self, plan: str, *settings: str, workers: int = 1) -> Coordinator:
-        """A life with this plan; call it on a running loop."""
+    def begin(self, order: int, *settings: str, workers: int = 1) -> Coordinator:
+        """A life that finds this order, and all others that are open; call it on a running loop."""
+        assert order <= max(int(name) for name in self.store.names("orders"))
         changes: dict[str, Any] = {"engine": {"slots": 1}, "cluster": {"stalled_after_s": 60}}
         for setting in settings:
             name, _, value = setting.partition("=")
@@ -168,7 +170,7 @@ class World:
                 changes.setdefault(section, {})[key] = float(value)
             else:
                 changes[key] = float(value)
-        return Coordinator(RunConfig.model_validate(changes), self.output, plan, workers, 0.0)
+        return Coordinator(RunConfig.model_validate(changes), self.output, workers, 0.0)
 
     async def end(self, life: Coordinator) -> dict[str, Any]:
         """The summary of a life that ends by itself."""

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from fake_ray import Actor, World, answering, formulas, until, video
 
-from ti2v_dist import disk, driver, edits, events, pool, ray_internals, views
+from ti2v_dist import disk, edits, events, pool, ray_internals, session, views
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
+from ti2v_dist.coordinator import PROTOCOL
 from ti2v_dist.dataset import read_rows, read_summary, write_views
 from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.orders import Orders
 from ti2v_dist.planning import Work
 from ti2v_dist.upkeep import Upkeep
 from ti2v_dist.video import Chunk
@@ -47,7 +49,7 @@ def test_a_run_over_the_fake_is_a_run(world: World):
     videos = [video(name, 5) for name in ("ann", "bob", "cid")]
 
     async def run() -> dict[str, Any]:
-        return await world.end(world.begin(world.plan(*videos), workers=2))
+        return await world.end(world.begin(world.order(*videos), workers=2))
 
     assert asyncio.run(run())["status"] == "finished"
     world.check(*videos)
@@ -61,10 +63,10 @@ def test_1_an_extension_is_made_though_the_shorter_video_is_final(world: World):
 
     async def run() -> dict[str, Any]:
         gate = Gate(world, "advance", "bob")
-        life = world.begin(world.plan(short, other), workers=2)
+        life = world.begin(world.order(short, other), workers=2)
         await until(lambda: world.store.read_done("ann"), "end of ann")
         world.store.add_request(longer)
-        *_, covers = life.report(world.plan(longer))
+        *_, covers = life.report(world.order(longer))
         assert covers
         gate.opened.set()
         return await world.end(life)
@@ -72,7 +74,8 @@ def test_1_an_extension_is_made_though_the_shorter_video_is_final(world: World):
     assert asyncio.run(run())["status"] == "finished"
     world.check(longer, other)
     ledger = Ledger(world.store)
-    hinted = {len(plan.requests): ledger.hinted(plan) for plan in ledger.plans()}
+    plans = [ledger.read_plan(name) for name in world.store.names("plans")]
+    hinted = {len(plan.requests): ledger.hinted(plan) for plan in plans}
     assert hinted == {2: {"ann", "bob"}, 1: {"ann"}}
 
 
@@ -83,9 +86,9 @@ def test_1_a_longer_generation_waits_for_the_end_of_the_shorter_one(world: World
 
     async def run() -> dict[str, Any]:
         gate = Gate(world, "finish", "ann")
-        life = world.begin(world.plan(short, other))
+        life = world.begin(world.order(short, other))
         await until(lambda: gate.held, "last frame of ann")
-        life.report(world.plan(longer))
+        life.report(world.order(longer))
         await until(lambda: not life._unread, "the plan")
         world.store.add_request(longer)
         gate.opened.set()
@@ -107,7 +110,7 @@ def test_2_a_plan_that_comes_too_late_is_told_so(world: World, monkeypatch: pyte
 
     async def run() -> dict[str, Any]:
         monkeypatch.setattr(views, "write", slow)
-        plan = world.plan(first)
+        plan = world.order(first)
         life = world.begin(plan)
         if how == "stopping":
             await until(lambda: life.upkeep.plans, "plan")
@@ -117,12 +120,12 @@ def test_2_a_plan_that_comes_too_late_is_told_so(world: World, monkeypatch: pyte
         else:
             go_on.set()
             await until(lambda: life.summary, "summary")
-        _, _, covers = life.report(world.plan(late))
+        _, _, covers = life.report(world.order(late))
         assert not covers
         assert life.report(plan)[2]
         go_on.set()
         summary = await world.end(life)
-        _, told, covers = life.report(world.plan(late))
+        _, told, covers = life.report(world.order(late))
         assert (told, covers) == (summary, False), "it is no summary of that plan"
         return summary
 
@@ -135,7 +138,7 @@ def test_3_the_value_of_a_lost_worker_counts_for_nothing(world: World):
     videos = [video("ann", 6), video("bob", 6)]
 
     async def run() -> dict[str, Any]:
-        life = world.begin(world.plan(*videos))
+        life = world.begin(world.order(*videos))
         call, first = life.pool._answer, list[str]()
 
         async def answered(number: int, method: str, reply: Any) -> Any:
@@ -162,10 +165,10 @@ def test_4_workers_follow_the_work_that_is_admitted(world: World, first: int):
 
     async def run() -> dict[str, Any]:
         if not first:
-            await world.end(world.begin(world.plan(small)))
+            await world.end(world.begin(world.order(small)))
             world.ray.actors.clear()
-        life = world.begin(world.plan(small), workers=8)
-        life.report(world.plan(*large))
+        life = world.begin(world.order(small), workers=8)
+        life.report(world.order(*large))
         return await world.end(life)
 
     assert asyncio.run(run())["status"] == "finished"
@@ -175,7 +178,7 @@ def test_4_workers_follow_the_work_that_is_admitted(world: World, first: int):
 
 def test_5_nothing_is_started_in_a_closed_pool(world: World):
     async def run() -> None:
-        life = world.begin(world.plan(video("ann")))
+        life = world.begin(world.order(video("ann")))
         await world.end(life)
         await life.pool.start(events.StartWorker())
         await life.pool.start(events.StartWorker(after_s=60.0))
@@ -185,15 +188,20 @@ def test_5_nothing_is_started_in_a_closed_pool(world: World):
 
 
 def test_6_no_table_is_written_before_a_plan_is_known(world: World):
-    async def run() -> tuple[dict[str, Any], str | None]:
-        life = world.begin("0" * 64)
-        return await world.end(life), life.error
+    orders, order = Orders(world.store), world.order(video("ann"))
+    (name,) = world.store.names("plans")
+    world.store.store.delete(f".ti2v/plans/{name}")
+    world.store.store.create(f".ti2v/plans/{name}", b"x")
 
-    world.store.store.create(f".ti2v/plans/{'0' * 64}", b"x")
-    summary, error = asyncio.run(run())
+    async def run() -> tuple[dict[str, Any], list[str]]:
+        life = world.begin(order)
+        return await world.end(life), life.pool.warnings
+
+    summary, warned = asyncio.run(run())
     assert summary == {"status": "interrupted"}
-    assert error
-    assert f"plans/{'0' * 64}" in error
+    assert f"plans/{name}" in warned[0]
+    assert f"plans/{name}" in (orders.end_of(order) or {})["error"], "whose plan it is, is told"
+    assert orders.open() == []
     assert read_summary(world.output) == {}
 
 
@@ -212,7 +220,7 @@ def test_7_the_last_view_is_written_last(world: World, monkeypatch: pytest.Monke
 
     async def run() -> None:
         monkeypatch.setattr(views, "write", slow)
-        life = world.begin(world.plan(video("ann")))
+        life = world.begin(world.order(video("ann")))
         await until(lambda: life.upkeep.plans, "plan")
         refresh = asyncio.ensure_future(life.upkeep.write_views(life.life))
         await until(refreshing.is_set, "refresh")
@@ -235,7 +243,7 @@ def test_7_who_was_superseded_writes_no_view(world: World, monkeypatch: pytest.M
 
     async def run() -> dict[str, Any]:
         monkeypatch.setattr(views, "write", late)
-        return await world.end(world.begin(world.plan(video("ann"))))
+        return await world.end(world.begin(world.order(video("ann"))))
 
     assert asyncio.run(run()) == {"status": "superseded"}
     assert read_summary(world.output) == {}
@@ -253,7 +261,7 @@ def test_8_a_stop_does_not_queue_behind_a_slow_store(world: World, monkeypatch: 
 
     async def run() -> dict[str, Any]:
         monkeypatch.setattr(CheckpointStore, "commit", slow)
-        life = world.begin(world.plan(*videos), workers=20)
+        life = world.begin(world.order(*videos), workers=20)
         await until(lambda: len(waiting) >= 30, "commits under way")
         world.store.request_stop(life.upkeep.epoch)
         await asyncio.wait_for(until(lambda: life.account.stopping, "stop"), 5)
@@ -268,7 +276,7 @@ def test_12_a_worker_that_does_not_answer_is_told_of_and_given_up(world: World):
 
     async def run() -> tuple[dict[str, Any], list[str]]:
         Gate(world, "advance", times=1)
-        life = world.begin(world.plan(ann), "cluster.stalled_after_s=0.2")
+        life = world.begin(world.order(ann), "cluster.stalled_after_s=0.2")
         return await world.end(life), life.pool.warnings
 
     summary, warnings = asyncio.run(run())
@@ -286,7 +294,7 @@ def test_12_a_start_that_hangs_is_one_that_fails(world: World, monkeypatch: pyte
 
     async def run() -> tuple[dict[str, Any], list[str]]:
         Gate(world, "open", times=1)
-        life = world.begin(world.plan(ann), "cluster.stalled_after_s=0.2")
+        life = world.begin(world.order(ann), "cluster.stalled_after_s=0.2")
         return await world.end(life), life.pool.warnings
 
     summary, warnings = asyncio.run(run())
@@ -296,14 +304,16 @@ def test_12_a_start_that_hangs_is_one_that_fails(world: World, monkeypatch: pyte
 
 @pytest.mark.parametrize("is_restart", [True, False])
 def test_14_a_stop_holds_until_a_command_begins_the_run_again(world: World, is_restart: bool):
-    """Ray starts a coordinator again before it has seen the stop that was asked of it, twice."""
+    """Ray starts a coordinator again before it has seen the stop that was asked of it, and a verb came in between."""
     ann = video("ann")
+    order = world.order(ann)
     world.store.next_epoch()
     views.stop(world.output)
+    world.store.next_epoch()
 
     async def run() -> list[str]:
         world.is_restart = is_restart
-        return [(await world.end(world.begin(world.plan(ann))))["status"] for _ in range(2)]
+        return [(await world.end(world.begin(order if is_restart else world.order(ann))))["status"] for _ in range(2)]
 
     assert asyncio.run(run()) == (["interrupted"] * 2 if is_restart else ["finished"] * 2)
     assert (world.store.read_done("ann") is None) == is_restart
@@ -316,7 +326,7 @@ def test_15_failures_count_whichever_life_they_were_in(world: World):
     refused = ({"id": "no", "attempts": 0, "line": 9, "error_type": "x", "error_message": "x", "image": "x"},)
 
     async def run() -> str | None:
-        life = world.begin(world.plan(*videos, refused=refused), "max_failures=0.4")
+        life = world.begin(world.order(*videos, refused=refused), "max_failures=0.4")
 
         async def broken(actor: Actor, method: str, arguments: tuple[Any, ...]) -> None:
             await until(lambda: life.upkeep.knows_what_was_made, "what was made before")
@@ -332,7 +342,7 @@ def test_15_failures_count_whichever_life_they_were_in(world: World):
 
 def test_17_of_two_commands_one_starts_the_run_and_the_other_one_follows(world: World, monkeypatch: pytest.MonkeyPatch):
     """The name is free when the second one looks, and taken when it starts an actor."""
-    identity = {"run_id": "x", "output": world.output}
+    identity = {"run_id": "x", "output": world.output, "protocol": PROTOCOL}
     answers = {"identity": identity, "outcome": (False, None, 0)}
     first = SimpleNamespace(
         _actor_id=1, **{name: SimpleNamespace(remote=lambda *_, name=name: name) for name in answers}
@@ -358,10 +368,10 @@ def test_17_of_two_commands_one_starts_the_run_and_the_other_one_follows(world: 
             return {"CPU": 2.0}
 
     config = RunConfig()
-    work = Work(world.store, config, Plan((), {}), set())
+    work = Work(world.store, config, Plan((), {}), set(), False)
     identity["run_id"] = config.run_id(world.output)
-    monkeypatch.setattr(driver, "POLL_S", 0.0)
-    follows = driver._coordinator(Ray(), work, True, False)
+    monkeypatch.setattr(session, "POLL_S", 0.0)
+    follows = session.coordinator(Ray(), work, 0, True, False)
     assert follows.actor is first
     assert found == []
 
@@ -415,7 +425,7 @@ def test_19_what_rests_on_a_superseded_frame_is_dropped_whenever_it_arrives(
     async def run() -> dict[str, Any]:
         monkeypatch.setattr(CheckpointStore, "commit", second)
         monkeypatch.setattr(Upkeep, "step_down_if_superseded", slow)
-        return await world.end(world.begin(world.plan(ann)))
+        return await world.end(world.begin(world.order(ann)))
 
     summary = asyncio.run(run())
     assert (summary["status"], summary["this_life"]["error"]) == ("finished", None)
@@ -435,7 +445,7 @@ def test_20_a_late_beginning_replaces_no_newer_state(world: World, monkeypatch: 
 
     async def run() -> dict[str, Any]:
         monkeypatch.setattr(CheckpointStore, "begin", slow)
-        life = world.begin(world.plan(ann))
+        life = world.begin(world.order(ann))
         await until(lambda: asked, "beginning")
         life.pool._bury(0, "node_died")
         gate = Gate(world, "finish")

@@ -20,7 +20,7 @@ MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
-STATE = {"disk", "verdicts", "store", "record", "keys", "frames", "checkpoint", "ledger"}
+STATE = {"disk", "verdicts", "store", "record", "keys", "frames", "checkpoint", "ledger", "orders"}
 INPUT = {"urls", "pictures", "images", "inspection", "values", "rows", "checks", "manifest"}
 OUTPUT = {"scratch", "files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
@@ -54,6 +54,7 @@ MAY_IMPORT = {
     "frames": NOUNS | {"store", "record", "keys"},
     "checkpoint": NOUNS | {"store", "record", "keys", "frames"},
     "ledger": NOUNS | {"store", "record", "keys", "frames", "checkpoint", "rows"},
+    "orders": NOUNS | {"store", "record", "keys", "frames", "checkpoint", "ledger", "rows"},
     "values": NOUNS,
     "rows": NOUNS | {"values"},
     "tally": NOUNS,
@@ -83,7 +84,8 @@ MAY_IMPORT = {
     | EDGE
     | {"log", "scheduler", "threads", "outages", "ray_internals", "pool", "upkeep", "account", "videos"},
     "planning": NOUNS | EDGE | {"models"},
-    "driver": NOUNS | EDGE | {"log", "planning", "places", "coordinator", "ray_internals", "tally"},
+    "session": NOUNS | STATE | {"log", "planning", "places", "coordinator", "ray_internals"},
+    "driver": NOUNS | EDGE | {"log", "planning", "session", "tally"},
     "edits": NOUNS | EDGE | {"models", "planning"},
     "terminal": {"errors", "log", "progress"},
     "edit_verbs": {"errors", "terminal", "driver", "edits"},
@@ -98,7 +100,7 @@ MAY_IMPORT = {
 STORAGE = {"store", "verdicts", "checkpoint", "urls"}
 # A library's row: the rooms that may import it, at the top of the file or lazily.
 ONLY_IN = {
-    "ray": {"pool", "deaths", "places", "coordinator", "driver", "spot", "account", "ray_internals"},
+    "ray": {"pool", "deaths", "places", "coordinator", "session", "spot", "account", "ray_internals"},
     "grpc": {"ray_internals"},
     "fsspec": STORAGE,
     "s3fs": STORAGE,

@@ -13,6 +13,7 @@ from ti2v_dist import edits, keys, views
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.dataset import stored_ids
 from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.orders import Orders
 
 FOLDERS = ("epochs", "stops", "requests", "requests/cat-1", "edits", "edits/cat-1", "videos", "videos/cat-1", "done")
 FOLDERS += ("done/dog", "failed", "failed/eve", "failed/eve/0", "plans", "progress", "usage", "ledger", "fingerprints")
@@ -36,6 +37,9 @@ def half_made() -> tuple[CheckpointStore, Plan]:
     store.next_epoch()
     ledger = Ledger(store)
     ledger.write_plan(plan)
+    orders = Orders(store)
+    orders.end(orders.place(plan, True), "interrupted")
+    orders.place(plan, True)
     ledger.note(plan, {"dog"})
     ledger.note_usage(1, 0, {"device_seconds": 1.5})
     return store, plan
@@ -43,7 +47,7 @@ def half_made() -> tuple[CheckpointStore, Plan]:
 
 def seen(store: CheckpointStore, plan: Plan) -> dict:
     """All that is known from listings."""
-    ledger = Ledger(store)
+    ledger, orders = Ledger(store), Orders(store)
     loaded = store.load(make_request(), FINGERPRINT)
     return {
         "status": views.status(store.url),
@@ -51,7 +55,9 @@ def seen(store: CheckpointStore, plan: Plan) -> dict:
         "begun": store.begun_ids(),
         "failures": store.read_failures("eve"),
         "frame": loaded and loaded[1],
-        "lines": ledger.lines(),
+        "lines": orders.lines(),
+        "open": orders.open(),
+        "asked": list(orders.plans()),
         "hinted": ledger.hinted(plan),
         "scan": ledger.scan(plan),
         "usage": ledger.usage(),

@@ -13,6 +13,7 @@ from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.codec import CodecError, read_video
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError
+from ti2v_dist.orders import Orders
 from ti2v_dist.record import CorruptRecord, differences
 from ti2v_dist.urls import absolute_url, read_bytes
 from ti2v_dist.video import Chunk, canonical_sha256
@@ -91,8 +92,8 @@ def _check_file(folder: str, video_id: str, row: dict[str, Any]) -> list[Problem
 
 def _check_table(store: CheckpointStore, rows: dict[str, dict[str, Any]]) -> list[Problem]:
     """The rows of `metadata.parquet` against the finished videos."""
-    listed = dataset.read_hashes(store.url)
-    settled = {video_id: row["file_sha256"] for video_id, row in rows.items()}
+    listed, lines = dataset.read_hashes(store.url), Orders(store).lines()
+    settled = {video_id: row["file_sha256"] for video_id, row in rows.items() if video_id in lines}
     table = f"{dataset.VIDEOS}/metadata.parquet"
     missing = [_problem(video_id, f"{table} does not list it") for video_id in settled.keys() - listed.keys()]
     return missing + [

@@ -73,9 +73,12 @@ class CheckpointStore(FrameStore):
         found = map(keys.refusal, self.names("refused"))
         return [parse_json(key, self.store.get(key)) for key in found]
 
-    def next_epoch(self) -> int:
-        """Take the run over: an epoch above every other. It is economy, not safety: older owners step down on sight."""
-        who = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+    def next_epoch(self, is_restart: bool = False) -> int:
+        """Take the run over: an epoch above every other. It is economy, not safety: older owners step down on sight.
+
+        `is_restart` keeps on record that the owner before has died, and nobody asked for this one.
+        """
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "restart": is_restart}
         epoch = self.current_epoch() + 1
         while self._settle_json(keys.epoch(epoch), who) != who:
             epoch += 1
@@ -87,6 +90,10 @@ class CheckpointStore(FrameStore):
         while self.is_superseded(epoch):
             epoch += 1
         return epoch
+
+    def is_restart(self, epoch: int) -> bool:
+        """Whether the owner of an epoch was begun because the one before had died."""
+        return bool((self._read_json(keys.epoch(epoch)) or {}).get("restart"))
 
     def is_superseded(self, epoch: int) -> bool:
         """True once somebody has taken the run over from the owner of `epoch`."""

@@ -20,19 +20,25 @@ from ti2v_dist.log import LOG, begin, log_bug
 from ti2v_dist.metrics import Endpoint, Metrics
 from ti2v_dist.outages import Outages
 from ti2v_dist.pool import WorkerPool
+from ti2v_dist.record import CorruptRecord
 from ti2v_dist.scheduler import Scheduler
 from ti2v_dist.threads import use_storage_threads
 from ti2v_dist.upkeep import TakenOver, Upkeep
 from ti2v_dist.videos import Videos
 
+PROTOCOL = 2
+"""Of what commands and coordinators say to each other: two of different versions do not talk."""
 LINGER_S = 60.0
 """How long the end of a run can still be asked for before the actor leaves."""
 
 
 class Coordinator:
-    """One life of a run's coordinator. It begins from the store alone, so Ray may start it again at any time."""
+    """One life of a run's coordinator. It begins from the store alone, so Ray may start it again at any time.
 
-    def __init__(self, config: RunConfig, output_url: str, plan_sha256: str, workers: int, gpus_per_worker: float):
+    Its work is every order that has no end: those that it finds, and those that commands bring while it accepts any.
+    """
+
+    def __init__(self, config: RunConfig, output_url: str, workers: int, gpus_per_worker: float):
         begin(run=config.run_id(output_url))
         use_storage_threads()
         self.config, self.output_url, self.target_workers = config, output_url, workers
@@ -42,7 +48,7 @@ class Coordinator:
             config, output_url, gpus_per_worker, self.metrics, self.outages, self._emit, self._accept
         )
         store = CheckpointStore(output_url)
-        self.upkeep = Upkeep(store, self.metrics, self.outages, lambda: self.stop("asked in its store"), self._end)
+        self.upkeep = Upkeep(store, self.metrics, self.outages, lambda: self._stop("asked in its store"), self._end)
         self.endpoint = Endpoint(self.metrics, config.cluster.metrics_port, config.cluster.metrics_host)
         self.account = Account(self.scheduler, self.upkeep, self.outages, self.endpoint)
         self.videos = Videos(config, self.pool, self.upkeep, self.account, self.metrics, self._emit, self._end)
@@ -53,8 +59,10 @@ class Coordinator:
         self.accepts = True
         """Whether it still takes in plans: not once it is stopping, or closes its books."""
         self._queue: asyncio.Queue[tuple[events.Event, ...]] = asyncio.Queue()
-        self._plans = {plan_sha256}
-        self._unread = 1
+        self._orders: set[int] = set()
+        """Those that this life has taken in."""
+        self._knows_open = False
+        self._unread = 0
         self._wanted = 0
         self._tasks: set[asyncio.Future[None]] = set()
         self._do: dict[type, Callable[[Any], Awaitable[None]]] = {
@@ -64,12 +72,12 @@ class Coordinator:
             events.Release: lambda command: self.pool.release(command.worker),
             events.GiveUp: self._give_up,
         }
-        self._life = asyncio.get_running_loop().create_task(self._live(plan_sha256))
+        self._life = asyncio.get_running_loop().create_task(self._live())
 
-    async def _live(self, plan_sha256: str) -> None:
+    async def _live(self) -> None:
         """From taking the run over to the last view, whatever happens; then stay a while for those who ask."""
         try:
-            await self._work(plan_sha256)
+            await self._work()
         except Exception as error:  # a bug of ours must reach the user, not hang the run
             self._end_for(error)
         self.accepts = False
@@ -86,7 +94,9 @@ class Coordinator:
                 return {"status": "interrupted"}
             # Once superseded, the views are the new owner's to write.
             if not await self.upkeep.step_down_if_superseded():
-                return await self.account.close(self.life)
+                summary = await self.account.close(self.life)
+                await self.upkeep.end_orders(self._orders, summary["status"], self.error)
+                return summary
         except TakenOver as error:
             self._end_for(error)
         except Exception as error:
@@ -95,13 +105,14 @@ class Coordinator:
             return {"status": "interrupted"}
         return {"status": "superseded"}
 
-    async def _work(self, plan_sha256: str) -> None:
+    async def _work(self) -> None:
         background: list[asyncio.Future[None]] = []
         try:
             await self.upkeep.take_over(await ray_internals.is_restarted())
-            await self._admit(plan_sha256)
-            requests = self.videos.requests.values()
-            self.pool.largest = max(requests, key=lambda asked: asked.height * asked.width, default=None)
+            # One after the other: what was asked for later is right where two speak of one video.
+            for number in await self.upkeep.open_orders():
+                await self._take_in(number)
+            self._knows_open = True
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.life))
             watches = (*watches, self.pool.watch_drains(), self.pool.watch_places(), self.endpoint.keep_trying())
             background = [self._spawn(watch) for watch in watches]
@@ -113,11 +124,28 @@ class Coordinator:
             self.pool.close()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _admit(self, plan_sha256: str) -> None:
-        submitted = self.videos.admit(await self.upkeep.admit(plan_sha256))
-        self._spawn(self.upkeep.recall(plan_sha256))
+    def _take_in(self, number: int) -> Awaitable[None]:
+        """Make an order's plan part of the work."""
+        self._orders.add(number)
+        self._unread += 1
+        return self._admit(number)
+
+    async def _admit(self, number: int) -> None:
+        try:
+            requests = await self.upkeep.admit(number)
+        except CorruptRecord as error:
+            self.pool.warnings.append(f"a plan that was asked for is not made: {error}")
+            requests = None
         self._unread -= 1
-        full = -(-len(self.videos.requests) // self.config.engine.slots)
+        if requests is None:
+            self._orders.discard(number)
+            self._emit()  # perhaps there is nothing left to wait for
+            return
+        submitted = self.videos.admit(requests)
+        held = self.videos.requests.values()
+        self.pool.largest = max(held, key=lambda asked: asked.height * asked.width, default=None)
+        self._spawn(self.upkeep.recall())
+        full = -(-len(held) // self.config.engine.slots)
         more = max(0, min(self.target_workers, full) - self._wanted)
         self._wanted += more
         # Also where there is none: perhaps there is nothing left to wait for.
@@ -127,22 +155,21 @@ class Coordinator:
 
     def identity(self) -> dict[str, Any]:
         """Whose coordinator this is."""
-        return {"run_id": self.config.run_id(self.output_url), "output": self.output_url}
+        run_id = self.config.run_id(self.output_url)
+        return {"run_id": run_id, "output": self.output_url, "protocol": PROTOCOL}
 
-    def outcome(self, plan_sha256: str) -> tuple[bool, str | None, int]:
-        """Whether it knows this plan, the status of the run once that has ended, and its epoch once it has one."""
-        return plan_sha256 in self._plans, self.summary["status"] if self.summary else None, self.upkeep.epoch
+    def outcome(self, order: int) -> tuple[bool, str | None, int]:
+        """Whether it has taken this order in, the status of the run once that is over, and its epoch (0: none yet)."""
+        return order in self._orders, self.summary["status"] if self.summary else None, self.upkeep.epoch
 
-    def report(self, plan_sha256: str) -> tuple[dict[str, Any], dict[str, Any] | None, bool]:
-        """The progress, the summary once the run has ended, and whether both are of this plan too.
+    def report(self, order: int) -> tuple[dict[str, Any], dict[str, Any] | None, bool]:
+        """The progress, the summary once the run has ended, and whether both are of this order too.
 
-        A plan that it does not know is added to its own, for as long as it accepts any.
+        One that it does not know is taken in, for as long as it accepts any, and once it knows those that are open.
         """
-        if plan_sha256 not in self._plans and self.accepts:
-            self._plans.add(plan_sha256)
-            self._unread += 1
-            self._spawn(self._admit(plan_sha256))
-        return self.progress(), self.summary, plan_sha256 in self._plans
+        if order not in self._orders and self.accepts and self._knows_open:
+            self._spawn(self._take_in(order))
+        return self.progress(), self.summary, order in self._orders
 
     def progress(self) -> dict[str, Any]:
         """Counts of the run, whichever life made it, and the latest problem."""
@@ -152,8 +179,13 @@ class Coordinator:
         """Counts of this life of the coordinator, and the latest problem."""
         return {**self.account.life(), "error": self.error}
 
-    def stop(self, why: str = "asked by its driver") -> None:
-        """Start nothing new; the run ends when what is in hand is committed."""
+    def stop(self) -> None:
+        """Start nothing new; the run ends when what is in hand is committed, and no later life goes on."""
+        if self.accepts:  # else they have an end, or are about to have one
+            self._spawn(self.upkeep.end_orders(self._orders, "interrupted"))
+        self._stop("asked by its driver")
+
+    def _stop(self, why: str) -> None:
         if not self.account.stopping:
             LOG.info("stopping: %s", why)
         self.account.stopping, self.accepts = True, False
@@ -197,7 +229,7 @@ class Coordinator:
         if not self.error:
             self.error, self.bug = reason, bug
         self.outages.close()  # what may never come must not keep the end from being told
-        self.stop("the run ends")
+        self._stop("the run ends")
 
     def _emit(self, *happened: events.Event) -> None:
         self._queue.put_nowait(happened)

@@ -1,7 +1,5 @@
 """Makes a plan's videos on Ray: starts or joins a cluster, starts the coordinator or attaches to it, follows it."""
 
-import logging
-import math
 import os
 import signal
 import threading
@@ -11,23 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ti2v_dist import dataset, views
+from ti2v_dist import dataset, session, views
 from ti2v_dist.config import RunConfig
-from ti2v_dist.errors import InputError, RunBug, RunError, UserError, begun
-from ti2v_dist.log import LOG_FORMAT, log_format
+from ti2v_dist.errors import InputError, RunBug, RunError, begun
+from ti2v_dist.ledger import Ledger
+from ti2v_dist.log import log_format
+from ti2v_dist.orders import Orders
 from ti2v_dist.planning import Work, prepare
 from ti2v_dist.tally import counted
 
-NAMESPACE = "ti2v"
-MARKET_TYPE = "ray.io/market-type"
-"""Ray's label of a node: where some are on-demand, the coordinator stays on those."""
 POLL_S = 0.5
 SIGNAL_POLL_S = 0.05
-START_TRIES = 10
-MAKE_ROOM_S = 2.0
-"""Before a coordinator that has ended makes room for the next one."""
-ANSWER_TIMEOUT_S = 60
-"""Long enough for a coordinator that is started again on another node."""
 WAITING_FOR_WORKERS_S = 10
 ENDING = ("stopping", "writing")
 """How the phases begin in which a run waits for no worker."""
@@ -81,16 +73,28 @@ def make(
         with begun():
             return _refresh(work, listener)
     # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
-    with _ray(address) as ray, _signals() as received:
-        summary: dict[str, Any] | None = None
-        while summary is None:  # else that coordinator took no more plans in: the next one has it from the start
-            coordinator = _coordinator(ray, work, address is not None, takeover)
-            takeover = False
+    with session.connected(address) as ray, _signals() as received:
+        orders, summary = Orders(work.store), None
+        while summary is None:  # else that coordinator took nothing in any more: the next one finds it open
+            session.check_whose(ray, work, takeover)
+            order = orders.place(work.plan, work.is_whole)
             with begun():
-                if detach and _reported(coordinator, work)[2]:
-                    return {"status": "running", "output": work.store.url}
-                summary = _follow(ray, coordinator, work, received, listener)
+                coordinator = session.coordinator(ray, work, order, address is not None, takeover)
+                takeover = False
+                try:
+                    summary = _follow(ray, coordinator, work, order, detach, received, listener)
+                except session.CoordinatorDied:
+                    if (end := orders.end_of(order)) is None:
+                        raise
+                    summary = _told(work, end)
         return {**summary, **({"signal": received[0]} if received else {})}
+
+
+def _told(work: Work, end: dict[str, Any]) -> dict[str, Any]:
+    """How an order came out, of which nobody else can tell any more: the summary, or its error raised."""
+    if error := end.get("error"):
+        raise RunError(error)
+    return {**dataset.read_summary(work.store.url), "status": end["status"]}
 
 
 def _refresh(work: Work, listener: Listener) -> dict[str, Any]:
@@ -105,8 +109,22 @@ def _refresh(work: Work, listener: Listener) -> dict[str, Any]:
     summary = dataset.read_summary(work.store.url)
     if not (work.plan.requests or work.plan.refused) and summary.get("status") == "finished":
         return summary  # nothing was asked for, and nothing is to be told
+    order = _order_of(work)
     final = {request.id: request.generation for request in work.plan.requests if request.id in work.final}
-    return views.refresh(work.store, work.plan.lines.keys(), final, tell)
+    summary = views.refresh(work.store, Orders(work.store).lines().keys(), final, tell)
+    if order is not None:
+        Orders(work.store).end(order, summary["status"])
+    return summary
+
+
+def _order_of(work: Work) -> int | None:
+    """The open order for a plan that is made: one that lacks nothing but its end, or that says what the run is now."""
+    orders = Orders(work.store)
+    is_new = work.is_whole and orders.newest_whole() != work.plan.sha256
+    if not is_new and work.plan.sha256 not in {order.plan for order in orders.open()}:
+        return None
+    Ledger(work.store).write_plan(work.plan)
+    return orders.place(work.plan, work.is_whole)
 
 
 @contextmanager
@@ -129,213 +147,47 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _ray(address: str | None) -> Iterator[Any]:
-    """A connection to the cluster, or a local one of our own that ends with this process; Ray's settings come back."""
-    import ray
-
-    from ti2v_dist import ray_internals
-
-    options: dict[str, Any] = {} if address else {"include_dashboard": False}
-    with ray_internals.kept_environment(is_local=address is None):
-        if address:
-            _check_cluster(address)
-        try:
-            ray.init(
-                address=address or "local",
-                namespace=NAMESPACE,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **options,
-            )
-        except Exception as error:
-            # A bare Exception is how Ray says that it did not start within its 30 s, as on a very busy machine.
-            if type(error) is not Exception:
-                raise
-            raise RunError(f"Ray did not start; try the same command again: {error}") from error
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
-
-
-def _check_cluster(address: str) -> None:
-    """Raise `UserError` for a cluster that is not there: Ray itself would look for it for many minutes."""
-    from ti2v_dist import ray_internals
-
-    given = "RAY_ADDRESS" if address == os.environ.get("RAY_ADDRESS") else "--address"
-    without = "unset RAY_ADDRESS" if given == "RAY_ADDRESS" else "leave --address out"
-    try:
-        ray_internals.check_reachable(address)
-    except ray_internals.Unreachable as error:
-        raise UserError(
-            f"no Ray cluster can be used at {given}={address}: {error}; {without} to run on this machine alone"
-        ) from error
-
-
-class _Coordinator:
-    """The coordinator's actor, seen from here: it may be started again between two calls."""
-
-    def __init__(self, ray: Any, name: str, actor: Any):
-        self.ray, self.name, self.actor = ray, name, actor
-
-    def ask(self, method: str, *arguments: Any, patience_s: float = ANSWER_TIMEOUT_S) -> Any:
-        """What a method returns. Raises `RunError` when the actor is dead for good, or does not answer."""
-        from ray.exceptions import GetTimeoutError, RayActorError
-
-        began = time.monotonic()
-        while True:
-            left = began + patience_s - time.monotonic()
-            try:
-                limit_s = min(max(left, POLL_S), ANSWER_TIMEOUT_S)
-                return self.ray.get(getattr(self.actor, method).remote(*arguments), timeout=limit_s)
-            except (GetTimeoutError, RayActorError) as error:
-                if not self.is_alive:
-                    message = f"the coordinator died; the same command goes on from the last frame: {error}"
-                    raise RunError(message) from error
-                # One that dies again and again may be waited for no longer than one that is silent.
-                is_dying = isinstance(error, RayActorError) and time.monotonic() - began > ANSWER_TIMEOUT_S
-                if left <= 0 or is_dying:
-                    raise RunError(
-                        f"the run's coordinator did not answer for {ANSWER_TIMEOUT_S} s; --takeover ends it and starts "
-                        "another, which goes on from the last frame"
-                    ) from error
-                time.sleep(POLL_S)
-
-    @property
-    def is_alive(self) -> bool:
-        """True also while it is started again."""
-        from ti2v_dist.ray_internals import id_of
-
-        try:
-            return id_of(self.ray.get_actor(self.name, NAMESPACE)) == id_of(self.actor)
-        except ValueError:
-            return False
-
-    def kill(self) -> None:
-        """End it for good, and wait until its name is free, or somebody else's."""
-        self.ray.kill(self.actor)
-        while self.is_alive:
-            time.sleep(POLL_S)
-
-
-def _coordinator(ray: Any, work: Work, detached: bool, takeover: bool) -> _Coordinator:
-    """The run's coordinator: the one that is at work already, or a new one."""
-    name = f"ti2v-{work.config.run_id(work.store.url)}"
-    for tries_left in reversed(range(START_TRIES)):
-        if at_work := _at_work(ray, name, work, takeover):
-            return at_work
-        try:
-            return _begin(ray, name, work, detached)
-        except ValueError:  # the name is taken: another command was a moment faster
-            if not tries_left:
-                raise
-            takeover = False
-            time.sleep(POLL_S)
-    raise AssertionError("the last try returns or raises")
-
-
-def _begin(ray: Any, name: str, work: Work, detached: bool) -> _Coordinator:
-    """Start the run's coordinator. Raises `ValueError` where its name is taken."""
-    from ti2v_dist import ray_internals
-    from ti2v_dist.coordinator import Coordinator
-
-    gpus, workers = _workers(ray, work.config)
-    # It remembers nothing that the store does not hold: Ray may start a dead one again, on any node.
-    options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
-    if detached:
-        options["lifetime"] = "detached"
-    # An actor without a GPU of its own would otherwise see all of them.
-    options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", LOG_FORMAT: log_format()}}
-    if any(node["Labels"].get(MARKET_TYPE) == "on-demand" for node in ray_internals.nodes()):
-        options["label_selector"] = {MARKET_TYPE: "on-demand"}
-    arguments = (work.config, work.store.url, work.plan.sha256, workers, gpus)
-    actor = ray.remote(Coordinator).options(**options).remote(*arguments)
-    begun = _Coordinator(ray, name, actor)
-    begun.ask("identity", patience_s=math.inf)  # it may take its time to find a place
-    return begun
-
-
-def _at_work(ray: Any, name: str, work: Work, takeover: bool) -> _Coordinator | None:
-    """The actor of this name, if it has an end to wait for or to tell; one that left earlier makes room."""
-    try:
-        found = _Coordinator(ray, name, ray.get_actor(name, NAMESPACE))
-    except ValueError:
-        return None
-    if not takeover:
-        identity, expected = found.ask("identity"), work.identity
-        if identity != expected:
-            raise InputError(f"the actor {name!r} of this cluster belongs to {identity}, not to {expected}")
-        knows_plan, status, epoch = found.ask("outcome", work.plan.sha256)
-        is_superseded = 0 < epoch < work.store.current_epoch()  # by a verb: it may not have seen that yet
-        if not is_superseded and (status is None or (knows_plan and status in ("finished", "failed_rows"))):
-            return found
-        time.sleep(MAKE_ROOM_S if status else 0.0)
-    found.kill()
-    return None
-
-
-def _workers(ray: Any, config: RunConfig) -> tuple[float, int]:
-    """GPUs of one worker and the number of workers that the cluster has room for."""
-    resources = ray.cluster_resources()
-    device = config.model.device
-    gpus = 1.0 if device == "cuda" or (device == "auto" and resources.get("GPU", 0) >= 1) else 0.0
-    room = resources.get("GPU", 0) if gpus else resources.get("CPU", 0) // config.engine.threads
-    return gpus, config.cluster.workers or max(1, int(room))
-
-
-def _waiting_for(ray: Any, config: RunConfig) -> str:
-    """What a worker wants of the cluster, against what there is and what is free."""
-    from ti2v_dist import ray_internals
-    from ti2v_dist.places import worker_resources
-
-    have, free, most = ray.cluster_resources(), ray.available_resources(), ray_internals.most_resources()
-    gpus, _ = _workers(ray, config)
-    wants = {name: count for name, count in worker_resources(config, gpus).items() if count}
-    found = []
-    for name, count in wants.items():
-        grows = f", can grow to {most[name]:g}" if most.get(name, 0) > have.get(name, 0) else ""
-        found.append(f"{count:g} {name} (the cluster has {have.get(name, 0):g}, {free.get(name, 0):g} free{grows})")
-    return f"waiting for a worker, which wants {' and '.join(found) or 'no resources'}"
-
-
-def _reported(coordinator: _Coordinator, work: Work) -> tuple[dict[str, Any], dict[str, Any] | None, bool]:
-    """The progress, the summary once there is one, and whether both are of this plan, which is handed over."""
-    progress, summary, *covers = coordinator.ask("report", work.plan.sha256)
-    return progress, summary, covers[0] if covers else True  # an older version takes in every plan
-
-
 def _follow(
-    ray: Any, coordinator: _Coordinator, work: Work, received: list[int], listener: Listener
+    ray: Any,
+    coordinator: session.Handle,
+    work: Work,
+    order: int,
+    detach: bool,
+    received: list[int],
+    listener: Listener,
 ) -> dict[str, Any] | None:
-    """Wait for the end of the run, passing its progress on and a signal to the coordinator.
+    """Wait for the end of the run, or until it goes on alone, passing its progress on and a signal to the coordinator.
 
-    None where the run has ended without this plan, which it took in no more: the coordinator then makes room.
+    None where the run has ended without this order, which it took in no more: the coordinator then makes room.
     """
-    stopping, shown = False, set[str]()
+    orders, stopping, shown = Orders(work.store), False, set[str]()
     # What `prepare` met itself is told already. An actor of an older version may lack what is asked for by `get`.
     kinds = ("metrics", "report") if work.store.store.tidy_problem else ("metrics", "report", "tidy")
     while True:
-        progress, summary, covers = _reported(coordinator, work)
+        progress, summary, covers = coordinator.ask("report", order)
         has_time = progress["seconds"] <= WAITING_FOR_WORKERS_S or progress["phase"].startswith(ENDING)
         if not progress["note"] and progress["workers_ready"] == 0 and not has_time:
-            progress["note"] = _waiting_for(ray, work.config)
+            progress["note"] = session.waiting_for(ray, work.config)
         problems = [progress.get(f"{kind}_problem") for kind in kinds]
         for problem in (*problems, *progress["warnings"]):
             if problem and problem not in shown:
                 shown.add(problem)
                 warnings.warn(problem, stacklevel=2)
         listener(progress)
+        if not covers and (end := orders.end_of(order)):
+            return _told(work, end)
         if summary and not covers:
-            time.sleep(MAKE_ROOM_S)  # those whose plan it covers read the summary
+            time.sleep(session.MAKE_ROOM_S)  # those whose order it covers read the summary
             coordinator.kill()
-            return {**summary, "status": "interrupted"} if received else None
+            return _told(work, orders.end(order, "interrupted")) if received else None
         if summary:
             if progress.get("bug"):
                 raise RunBug(progress["error"], progress["bug"])
             if progress["error"]:
                 raise RunError(progress["error"])
             return summary
+        if covers and detach:
+            return {"status": "running", "output": work.store.url}
         if received:
             # Each time: a coordinator that was started again meanwhile has not heard.
             stopping = True

@@ -20,6 +20,7 @@ from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.manifest import Manifest
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.orders import Orders
 from ti2v_dist.planning import STORE_THREADS, Work, check_manifest, raise_unusable, record
 from ti2v_dist.prompts import changed
 from ti2v_dist.record import differences
@@ -47,13 +48,13 @@ def to_make(
 ) -> Work:
     """Work on these videos of a run, under its own settings; failures that are on record do not count any more.
 
-    `again` makes finished ones anew, from the frames that they have. `lines` are the ledger's unless given.
+    `again` makes finished ones anew, from the frames that they have. `lines` are the run's unless given.
     """
     ledger, ids = Ledger(store), [request.id for request in requests]
-    lines = ledger.lines() if lines is None else lines
+    lines = Orders(store).lines() if lines is None else lines
     plan = Plan(
         requests=requests,
-        lines=lines | {video_id: 0 for video_id in ids if video_id not in lines},
+        lines={video_id: lines.get(video_id, 0) for video_id in (*ids, *(row["id"] for row in refused))},
         refused=refused,
         attempts={video_id: ledger.attempts(video_id) for video_id in ids},
         remake=tuple(ids) if again else (),
@@ -68,11 +69,12 @@ def retry(store: CheckpointStore) -> Work:
     lies of a video without frame 0. Nothing else needs an image. Raises `ManifestError` when the manifest is unusable
     though a row must be read.
     """
-    failed, imaged = store.failed_ids(), store.imaged_ids()
+    lines = Orders(store).lines()
+    failed = [video_id for video_id in store.failed_ids() if video_id in lines]
+    imaged = store.imaged_ids()
     with ThreadPoolExecutor(STORE_THREADS) as pool:
         found = dict(zip(failed, pool.map(store.read_request, failed), strict=True))
     refused: tuple[dict[str, Any], ...] = ()
-    lines = Ledger(store).lines()
     if unmade := found.keys() - imaged:
         url = (store.read_run() or {})["manifest"]
         manifest = check_manifest(url, _config(store), lambda video_id: video_id in unmade or video_id not in lines)
@@ -144,7 +146,7 @@ def fork(
     source, new_id = known(store, video_id), check_id(new_id or f"{video_id}-from-{from_frame}")
     if store.is_dropped(video_id):
         raise FramesDropped(video_id)
-    if Ledger(store).lines().get(new_id):
+    if Orders(store).lines().get(new_id):
         raise InputError(f"id {new_id!r} stands in the run's manifest; give the fork another by --new-id")
     if from_frame < 0 or next(store.latents(video_id, from_frame), None) is None:
         raise InputError(f"from_frame is {from_frame}; video {video_id!r} has no such frame yet")
@@ -186,12 +188,22 @@ def repair(store: CheckpointStore, video_id: str) -> dict[str, Any]:
 
 
 def mend(store: CheckpointStore, video_id: str) -> Work:
-    """Work on what is missing of a video whose chain has no fault any more: frames, its mp4, or nothing."""
+    """Work on what is missing of a video whose chain has no fault any more: frames, its mp4, or nothing.
+
+    The run that `repair` has taken over from its owner goes on in any case.
+    """
     request = known(store, video_id)
     is_finished = store.read_done(video_id) is not None
     if is_finished and store.last_frames().get(video_id, 0) >= request.num_frames - 1 and is_whole(store, video_id):
-        return to_make(store)
+        return _going_on(store)
     return to_make(store, request, again=is_finished)
+
+
+def _going_on(store: CheckpointStore) -> Work:
+    """Work on what was asked for last and has no end."""
+    for order in reversed(Orders(store).open()):
+        return record(store, _config(store), Ledger(store).read_plan(order.plan), {}, order.is_whole)
+    return to_make(store)
 
 
 def is_whole(store: CheckpointStore, video_id: str) -> bool:

@@ -11,6 +11,8 @@
     .ti2v/done/<id>/<g>                 a finished video; g counts how often it was extended
     .ti2v/failed/<id>/<g>/<attempt>     a failure; success always beats it
     .ti2v/plans/<sha256>                what one command asked for: requests, manifest lines, refused rows
+    .ti2v/orders/<seq>                  that a plan was asked for; what the run consists of follows from these
+    .ti2v/ends/<seq>                    how an order came out; who owns the run takes in all that have no end
     .ti2v/progress/<sha256>/<seq>       which of a plan's requests are final; the highest counts
     .ti2v/usage/<epoch>/<seq>           what one life of the coordinator has cost so far; the highest counts
     .ti2v/ledger/<seq>.parquet          rows of finished videos
@@ -31,8 +33,8 @@ PROBE = f"{ROOT}/probe"
 _ID, _G, _N, _SHA = "[A-Za-z0-9_-]{1,128}", "(?:0|[1-9][0-9]{0,8})", "[0-9]{10}", "[0-9a-f]{64}"
 _OURS = re.compile(
     rf"fingerprints/0|refused/{_SHA}|(?:epochs|stops)/{_N}|(?:requests|edits|done)/{_ID}/{_G}|videos/{_ID}/{_N}"
-    rf"|quarantine/{_ID}/{_N}-[0-9a-f]{{16}}|failed/{_ID}/{_G}/{_N}|plans/{_SHA}|progress/{_SHA}/{_N}"
-    rf"|usage/{_N}/{_N}|ledger/{_N}\.parquet|probe/[0-9a-f]{{32}}"
+    rf"|quarantine/{_ID}/{_N}-[0-9a-f]{{16}}|failed/{_ID}/{_G}/{_N}|plans/{_SHA}|(?:orders|ends)/{_N}"
+    rf"|progress/{_SHA}/{_N}|usage/{_N}/{_N}|ledger/{_N}\.parquet|probe/[0-9a-f]{{32}}"
 )
 
 
@@ -94,6 +96,16 @@ def epoch(number: int) -> str:
 def stop(number: int) -> str:
     """The mark that an owner was asked to stop."""
     return f"{ROOT}/stops/{number:010d}"
+
+
+def order(number: int) -> str:
+    """That a plan was asked for."""
+    return f"{ROOT}/orders/{number:010d}"
+
+
+def end(number: int) -> str:
+    """How an order came out."""
+    return f"{ROOT}/ends/{number:010d}"
 
 
 def plan(sha256: str) -> str:

@@ -9,9 +9,8 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from ti2v_dist import keys
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.record import CorruptRecord, parse_json
-from ti2v_dist.rows import read_table, stand_in
+from ti2v_dist.rows import read_table
 from ti2v_dist.video import VideoRequest, canonical_json
 
 COMPACT_ROWS = 500
@@ -41,9 +40,9 @@ Key = tuple[str, int]
 class Plan:
     """What one command asked for. A restarted coordinator needs nothing else but the store.
 
-    `lines` are the manifest lines of all ids that the run's tables speak of; `refused` the failure rows of those that
-    cannot become a video. `attempts` are the failures that were on record when a retry began: one more is final.
-    `remake` are finished videos whose file was lost.
+    `lines` are the manifest lines of its rows; `refused` the failure rows of those that cannot become a video.
+    `attempts` are the failures that were on record when a retry began: one more is final. `remake` are finished videos
+    whose file was lost.
     """
 
     requests: tuple[VideoRequest, ...]
@@ -96,31 +95,10 @@ class Ledger:
         key = keys.plan(sha256)
         return Plan.from_bytes(key, self.store.get(key))
 
-    def lines(self) -> dict[str, int]:
-        """Manifest lines of all ids that any plan of the run speaks of.
-
-        A stand-in for the id that a row did not have goes when a plan has a video of that line: the row was mended.
-        """
-        with ThreadPoolExecutor(READERS) as pool:
-            plans = [plan for plan in pool.map(self._plain_plan, self.run.names("plans")) if plan]
-        lines = {video_id: line for plan in plans for video_id, line in plan["lines"].items()}
-        made = {request["id"] for plan in plans for _, request in plan["requests"]}
-        named = {lines[video_id] for video_id in made & lines.keys()}
-        rows = (row for plan in plans for row in plan["refused"])
-        refused = {row["id"] for row in rows if row["id"].startswith(stand_in(row["line"]))}
-        return {key: line for key, line in lines.items() if key not in refused - made or line not in named}
-
-    def plans(self) -> Iterator[Plan]:
-        """Every plan of the run that can be read, in no order: what is none of its bytes asks for nothing."""
-        for name in self.run.names("plans"):
-            with suppress(CorruptRecord):
-                yield self.read_plan(name)
-
-    def _plain_plan(self, name: str) -> dict[str, Any] | None:
-        """A plan as it is stored, no request of it looked at: those of a large run take seconds. None as in `plans`."""
-        with suppress(CorruptRecord):
-            return _plain_plan(key := keys.plan(name), self.store.get(key))
-        return None
+    def plain_plan(self, sha256: str) -> dict[str, Any]:
+        """A plan as it is stored, its requests unread: those of a large run take seconds. Raises as `read_plan`."""
+        key = keys.plan(sha256)
+        return _plain_plan(key, self.store.get(key))
 
     # progress
 
@@ -217,6 +195,11 @@ class Ledger:
             for note in pool.map(self._usage_note, newest.values()):
                 total.update(note)
         return {what: round(amount, 3) for what, amount in total.items()}
+
+    def has_computed(self, epoch: int) -> bool:
+        """Whether a life of the run left word that a worker of it has computed anything."""
+        notes = self.run.names(f"usage/{epoch:010d}")
+        return any(self._usage_note(f"{epoch:010d}/{note}").get("device_seconds") for note in notes)
 
     def _usage_note(self, name: str) -> dict[str, float]:
         try:

@@ -33,12 +33,16 @@ class RunMismatch(InputError):
 
 @dataclass(frozen=True)
 class Work:
-    """A plan, the run whose it is, and the ids of the plan that are final already."""
+    """A plan, the run whose it is, and the ids of the plan that are final already.
+
+    `is_whole` says that the plan is a whole manifest, so that rows of earlier ones that it lacks are the run's no more.
+    """
 
     store: CheckpointStore
     config: RunConfig
     plan: Plan
     final: set[str]
+    is_whole: bool
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -123,7 +127,7 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
     lines = {**dict.fromkeys(requests, 0), **manifest.lines}
     plan = Plan(tuple(requests.values()), lines, tuple(failure.to_row() for failure in manifest.failures))
     facts = {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
-    return record(store, config, plan, facts)
+    return record(store, config, plan, facts, is_whole=True)
 
 
 def raise_unusable(url: str, manifest: Manifest) -> None:
@@ -148,19 +152,21 @@ def _with_edits(store: CheckpointStore, requests: dict[str, VideoRequest]) -> di
         return requests | dict(zip(edited, pool.map(newest, edited), strict=True))
 
 
-def record(store: CheckpointStore, config: RunConfig, plan: Plan, facts: dict[str, Any]) -> Work:
+def record(
+    store: CheckpointStore, config: RunConfig, plan: Plan, facts: dict[str, Any], is_whole: bool = False
+) -> Work:
     """Compare a plan with what the output holds, and keep both the plan and the run's description there.
 
     What is final costs nothing: the newest hint of this very plan names it. Without one, or when nothing seems left to
     do, the records are looked at, and the requests that were begun are compared.
     """
     ledger = Ledger(store)
-    work = Work(store, config, plan, ledger.hinted(plan) or set())
+    work = Work(store, config, plan, ledger.hinted(plan) or set(), is_whole)
     is_known = bool(work.final) and not work.is_done
     if not is_known:
         if lost := _lost(store, plan) - set(plan.remake):  # a file that was lost is made again
             plan = replace(plan, remake=tuple(sorted({*plan.remake, *lost})))
-        work = Work(store, config, plan, ledger.scan(plan))
+        work = Work(store, config, plan, ledger.scan(plan), is_whole)
     if not work.is_done:
         store.probe()
     claim(store, config, {"output": store.url, "argv": sys.argv, **facts})

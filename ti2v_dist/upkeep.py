@@ -5,16 +5,18 @@ All of it is about the store: who owns the run, what is asked of it there, and w
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from ti2v_dist import views
+from ti2v_dist import keys, views
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.errors import RunError
 from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.log import LOG, bind
 from ti2v_dist.metrics import Metrics
+from ti2v_dist.orders import Orders
 from ti2v_dist.outages import Outages
+from ti2v_dist.record import CorruptRecord
 from ti2v_dist.tally import Tally
 from ti2v_dist.threads import control
 from ti2v_dist.video import VideoRequest
@@ -22,6 +24,8 @@ from ti2v_dist.video import VideoRequest
 VIEWS_EVERY_S = 120.0
 HINT_EVERY_S = 10.0
 STORE_POLL_S = 2.0
+MAX_DEATHS = 8
+"""Lives in a row that may die without a result before the run ends: Ray itself would begin one after the other."""
 
 
 class TakenOver(RunError):
@@ -39,7 +43,8 @@ class Upkeep:
         stop: Callable[[], None],
         end: Callable[[str], None],
     ):
-        self.store, self.ledger, self.metrics, self.outages = store, Ledger(store), metrics, outages
+        self.store, self.metrics, self.outages = store, metrics, outages
+        self.ledger, self.orders = Ledger(store), Orders(store)
         self.stop, self.end = stop, end
         self.epoch = 0
         self.tally = Tally()
@@ -54,6 +59,7 @@ class Upkeep:
         """Finished videos whose file was lost."""
         self._hinted: dict[str, tuple[int, dict[str, int]]] = {}
         self._noted: tuple[int, int, dict[str, int], int] = (0, 0, {}, 0)
+        self._recalling: set[str] = set()
         self._recalled: set[str] = set()
         self._usage: dict[str, float] = {}
         self._usage_notes = 0
@@ -65,22 +71,57 @@ class Upkeep:
         return await self.outages.outlast(lambda: asyncio.to_thread(call, *arguments))
 
     async def take_over(self, is_restart: bool) -> None:
-        """Become the run's newest owner. A stop that was asked of the life before holds, if Ray began this one."""
-        self.epoch = await self.storage(self.store.next_epoch)
+        """Become the run's newest owner; but end where life after life has died and none has computed a thing."""
+        self.epoch = await self.storage(self.store.next_epoch, is_restart)
         bind(epoch=self.epoch)
         LOG.info("took the run over")
-        if is_restart and await self.storage(self.store.stop_requested, self.epoch - 1):
-            await self.storage(self.store.request_stop, self.epoch)  # for a life after this one
-            self.stop()
+        if is_restart and await self.storage(self._deaths) >= MAX_DEATHS:
+            self.end(
+                f"its coordinator died {MAX_DEATHS} times in a row before a worker had computed anything; "
+                "the memory of its machine may not suffice"
+            )
 
-    async def admit(self, sha256: str) -> list[VideoRequest]:
-        """Learn a plan; returns its requests that are not final."""
+    def _deaths(self) -> int:
+        """Lives before this one that died, back to the first that has computed something or that a command began."""
+        for count in range(MAX_DEATHS):
+            epoch = self.epoch - 1 - count
+            if epoch < 1 or self.ledger.has_computed(epoch):
+                return count
+            if not self.store.is_restart(epoch):
+                return count + 1
+        return MAX_DEATHS
+
+    async def open_orders(self) -> list[int]:
+        """Numbers of all that was asked for and has no end, oldest first."""
+        return [order.number for order in await self.storage(self.orders.open)]
+
+    async def admit(self, number: int) -> list[VideoRequest] | None:
+        """Learn an order's plan; its requests that are not final. None for an order that has its end.
+
+        A plan that cannot be read ends its order, and its words are raised as `CorruptRecord`.
+        """
+        order = await self.storage(self.orders.read, number)
+        if order is None or await self.storage(self.orders.end_of, number):
+            return None
+        try:
+            return await self._learn(order.plan)
+        except (CorruptRecord, KeyError) as error:
+            told = error if isinstance(error, CorruptRecord) else CorruptRecord(keys.plan(order.plan), "it is missing")
+            await self.storage(self.orders.end, number, "interrupted", str(told))
+            raise told from error
+
+    async def end_orders(self, numbers: Iterable[int], status: str, error: str | None = None) -> None:
+        """Settle how orders came out."""
+        for number in sorted(numbers):
+            await self.storage(self.orders.end, number, status, error)
+
+    async def _learn(self, sha256: str) -> list[VideoRequest]:
         plan = await self.storage(self.ledger.read_plan, sha256)
         final = await self.storage(self.ledger.hinted, plan)
         if final is None:
             final = await self.storage(self.ledger.scan, plan)
+        self.lines = await self.storage(self.orders.lines, {**self.plans, sha256: plan})
         self.plans[sha256] = plan
-        self.lines |= plan.lines
         self.remake |= set(plan.remake)
         self._hinted[sha256] = (len(final), {})
         for video_id in {*plan.remake, *plan.attempts}:
@@ -113,12 +154,13 @@ class Upkeep:
             self.refused.add(row["id"])
             self.tally.fail(row["id"])
 
-    async def recall(self, sha256: str) -> None:
-        """Look up what earlier lives have made of a plan's videos, for the progress; work does not wait for it."""
-        plan = self.plans[sha256]
-        final = self.tally.ids("finished")
-        self.tally.recall(*await self.storage(self.ledger.made_before, plan, final))
-        self._recalled.add(sha256)
+    async def recall(self) -> None:
+        """Look up what earlier lives have made of the plans' videos, for the progress; work does not wait for it."""
+        for sha256 in self.plans.keys() - self._recalling:
+            self._recalling.add(sha256)
+            final = self.tally.ids("finished")
+            self.tally.recall(*await self.storage(self.ledger.made_before, self.plans[sha256], final))
+            self._recalled.add(sha256)
 
     @property
     def knows_what_was_made(self) -> bool:

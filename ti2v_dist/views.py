@@ -8,6 +8,7 @@ from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import Ledger
+from ti2v_dist.orders import Orders
 from ti2v_dist.report import write_page, write_report
 from ti2v_dist.tally import counted
 from ti2v_dist.urls import absolute_url
@@ -86,10 +87,12 @@ def status(output: str) -> dict[str, Any]:
     Raises `ValueError` where no run was begun.
     """
     store = _opened(output)
-    done, failed = set(store.done_ids()), set(store.failed_ids())
-    frames = {video_id: frame for video_id, frame in store.last_frames().items() if video_id not in done | failed}
+    orders = Orders(store)
+    ids = orders.lines().keys() or store.begun_ids()  # what `generate` makes has no plan
+    done, failed = ids & set(store.done_ids()), ids & set(store.failed_ids())
+    frames = {video_id: frame for video_id, frame in store.last_frames().items() if video_id in ids - done - failed}
     newest: dict[str, VideoRequest] = {}
-    for request in sorted((r for plan in Ledger(store).plans() for r in plan.requests), key=lambda r: r.generation):
+    for request in sorted((r for plan in orders.plans() for r in plan.requests), key=lambda r: r.generation):
         newest[request.id] = request
     tally = counted(newest.values(), done, failed)
     tally.recall(frames, ())
@@ -111,8 +114,14 @@ def status(output: str) -> dict[str, Any]:
 
 
 def stop(output: str) -> int:
-    """Ask whoever owns the run to stop; returns that epoch. Raises `ValueError` where no run was begun."""
+    """Ask whoever owns the run to stop; returns that epoch. Raises `ValueError` where no run was begun.
+
+    It holds whatever becomes of that owner: what was asked for so far is at its end, until a command asks for it again.
+    """
     store = _opened(output)
+    orders = Orders(store)
+    for order in orders.open():
+        orders.end(order.number, "interrupted")
     epoch = store.current_epoch()
     store.request_stop(epoch)
     return epoch
