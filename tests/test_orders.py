@@ -1,20 +1,30 @@
 """Orders: what was asked of a run, whoever asks, dies, stops or takes it over; and what the run consists of."""
 
+import asyncio
 import json
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from chains import make_request
-from fake_ray import World, video
+from fake_ray import World, formulas, until, video
 
-from ti2v_dist import edits, views
+from ti2v_dist import driver, edits, session, upkeep, views
 from ti2v_dist.audit import _check_table
 from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.config import RunConfig
+from ti2v_dist.coordinator import PROTOCOL
+from ti2v_dist.dataset import read_rows
+from ti2v_dist.errors import InputError, RunError
 from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.orders import Orders
+from ti2v_dist.planning import Work
 from ti2v_dist.rows import stand_in
 
 
@@ -96,8 +106,6 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def test_16_nobody_speaks_of_a_row_that_was_taken_out_of_the_manifest(world: World):
     """It was finished, or has failed; the tables, `status`, `verify` and `retry` are of the run as it is now."""
-    import asyncio
-
     ann, bob, cid = video("ann"), video("bob"), video("cid")
     world.store.claim_request(cid)
     world.store.fail("cid", {"id": "cid", "attempts": 1, "error_type": "x", "error_message": "x", "line": 3})
@@ -117,3 +125,105 @@ def test_16_nobody_speaks_of_a_row_that_was_taken_out_of_the_manifest(world: Wor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(edits, "record", lambda store, config, plan, facts: plan)
         assert edits.retry(world.store).requests == ()
+
+
+def test_2_what_a_dead_command_asked_for_is_made_by_whoever_comes_next(world: World):
+    """It was attached to a life that died before it had read the plan; Ray begins the next one, with what is open."""
+    ann, bob = video("ann"), video("bob")
+    world.order(ann)
+    world.order(bob)  # and its command goes away
+
+    async def run() -> dict[str, Any]:
+        world.is_restart = True
+        return await world.end(world.begin(0))
+
+    assert asyncio.run(run())["status"] == "finished"
+    world.check(ann, bob)
+    assert Orders(world.store).open() == []
+
+
+def test_9_who_takes_a_run_over_takes_in_all_that_is_asked_of_it(world: World):
+    """A run is at work in one place; in another one, which does not see that, somebody extends a video of it."""
+    ann, bob, cid = video("ann"), video("bob", 9), video("cid", 9)
+    longer = replace(ann, num_frames=5, generation=1)
+
+    async def run() -> tuple[dict[str, Any], dict[str, Any]]:
+        first = world.begin(world.order(ann, bob, cid, is_whole=True))
+        await until(lambda: world.store.read_done("ann"), "end of ann")
+        world.store.add_request(longer)
+        second = world.begin(world.order(longer))
+        await until(lambda: second.upkeep.epoch, "second owner")
+        return await world.end(first), await world.end(second)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upkeep, "STORE_POLL_S", 0.01)
+        patch.setattr(formulas, "advance", slowly(formulas.advance))
+        first, second = asyncio.run(run())
+    assert first == {"status": "superseded"}
+    assert second["status"] == "finished"
+    world.check(longer, bob, cid)
+    assert {row["id"] for row in read_rows(world.output)} == {"ann", "bob", "cid"}
+
+
+def slowly(call: Any) -> Any:
+    def slow(states: Any) -> Any:
+        time.sleep(0.02)
+        return call(states)
+
+    return staticmethod(slow)
+
+
+@pytest.mark.parametrize("has_computed", [False, True])
+def test_18_a_coordinator_that_dies_again_and_again_is_not_begun_without_end(world: World, has_computed: bool):
+    order = world.order(video("ann"))
+    world.store.next_epoch()
+    for _ in range(upkeep.MAX_DEATHS - 1):
+        epoch = world.store.next_epoch(is_restart=True)
+    if has_computed:
+        Ledger(world.store).note_usage(epoch - 2, 0, {"device_seconds": 1.0})
+
+    async def run() -> dict[str, Any]:
+        world.is_restart = True
+        life = world.begin(order)
+        return {**await world.end(life), "error": life.error}
+
+    ended = asyncio.run(run())
+    assert ended["status"] == ("finished" if has_computed else "interrupted")
+    if not has_computed:
+        assert "died 8 times in a row" in ended["error"]
+        assert "died 8 times in a row" in (Orders(world.store).end_of(order) or {})["error"], "no life comes after it"
+
+
+def test_a_command_whose_coordinator_is_gone_reads_how_its_order_came_out(world: World):
+    """Others saw its end, and made room for the next run, before this one asked again."""
+    work = Work(world.store, RunConfig(), stored(world.store, "ann"), set(), True)
+    told: list[Any] = []
+    for ends in ({"status": "finished"}, {"status": "interrupted", "error": "the store says no"}, None):
+
+        def follow(*arguments: Any, ends: Any = ends) -> dict[str, Any]:
+            if ends:
+                Orders(world.store).end(arguments[3], **ends)
+            raise session.CoordinatorDied("it is gone")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(session, "connected", lambda address: nullcontext())
+            patch.setattr(session, "is_at_work", lambda *arguments: True)
+            patch.setattr(session, "coordinator", lambda *arguments: None)
+            patch.setattr(driver, "_follow", follow)
+            try:
+                told.append(driver.make(work)["status"])
+            except RunError as error:
+                told.append(str(error))
+    assert told == ["finished", "the store says no", "it is gone"]
+
+
+def test_a_coordinator_of_another_version_is_not_talked_to(world: World):
+    work = Work(world.store, RunConfig(), stored(world.store, "ann"), set(), True)
+    identities: list[dict[str, Any]] = [work.identity, {"run_id": "y", "output": "/z", "protocol": PROTOCOL}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "_found", lambda ray, work: SimpleNamespace(name="n", ask=lambda _: identities.pop(0)))
+        with pytest.raises(InputError, match="another version of ti2v_dist is at work"):
+            session.is_at_work(None, work, takeover=False)
+        with pytest.raises(InputError, match="belongs to"):
+            session.is_at_work(None, work, takeover=False)
+        session.is_at_work(None, work, takeover=True)

@@ -76,7 +76,8 @@ def make(
     with session.connected(address) as ray, _signals() as received:
         orders, summary = Orders(work.store), None
         while summary is None:  # else that coordinator took nothing in any more: the next one finds it open
-            session.check_whose(ray, work, takeover)
+            if not session.is_at_work(ray, work, takeover):
+                _tell_of_others(work, orders)
             order = orders.place(work.plan, work.is_whole)
             with begun():
                 coordinator = session.coordinator(ray, work, order, address is not None, takeover)
@@ -88,6 +89,15 @@ def make(
                         raise
                     summary = _told(work, end)
         return {**summary, **({"signal": received[0]} if received else {})}
+
+
+def _tell_of_others(work: Work, orders: Orders) -> None:
+    """Warn of what is made beside this plan: whoever begins a run takes in all that was asked of it."""
+    if others := [order for order in orders.open() if order.plan != work.plan.sha256]:
+        warnings.warn(
+            f"what {len(others)} earlier command(s) asked of this run has no end, and is made too; `ti2v stop` ends it",
+            stacklevel=3,
+        )
 
 
 def _told(work: Work, end: dict[str, Any]) -> dict[str, Any]:

@@ -155,12 +155,12 @@ def _begin(ray: Any, name: str, work: Work, detached: bool) -> Handle:
     return begun
 
 
-def check_whose(ray: Any, work: Work, takeover: bool) -> None:
-    """Raise `InputError` where the run's name is that of another one's coordinator, or of one of another version."""
+def is_at_work(ray: Any, work: Work, takeover: bool) -> bool:
+    """Whether the run has a coordinator here. Raises `InputError` where the run's name is that of another one's coordinator, or of one of another version."""
     from ti2v_dist.coordinator import PROTOCOL
 
     if takeover or not (found := _found(ray, work)):
-        return
+        return False
     identity = found.ask("identity")
     protocol, expected = identity.pop("protocol", 1), work.identity
     if identity != expected:
@@ -170,6 +170,7 @@ def check_whose(ray: Any, work: Work, takeover: bool) -> None:
             f"another version of ti2v_dist is at work on {work.store.url} in this cluster; wait for its end, let "
             "`ti2v stop` end it, or end it at once by --takeover"
         )
+    return True
 
 
 def _name(work: Work) -> str:
