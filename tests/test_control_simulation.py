@@ -10,7 +10,7 @@ import pytest
 from control_world import FAULTS, Broken, play, played_control
 from virtual import Stuck
 
-from ti2v_dist import driver
+from ti2v_dist import session, views
 from ti2v_dist.coordinator import Coordinator
 from ti2v_dist.errors import RunBug
 from ti2v_dist.pool import WorkerPool
@@ -51,7 +51,8 @@ MUTANTS = {
         *(3455, Coordinator, "report"),
         *("and self.accepts", "and not self.summary"),
     ),
-    "2: a summary is of any plan": (190, Coordinator, "report", "plan_sha256 in self._plans\n", "True\n"),
+    "2: a summary is of any plan": (190, Coordinator, "report", "order in self._orders\n", "True\n"),
+    "2: a life begins with one plan": (0, Upkeep, "open_orders", "(self.orders.open)]", "(self.orders.open)][-1:]"),
     "3: the value of a lost worker counts": (
         *(2200, WorkerPool, "_try"),
         *(
@@ -70,8 +71,8 @@ MUTANTS = {
         *("raise Stalled(", "await asyncio.Event().wait(); raise Stalled("),
     ),
     "12: who hangs at its start is waited for": (55, WorkerPool, "_opened", "if placed and", "if False and"),
-    "14: a stop is forgotten": (95, Upkeep, "take_over", "if is_restart and", "if False and"),
-    "17: a taken name is an error": (40, driver, "_coordinator", "except ValueError:", "except ZeroDivisionError:"),
+    "14: a stop is forgotten": (95, views, "stop", "for order in orders.open():", "for order in ():"),
+    "17: a taken name is an error": (40, session, "coordinator", "except ValueError:", "except ZeroDivisionError:"),
     "a start that fails is not tried again": (
         *(55, Starts, "on_failed"),
         *("return [self.start(min(2.0 ** (self.in_a_row - 1), MAX_PAUSE_S))]", "return []"),

@@ -156,7 +156,7 @@ def _begin(ray: Any, name: str, work: Work, detached: bool) -> Handle:
 
 
 def is_at_work(ray: Any, work: Work, takeover: bool) -> bool:
-    """Whether the run has a coordinator here. Raises `InputError` where the run's name is that of another one's coordinator, or of one of another version."""
+    """Whether the run has a coordinator here; `InputError` where that is another run's, or of another version."""
     from ti2v_dist.coordinator import PROTOCOL
 
     if takeover or not (found := _found(ray, work)):
