@@ -486,7 +486,8 @@ class World:
         try:
             return call(*arguments)
         finally:
-            await asyncio.sleep(self.soon(0.1))
+            if self.random.random() < 0.3:  # else it is heard of at once
+                await asyncio.sleep(self.soon(0.3))
             await alive()
 
     # what goes wrong by itself
@@ -829,6 +830,8 @@ def played_control() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(coordinator, "Endpoint", lambda *arguments: Endpoint())
         patch.setattr(account.Account, "_make_pictures", answering(True))
         patch.setattr(deaths, "DEATH_IS_TOLD_S", 0.5)
+        for room in (driver, session):
+            patch.setattr(room, "POLL_S", 2.0)  # what is asked more often takes most of a schedule's time
         patch.setattr(driver, "SIGNAL_POLL_S", driver.POLL_S)
         for counted in ("snapshot", "percentiles"):
             patch.setattr(Metrics, counted, lambda metrics: {})

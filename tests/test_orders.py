@@ -207,7 +207,7 @@ def test_a_command_whose_coordinator_is_gone_reads_how_its_order_came_out(world:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(session, "connected", lambda address: nullcontext())
-            patch.setattr(session, "is_at_work", lambda *arguments: True)
+            patch.setattr(session, "is_at_work", lambda *arguments: False)
             patch.setattr(session, "coordinator", lambda *arguments: None)
             patch.setattr(driver, "_follow", follow)
             try:

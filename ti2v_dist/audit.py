@@ -93,9 +93,11 @@ def _check_file(folder: str, video_id: str, row: dict[str, Any]) -> list[Problem
 def _check_table(store: CheckpointStore, rows: dict[str, dict[str, Any]]) -> list[Problem]:
     """The rows of `metadata.parquet` against the finished videos."""
     listed, lines = dataset.read_hashes(store.url), Orders(store).lines()
-    settled = {video_id: row["file_sha256"] for video_id, row in rows.items() if video_id in lines}
+    settled = {video_id: row["file_sha256"] for video_id, row in rows.items()}
     table = f"{dataset.VIDEOS}/metadata.parquet"
-    missing = [_problem(video_id, f"{table} does not list it") for video_id in settled.keys() - listed.keys()]
+    missing = [
+        _problem(video_id, f"{table} does not list it") for video_id in settled.keys() & lines.keys() - listed.keys()
+    ]
     return missing + [
         _problem(video_id, f"{table} lists another file than was finished")
         for video_id, file_sha256 in listed.items()

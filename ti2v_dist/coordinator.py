@@ -5,7 +5,7 @@ waited for on other threads, so it always answers. What it knows is a cache: the
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from ray.actor import exit_actor
@@ -24,6 +24,7 @@ from ti2v_dist.record import CorruptRecord
 from ti2v_dist.scheduler import Scheduler
 from ti2v_dist.threads import use_storage_threads
 from ti2v_dist.upkeep import TakenOver, Upkeep
+from ti2v_dist.video import VideoRequest
 from ti2v_dist.videos import Videos
 
 PROTOCOL = 2
@@ -94,9 +95,7 @@ class Coordinator:
                 return {"status": "interrupted"}
             # Once superseded, the views are the new owner's to write.
             if not await self.upkeep.step_down_if_superseded():
-                summary = await self.account.close(self.life)
-                await self.upkeep.end_orders(self._orders, summary["status"], self.error)
-                return summary
+                return await self._closed(await self.account.close(self.life))
         except TakenOver as error:
             self._end_for(error)
         except Exception as error:
@@ -105,13 +104,27 @@ class Coordinator:
             return {"status": "interrupted"}
         return {"status": "superseded"}
 
+    async def _closed(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """The summary, once what was asked for has its end too; a new owner would go on with that."""
+        try:
+            if await self.upkeep.step_down_if_superseded():
+                return {"status": "superseded"}
+            await self.upkeep.end_orders(self._orders, self.error)
+        except Exception as error:  # then the next command finds it made
+            self.pool.warnings.append(f"how the run has ended cannot be written: {error}")
+        return summary
+
     async def _work(self) -> None:
         background: list[asyncio.Future[None]] = []
         try:
             await self.upkeep.take_over(await ray_internals.is_restarted())
-            # One after the other: what was asked for later is right where two speak of one video.
+            # What was asked for later is right where two speak of one video.
+            newest: dict[str, VideoRequest] = {}
             for number in await self.upkeep.open_orders():
-                await self._take_in(number)
+                for request in await self._take_in(number):
+                    if request.generation >= newest.get(request.id, request).generation:
+                        newest[request.id] = request
+            self._submit(newest.values())
             self._knows_open = True
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.life))
             watches = (*watches, self.pool.watch_drains(), self.pool.watch_places(), self.endpoint.keep_trying())
@@ -124,23 +137,23 @@ class Coordinator:
             self.pool.close()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _take_in(self, number: int) -> Awaitable[None]:
-        """Make an order's plan part of the work."""
+    async def _take_in(self, number: int) -> list[VideoRequest]:
+        """What is to be made of an order's plan, which is one of this life's from now on."""
         self._orders.add(number)
-        self._unread += 1
-        return self._admit(number)
-
-    async def _admit(self, number: int) -> None:
         try:
-            requests = await self.upkeep.admit(number)
+            found = await self.upkeep.admit(number)
         except CorruptRecord as error:
             self.pool.warnings.append(f"a plan that was asked for is not made: {error}")
-            requests = None
-        self._unread -= 1
-        if requests is None:
+            found = None
+        if found is None:
             self._orders.discard(number)
-            self._emit()  # perhaps there is nothing left to wait for
-            return
+        return found or []
+
+    async def _attach(self, number: int) -> None:
+        self._submit(await self._take_in(number))
+        self._unread -= 1
+
+    def _submit(self, requests: Iterable[VideoRequest]) -> None:
         submitted = self.videos.admit(requests)
         held = self.videos.requests.values()
         self.pool.largest = max(held, key=lambda asked: asked.height * asked.width, default=None)
@@ -168,8 +181,15 @@ class Coordinator:
         One that it does not know is taken in, for as long as it accepts any, and once it knows those that are open.
         """
         if order not in self._orders and self.accepts and self._knows_open:
-            self._spawn(self._take_in(order))
-        return self.progress(), self.summary, order in self._orders
+            self._orders.add(order)
+            self._unread += 1
+            self._spawn(self._attach(order))
+        # The end of a life that came to know nothing is the end of whatever was asked for.
+        covers = order in self._orders or (self.summary is not None and not self._knows_open)
+        summary = self.summary
+        if summary and order in self._orders and summary["status"] != "superseded":
+            summary = {**summary, "status": self.upkeep.status_of(order)}
+        return self.progress(), summary, covers
 
     def progress(self) -> dict[str, Any]:
         """Counts of the run, whichever life made it, and the latest problem."""
@@ -181,8 +201,8 @@ class Coordinator:
 
     def stop(self) -> None:
         """Start nothing new; the run ends when what is in hand is committed, and no later life goes on."""
-        if self.accepts:  # else they have an end, or are about to have one
-            self._spawn(self.upkeep.end_orders(self._orders, "interrupted"))
+        if self.accepts:  # else it has an end, or is about to have one
+            self._spawn(self.upkeep.end_open())
         self._stop("asked by its driver")
 
     def _stop(self, why: str) -> None:

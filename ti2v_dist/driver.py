@@ -75,19 +75,27 @@ def make(
     # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
     with session.connected(address) as ray, _signals() as received:
         orders, summary = Orders(work.store), None
-        while summary is None:  # else that coordinator took nothing in any more: the next one finds it open
-            if not session.is_at_work(ray, work, takeover):
-                _tell_of_others(work, orders)
-            order = orders.place(work.plan, work.is_whole)
-            with begun():
+        if not session.is_at_work(ray, work, takeover):
+            _tell_of_others(work, orders)
+        order = orders.place(work.plan, work.is_whole)
+        with begun():
+            while summary is None:  # else that coordinator took nothing in any more: the next one finds it open
+                if received:
+                    orders.end(order, "interrupted")
+                if end := orders.end_of(order):
+                    summary = _told(work, end)
+                    break
                 coordinator = session.coordinator(ray, work, order, address is not None, takeover)
                 takeover = False
                 try:
                     summary = _follow(ray, coordinator, work, order, detach, received, listener)
-                except session.CoordinatorDied:
-                    if (end := orders.end_of(order)) is None:
+                except RunError as error:
+                    if received:
+                        orders.end(order, "interrupted")  # whoever wakes, or comes next, does not go on with it
+                    is_gone = isinstance(error, session.CoordinatorDied)
+                    # It has told others of the end, or made room for one that goes on with all that is open.
+                    if not is_gone or not (orders.end_of(order) or session.is_at_work(ray, work, False)):
                         raise
-                    summary = _told(work, end)
         return {**summary, **({"signal": received[0]} if received else {})}
 
 
@@ -171,7 +179,7 @@ def _follow(
     None where the run has ended without this order, which it took in no more: the coordinator then makes room.
     """
     orders, stopping, shown = Orders(work.store), False, set[str]()
-    # What `prepare` met itself is told already. An actor of an older version may lack what is asked for by `get`.
+    # What `prepare` met itself is told already.
     kinds = ("metrics", "report") if work.store.store.tidy_problem else ("metrics", "report", "tidy")
     while True:
         progress, summary, covers = coordinator.ask("report", order)
@@ -184,12 +192,12 @@ def _follow(
                 shown.add(problem)
                 warnings.warn(problem, stacklevel=2)
         listener(progress)
-        if not covers and (end := orders.end_of(order)):
+        if (not covers or (detach and not summary)) and (end := orders.end_of(order)):
             return _told(work, end)
         if summary and not covers:
             time.sleep(session.MAKE_ROOM_S)  # those whose order it covers read the summary
             coordinator.kill()
-            return _told(work, orders.end(order, "interrupted")) if received else None
+            return None
         if summary:
             if progress.get("bug"):
                 raise RunBug(progress["error"], progress["bug"])

@@ -9,6 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.orders import Orders
 from ti2v_dist.planning import STORE_THREADS, Work, check_manifest, raise_unusable, record
 from ti2v_dist.prompts import changed
-from ti2v_dist.record import differences
+from ti2v_dist.record import CorruptRecord, differences
 from ti2v_dist.rows import stand_in
 from ti2v_dist.urls import absolute_url, read_bytes
 from ti2v_dist.video import Origin, VideoRequest, check_id
@@ -200,9 +201,13 @@ def mend(store: CheckpointStore, video_id: str) -> Work:
 
 
 def _going_on(store: CheckpointStore) -> Work:
-    """Work on what was asked for last and has no end."""
+    """Work on what was asked for, the last of it first, and has no end."""
     for order in reversed(Orders(store).open()):
-        return record(store, _config(store), Ledger(store).read_plan(order.plan), {}, order.is_whole)
+        with suppress(CorruptRecord, KeyError):  # whoever owns the run tells of such a plan
+            plan = Ledger(store).read_plan(order.plan)
+            work = record(store, _config(store), plan, {}, order.is_whole)
+            if not work.is_done:
+                return work
     return to_make(store)
 
 

@@ -29,16 +29,39 @@ class Order:
     is_whole: bool
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What a plan says of the run's rows."""
+
+    lines: Mapping[str, int]
+    made: set[str]
+    stand_ins: set[str]
+
+    @classmethod
+    def by(cls, plan: Plan) -> "_Said":
+        return cls(plan.lines, {request.id for request in plan.requests}, _stand_ins(plan.refused))
+
+    @classmethod
+    def in_store(cls, plain: dict[str, Any]) -> "_Said":
+        return cls(plain["lines"], {request["id"] for _, request in plain["requests"]}, _stand_ins(plain["refused"]))
+
+
 class Orders:
     """The orders of one run. Blocks on storage, and raises as `CheckpointStore` does."""
 
     def __init__(self, store: CheckpointStore):
         self.run, self.store, self.ledger = store, store.store, Ledger(store)
+        self._read: dict[int, Order] = {}  # they never change
+        self._said: dict[str, _Said] = {}
 
     def place(self, plan: Plan, is_whole: bool) -> int:
-        """Ask for a stored plan; its order's number. One that has no end yet and asks for the same is that order."""
+        """Ask for a stored plan; its order's number.
+
+        One that has no end yet and asks for the same is that order, unless the run has had another manifest since.
+        """
+        since = next((order.number for order in self._standing() if order.is_whole), 0)
         for order in self.open():
-            if (order.plan, order.is_whole) == (plan.sha256, is_whole):
+            if (order.plan, order.is_whole) == (plan.sha256, is_whole) and order.number >= since:
                 return order.number
         mine = {"plan": plan.sha256, "whole": is_whole, "token": uuid.uuid4().hex}
         number = self._newest() + 1
@@ -55,10 +78,11 @@ class Orders:
 
     def read(self, number: int) -> Order | None:
         """An order; None where there is none that can be read: such a one asks for nothing."""
-        with suppress(CorruptRecord, KeyError):
-            plain = parse_json(key := keys.order(number), self.store.get(key))
-            return Order(number, str(plain["plan"]), bool(plain["whole"]))
-        return None
+        if number not in self._read:
+            with suppress(CorruptRecord, KeyError):
+                plain = parse_json(key := keys.order(number), self.store.get(key))
+                self._read[number] = Order(number, str(plain["plan"]), bool(plain["whole"]))
+        return self._read.get(number)
 
     def end(self, number: int, status: str, error: str | None = None) -> dict[str, Any]:
         """Settle how an order came out; the first to say so counts, and what that was is returned."""
@@ -88,16 +112,18 @@ class Orders:
         """
         known = known or {}
 
-        def said(name: str) -> "_Said | None":
-            if name in known:
-                return _Said.by(known[name])
+        def said(name: str) -> _Said | None:
             with suppress(CorruptRecord, KeyError):
-                return _Said.in_store(self.ledger.plain_plan(name))
-            return None
+                if name not in self._said:
+                    of = _Said.by(known[name]) if name in known else _Said.in_store(self.ledger.plain_plan(name))
+                    self._said[name] = of
+            return self._said.get(name)
 
         with ThreadPoolExecutor(READERS) as pool:
             plans = [found for found in pool.map(said, self._names()) if found]
-        lines = {video_id: line for plan in plans for video_id, line in plan.lines.items()}
+        # No manifest has a fork's row, so none takes it out of the run.
+        forks = (video_id for video_id, generations in self.run.edits().items() if generations[0] == 0)
+        lines = dict.fromkeys(forks, 0) | {key: line for plan in plans for key, line in plan.lines.items()}
         made = {video_id for plan in plans for video_id in plan.made}
         named = {lines[video_id] for video_id in made & lines.keys()}
         refused = {video_id for plan in plans for video_id in plan.stand_ins}
@@ -106,10 +132,10 @@ class Orders:
     def _names(self) -> list[str]:
         """Names of the plans that say what the run consists of, oldest first."""
         standing = self._standing()
-        if standing and standing[0].is_whole:
-            return list(dict.fromkeys(order.plan for order in standing))
+        has_whole = bool(standing) and standing[0].is_whole
         # Of a version that kept no orders: every plan that there is.
-        return self.run.names("plans")
+        earlier = [] if has_whole else self.run.names("plans")
+        return list(dict.fromkeys([*earlier, *(order.plan for order in standing)]))
 
     def _standing(self) -> list[Order]:
         """The newest order for a whole manifest and those after it, oldest first; all where there is none."""
@@ -142,23 +168,6 @@ class Orders:
             return parse_json(key, self.store.get(key))
         except KeyError:
             return None
-
-
-@dataclass(frozen=True)
-class _Said:
-    """What a plan says of the run's rows."""
-
-    lines: Mapping[str, int]
-    made: set[str]
-    stand_ins: set[str]
-
-    @classmethod
-    def by(cls, plan: Plan) -> "_Said":
-        return cls(plan.lines, {request.id for request in plan.requests}, _stand_ins(plan.refused))
-
-    @classmethod
-    def in_store(cls, plain: dict[str, Any]) -> "_Said":
-        return cls(plain["lines"], {request["id"] for _, request in plain["requests"]}, _stand_ins(plain["refused"]))
 
 
 def _stand_ins(refused: Any) -> set[str]:

@@ -135,7 +135,7 @@ class WorkerPool:
         told = text if isinstance(cause, UserError) else f"{type(cause).__name__}: {text}"
         if bug:
             self.bugs[told] = bug
-        self._warn(number, f"a worker could not be started on node {ip or 'unknown'}: {told}")
+        self.warn(number, f"a worker could not be started on node {ip or 'unknown'}: {told}")
         await self._look_for_places()
         self.emit(events.StartFailed(number, node, told))
 
@@ -151,7 +151,7 @@ class WorkerPool:
         device = numerics.get("device")
         await self._ask_storage(store.record_refusal, {"node": ip, "device": device, "differs": differs})
         named = "; ".join(f"{key} is {pair['worker']!r}, the run's {pair['run']!r}" for key, pair in differs.items())
-        self._warn(number, f"a worker on node {ip or 'unknown'} ({device}) was refused: {named}")
+        self.warn(number, f"a worker on node {ip or 'unknown'} ({device}) was refused: {named}")
         living = await self._look_for_places()
         kind = kind_of(living.get(node, {}))
         same = {other for other, entry in living.items() if kind and kind_of(entry) == kind}
@@ -161,7 +161,8 @@ class WorkerPool:
     async def _ask_storage(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return await self.outages.outlast(lambda: asyncio.to_thread(call, *arguments))
 
-    def _warn(self, number: int, text: str) -> None:
+    def warn(self, number: int | None, text: str) -> None:
+        """Tell whoever follows the run, once; `number` is of the worker that it is about, if it is about one."""
         LOG.warning(text, extra={"worker": number})
         if text not in self.warnings and len(self.warnings) < MOST_WARNINGS:
             self.warnings.append(text)
@@ -260,7 +261,7 @@ class WorkerPool:
                 if is_told:
                     raise Stalled(f"{method} took more than {limit_s:.0f} s (cluster.stalled_after_s)")
                 is_told, told = True, f"no answer to {method} from worker {number} in {limit_s / 2:.0f} s"
-                self._warn(number, f"{told}; it is given up after {limit_s:.0f} s")
+                self.warn(number, f"{told}; it is given up after {limit_s:.0f} s")
             since = max(began, self._heard.get(number, began))
             self._heard[number] = time.monotonic()
             value = answer.result()

@@ -49,6 +49,7 @@ class Upkeep:
         self.epoch = 0
         self.tally = Tally()
         self.plans: dict[str, Plan] = {}
+        self._taken: dict[int, str] = {}  # plans by their orders
         self.lines: dict[str, int] = {}
         """Manifest lines of all ids that the run's tables speak of."""
         self.final: dict[str, int] = {}
@@ -76,10 +77,13 @@ class Upkeep:
         bind(epoch=self.epoch)
         LOG.info("took the run over")
         if is_restart and await self.storage(self._deaths) >= MAX_DEATHS:
-            self.end(
+            told = (
                 f"its coordinator died {MAX_DEATHS} times in a row before a worker had computed anything; "
                 "the memory of its machine may not suffice"
             )
+            # Before anything else, of which this one may die too: with nothing open, a later life has nothing to do.
+            await self.end_open(told)
+            raise RunError(told)
 
     def _deaths(self) -> int:
         """Lives before this one that died, back to the first that has computed something or that a command began."""
@@ -104,24 +108,38 @@ class Upkeep:
         if order is None or await self.storage(self.orders.end_of, number):
             return None
         try:
-            return await self._learn(order.plan)
+            plan = await self.storage(self.ledger.read_plan, order.plan)
         except (CorruptRecord, KeyError) as error:
             told = error if isinstance(error, CorruptRecord) else CorruptRecord(keys.plan(order.plan), "it is missing")
             await self.storage(self.orders.end, number, "interrupted", str(told))
             raise told from error
+        self._taken[number] = order.plan
+        return await self._learn(order.plan, plan)
 
-    async def end_orders(self, numbers: Iterable[int], status: str, error: str | None = None) -> None:
-        """Settle how orders came out."""
+    async def end_open(self, error: str | None = None) -> None:
+        """Settle how everything that was asked for so far has come out: nothing of it is begun again."""
+        await self.end_orders(await self.open_orders(), error)
+
+    async def end_orders(self, numbers: Iterable[int], error: str | None = None) -> None:
+        """Settle how orders have come out."""
         for number in sorted(numbers):
-            await self.storage(self.orders.end, number, status, error)
+            status = self.status_of(number)
+            await self.storage(self.orders.end, number, status, error if status == "interrupted" else None)
 
-    async def _learn(self, sha256: str) -> list[VideoRequest]:
-        plan = await self.storage(self.ledger.read_plan, sha256)
+    def status_of(self, number: int) -> str:
+        """How an order stands, by what is final of its plan: "finished", "failed_rows" or "interrupted"."""
+        plan = self.plans.get(self._taken.get(number, ""))
+        if plan is None or not all(map(self._is_final, plan.requests)):
+            return "interrupted"
+        failed = self.tally.ids("failed")
+        return "failed_rows" if plan.refused or any(request.id in failed for request in plan.requests) else "finished"
+
+    async def _learn(self, sha256: str, plan: Plan) -> list[VideoRequest]:
         final = await self.storage(self.ledger.hinted, plan)
         if final is None:
             final = await self.storage(self.ledger.scan, plan)
-        self.lines = await self.storage(self.orders.lines, {**self.plans, sha256: plan})
         self.plans[sha256] = plan
+        self.lines = {**self.lines, **plan.lines}
         self.remake |= set(plan.remake)
         self._hinted[sha256] = (len(final), {})
         for video_id in {*plan.remake, *plan.attempts}:
@@ -226,6 +244,7 @@ class Upkeep:
     async def write_views(self, this_life: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Write the tables that people read of the run; returns the summary."""
         await self.note_usage()
+        self.lines = await self.storage(self.orders.lines, dict(self.plans))
         requests = (request for plan in self.plans.values() for request in plan.requests)
         pending = {request.id for request in requests if not self._is_final(request)}
         counted = {"percentiles_s": self.metrics.percentiles(), "counters": self.metrics.snapshot()}

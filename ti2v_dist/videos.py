@@ -16,7 +16,7 @@ from ti2v_dist.config import RunConfig
 from ti2v_dist.log import LOG
 from ti2v_dist.metrics import Metrics
 from ti2v_dist.pool import VIDEO_ERRORS, WorkerPool, video_error
-from ti2v_dist.record import Tip
+from ti2v_dist.record import Tip, differences
 from ti2v_dist.upkeep import Upkeep
 from ti2v_dist.video import Chunk, NonFiniteLatents, VideoRequest, VideoState
 
@@ -75,6 +75,8 @@ class Videos:
                 told.append(self._submit(asked))
             elif asked.generation > known.generation:
                 self.later[asked.id] = asked  # once the shorter one has its end
+            elif asked.generation == known.generation and differences(known.identity(), asked.identity()):
+                self.pool.warn(None, f"two commands ask for different videos {asked.id!r}; the first one's is made")
         return told
 
     def _submit(self, asked: VideoRequest) -> events.VideoSubmitted:
