@@ -61,7 +61,7 @@ MUTANTS = {
         ),
     ),
     "4: as many workers as the first plan wants": (
-        *(405, Coordinator, "_admit"),
+        *(405, Coordinator, "_submit"),
         *("more = max(0, ", "more = 0 if self._wanted else max(0, "),
     ),
     "5: workers start in a closed pool": (15, WorkerPool, "start", "if self._closed.is_set():", "if False:"),

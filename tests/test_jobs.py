@@ -25,6 +25,7 @@ from tiny_models import SIZE, write_tiny_model
 
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import load_config
+from ti2v_dist.coordinator import PROTOCOL
 from ti2v_dist.planning import pinned
 from ti2v_dist.single import generate
 
@@ -248,13 +249,13 @@ class Joined:
 
     def pretend(self, **other: str) -> None:
         """Put an actor in the place of this run's coordinator that is in its first epoch, and does nothing."""
-        identity = {"run_id": self.run_id(), "output": str(self.output)} | other
+        identity = {"run_id": self.run_id(), "output": str(self.output), "protocol": PROTOCOL} | other
         impostor = f"""
 import ray
 class Other:
     def identity(self):
         return {identity}
-    def outcome(self, plan_sha256):
+    def outcome(self, order):
         return True, None, 1
 ray.init(namespace="ti2v")
 actor = ray.remote(Other).options(name="ti2v-{self.run_id()}", num_cpus=0, lifetime="detached").remote()
