@@ -44,6 +44,8 @@ WEIGHTS = {
     "takeover": 1,
 }
 """How often a kind strikes: what takes half a minute less often than what takes seconds."""
+FAILING_STARTS = 0.2
+"""Share of the workers that cannot load the model."""
 RATES = (0.05, 0.0, 0.1, 0.02)
 """Share of storage operations that meet a fault, one of these a round in turn."""
 SETTINGS = ("sampling.num_inference_steps=2", "sampling.resample_iterations=1")
@@ -84,6 +86,7 @@ class Campaign:
     def environment(self) -> dict[str, str]:
         path = [str(ROOT / "tests" / "faults"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         own = {FRAME_LOG: str(self.frame_log), "TI2V_STORE_FAULTS": str(self.folder / "faults.json")}
+        own |= {"TI2V_FAILING_STARTS": str(FAILING_STARTS)}
         return {
             **os.environ,
             **QUICK_RAY,

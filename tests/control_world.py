@@ -239,7 +239,8 @@ class WorkerActor(Handle):
 
     def do_open(self, largest: VideoRequest | None) -> dict[str, Any]:
         kind = self.world.nodes.get(self.node, "good")
-        if kind == "bad" or self.world.strikes("start fails"):
+        self.world.counts["starts"] += 1
+        if kind == "bad" or self.world.strikes("start fails", self.world.failing_starts or None):
             raise OSError(5, "Input/output error")
         if kind == "other":
             self.world.counts["other device"] += 1
@@ -418,7 +419,8 @@ class Views:
 class World:
     """One schedule: everything that happens in it follows from `seed`."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, failing_starts: float = 0.0):
+        self.failing_starts = failing_starts
         self.random = random.Random(seed)
         self.objects: dict[str, bytes] = {}
         self.in_flight: list[tuple[str, bytes | None]] = []
@@ -434,7 +436,8 @@ class World:
         """When a stop was settled, and the orders that it is of."""
         self.outage_until = 0.0
         self.nodes = {f"n{number}": "good" for number in range(3)}
-        if "start fails" in self.faults:
+        self.faults |= {"start fails"} if failing_starts else set()
+        if "start fails" in self.faults and not failing_starts:
             self.nodes["n3"] = "bad"
         if "other device" in self.faults:
             self.nodes["n4"] = "other"
@@ -454,7 +457,8 @@ class World:
 
     def strikes(self, fault: str, rate: float | None = None) -> bool:
         """Whether a fault strikes now."""
-        if self.is_quiet or fault not in self.faults or self.random.random() > (self.rate if rate is None else rate):
+        never = self.is_quiet and not (fault == "start fails" and self.failing_starts)
+        if never or fault not in self.faults or self.random.random() > (self.rate if rate is None else rate):
             return False
         self.counts[fault] += 1
         return True
@@ -747,11 +751,11 @@ def answering(value: Any) -> Callable[..., Awaitable[Any]]:
 
 
 @contextmanager
-def world_of(seed: int, patch: pytest.MonkeyPatch) -> Iterator[tuple[World, VirtualLoop]]:
+def world_of(seed: int, patch: pytest.MonkeyPatch, failing_starts: float = 0.0) -> Iterator[tuple[World, VirtualLoop]]:
     """A world and the loop on which it is to be played; `patch` is undone by who made it."""
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
-    world = World(seed)
+    world = World(seed, failing_starts)
 
     async def control(call: Callable[..., Any], *arguments: Any) -> Any:
         return await world.thread(call, *arguments)
@@ -851,9 +855,13 @@ class Endpoint:
         return None
 
 
-def play(seed: int) -> Counter[str]:
-    """One schedule; raises `Broken`."""
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch, world_of(seed, patch) as (world, loop):
+def play(seed: int, failing_starts: float = 0.0) -> Counter[str]:
+    """One schedule; raises `Broken`. In all of it, that share of the workers' starts fails."""
+    with (
+        warnings.catch_warnings(),
+        pytest.MonkeyPatch.context() as patch,
+        world_of(seed, patch, failing_starts) as (world, loop),
+    ):
         warnings.simplefilter("ignore")
         loop.play(world.play())
         world.counts["virtual seconds"] += round(loop.time())

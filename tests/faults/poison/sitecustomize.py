@@ -19,7 +19,7 @@ FIRST_FRAME = {"cuda-once": 1, "exit": 4}
 """The last frame that a video has when it strikes; 2 for the others."""
 
 
-class _After:
+class After:
     """Puts poison into a room when that is imported, and not before: torch is slow to load."""
 
     def __init__(self, room, poison):
@@ -107,6 +107,6 @@ def _break(kind):
 poison = json.loads(os.environ.get("TI2V_POISON", "{}"))
 start = os.environ.get("TI2V_POISON_START")
 if poison or start:
-    sys.meta_path.insert(0, _After("ti2v_dist.engine", _poison_engine))
+    sys.meta_path.insert(0, After("ti2v_dist.engine", _poison_engine))
 if "bug" in poison.values():
-    sys.meta_path.insert(0, _After("ti2v_dist.checkpoint", _poison_store))
+    sys.meta_path.insert(0, After("ti2v_dist.checkpoint", _poison_store))
