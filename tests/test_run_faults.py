@@ -94,10 +94,9 @@ def interrupted_life(run: Run) -> Life:
 
 def stopped_life(run: Run) -> Life:
     life = Life.of(run)
-    epochs = run.output / ".ti2v" / "epochs"
-    already = len(list(epochs.iterdir()))
     process = run.start()
-    ray_runs.wait_until(lambda: len(list(epochs.iterdir())) > already, "new owner of the run")
+    run.await_frames(process, len(run.frames()) + 2)
+    ray_runs.wait_until(lambda: {key.partition("/")[0] for key in run.records()} == NUM_FRAMES.keys(), "frame 0 of all")
     assert run.ti2v("stop", str(run.output)).code == 0
     life.ended = run.finish(process)
     life.previews = len(list(run.output.glob("report/previews/*")))

@@ -177,8 +177,8 @@ def test_a_run_of_its_own_ray_leaves_no_token_behind(heard: Heard):
 def test_a_program_that_has_imported_ray_starts_one_that_asks_for_the_token(tmp_path: Path):
     program = """
 import os, ray
-from ti2v_dist.driver import _ray
-with _ray(None) as ray:
+from ti2v_dist.session import connected
+with connected(None) as ray:
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     print(ray.get(ray.remote(os.getenv).remote("RAY_AUTH_MODE")))
 """

@@ -187,7 +187,8 @@ class Coordinator:
         # The end of a life that came to know nothing is the end of whatever was asked for.
         covers = order in self._orders or (self.summary is not None and not self._knows_open)
         summary = self.summary
-        if summary and order in self._orders and summary["status"] != "superseded":
+        if summary and summary["status"] == "interrupted" and order in self._orders:
+            # What others asked for may have been stopped, and this be made.
             summary = {**summary, "status": self.upkeep.status_of(order)}
         return self.progress(), summary, covers
 

@@ -71,7 +71,7 @@ def retry(store: CheckpointStore) -> Work:
     though a row must be read.
     """
     lines = Orders(store).lines()
-    failed = [video_id for video_id in store.failed_ids() if video_id in lines]
+    failed = [video_id for video_id in store.failed_ids() if not lines or video_id in lines]
     imaged = store.imaged_ids()
     with ThreadPoolExecutor(STORE_THREADS) as pool:
         found = dict(zip(failed, pool.map(store.read_request, failed), strict=True))
