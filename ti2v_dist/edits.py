@@ -14,13 +14,13 @@ from typing import Any
 
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore, FramesDropped
-from ti2v_dist.config import RunConfig
+from ti2v_dist.config import RunConfig, stored_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.manifest import Manifest
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
-from ti2v_dist.planning import STORE_THREADS, Work, check_manifest, raise_unusable, record
+from ti2v_dist.planning import STORE_THREADS, ManifestError, Work, check_manifest, raise_unusable, record
 from ti2v_dist.prompts import changed
 from ti2v_dist.record import differences
 from ti2v_dist.rows import stand_in
@@ -77,6 +77,7 @@ def retry(store: CheckpointStore) -> Work:
         url = (store.read_run() or {})["manifest"]
         manifest = check_manifest(url, _config(store), lambda video_id: video_id in unmade or video_id not in lines)
         if not all(found.values()):
+            _raise_moved(store, url, manifest)
             raise_unusable(url, manifest)
         mended = {video_id: line for video_id, line in lines.items() if _is_mended(video_id, line, found, manifest)}
         lines = {video_id: line for video_id, line in lines.items() if video_id not in mended}
@@ -88,6 +89,15 @@ def retry(store: CheckpointStore) -> Work:
         refused = tuple(failure.to_row() for failure in manifest.failures if failure.id in unmade)
         found |= {row["id"]: None for row in refused}
     return to_make(store, *filter(None, found.values()), refused=refused, lines=lines)
+
+
+def _raise_moved(store: CheckpointStore, url: str, manifest: Manifest) -> None:
+    """Raise `ManifestError` where the manifest is not to be found by what `run.json` says of it: the run was moved."""
+    unread = [problem.message for problem in manifest.problems if not problem.line]
+    # A version before wrote down what it was given, from wherever that was.
+    if unread or url != absolute_url(url):
+        told = "; ".join(unread) or f"the run began with manifest {url!r}, and does not say in which folder"
+        raise ManifestError(f"{told}; where it lies elsewhere now, give it to `ti2v run MANIFEST --output {store.url}`")
 
 
 def _is_same(stored: VideoRequest | None, request: VideoRequest) -> bool:
@@ -238,7 +248,7 @@ def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) 
 
 
 def _config(store: CheckpointStore) -> RunConfig:
-    return RunConfig.model_validate((store.read_run() or {})["config"])
+    return stored_config(store.read_run() or {})
 
 
 def known(store: CheckpointStore, video_id: str) -> VideoRequest:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -71,12 +71,17 @@ class Plan:
 
     @classmethod
     def from_bytes(cls, key: str, data: bytes) -> "Plan":
-        """Inverse of `data`; raises `CorruptRecord` unless it has the name in its key."""
+        """Inverse of `data`; raises `CorruptRecord` unless it has the name in its key, and fields that are known."""
         plain = _plain_plan(key, data)
-        requests = tuple(
-            VideoRequest.from_json({**request, "generation": generation})
-            for generation, request in plain.pop("requests")
-        )
+        if unknown := sorted(plain.keys() - {field.name for field in fields(cls)}):
+            raise CorruptRecord(key, f"this version knows no field {', '.join(unknown)} of a plan; install a newer one")
+        try:
+            requests = tuple(
+                VideoRequest.from_json({**request, "generation": generation})
+                for generation, request in plain.pop("requests")
+            )
+        except ValueError as error:
+            raise CorruptRecord(key, str(error)) from error
         refused, remake = tuple(plain.pop("refused")), tuple(plain.pop("remake"))
         return cls(requests=requests, refused=refused, remake=remake, **plain)
 
@@ -103,12 +108,22 @@ class Ledger:
         """
         with ThreadPoolExecutor(READERS) as pool:
             plans = [plan for plan in pool.map(self._plain_plan, self.run.names("plans")) if plan]
+        if not plans:
+            return self._lines_without_plans()
         lines = {video_id: line for plan in plans for video_id, line in plan["lines"].items()}
         made = {request["id"] for plan in plans for _, request in plan["requests"]}
         named = {lines[video_id] for video_id in made & lines.keys()}
         rows = (row for plan in plans for row in plan["refused"])
         refused = {row["id"] for row in rows if row["id"].startswith(stand_in(row["line"]))}
         return {key: line for key, line in lines.items() if key not in refused - made or line not in named}
+
+    def _lines_without_plans(self) -> dict[str, int]:
+        """Of a run that an older version made, or that had nothing to make: its requests, and its failures' lines."""
+        failed = self.run.failed_ids()
+        with ThreadPoolExecutor(READERS) as pool:
+            last = [attempts[-1] if attempts else {} for attempts in pool.map(self.run.read_failures, failed)]
+        lines = {video_id: row.get("line", 0) for video_id, row in zip(failed, last, strict=True)}
+        return dict.fromkeys(self.run.begun_ids(), 0) | lines
 
     def plans(self) -> Iterator[Plan]:
         """Every plan of the run that can be read, in no order: what is none of its bytes asks for nothing."""
