@@ -31,10 +31,12 @@ MP4S = f"{dataset.VIDEOS}/videos"
 
 
 def opened(output: str) -> CheckpointStore:
-    """The store of a data set's run; `ValueError` where there is none."""
+    """The store of a data set's run; `ValueError` where there is none, or none that this version can go on with."""
     store = CheckpointStore(absolute_url(output))
-    if "manifest" not in (store.read_run() or {}):
+    run = store.read_run() or {}
+    if "manifest" not in run:
         raise InputError(f"{output!r} holds no run of a manifest; give the --output of `ti2v run`")
+    stored_config(run)
     return store
 
 

@@ -114,7 +114,8 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
         )
     config = pinned(config)
     store = CheckpointStore(output_url)
-    store.read_run()  # of a format that is not known, nothing else may be looked at
+    if run := store.read_run():  # in another format, or with other settings, nothing else is looked at or written
+        _raise_mismatch(store, config, run)
     imaged = store.imaged_ids()
     manifest = check_manifest(manifest_url, config, lambda video_id: video_id not in imaged)
     for warning in manifest.warnings:
@@ -207,11 +208,14 @@ def _refuse(store: CheckpointStore, row: dict[str, Any]) -> None:
 
 def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any]) -> None:
     """Settle `run.json`: what the run is, with `facts` beside it. Raises `RunMismatch` where it is another run's."""
-    run_id, identity = config.run_id(store.url), config.identity()
-    versions = {"ti2v_dist": __version__, "python": sys.version.split()[0]}
-    settings = {"identity": identity, "config": config.model_dump(mode="json")}
-    stored = store.claim_run({"format": keys.FORMAT, "run_id": run_id, **settings, "versions": versions, **facts})
-    lines = differences(stored_identity(stored), identity)
+    run_id, versions = config.run_id(store.url), {"ti2v_dist": __version__, "python": sys.version.split()[0]}
+    settings = {"identity": config.identity(), "config": config.model_dump(mode="json")}
+    mine = {"format": keys.FORMAT, "run_id": run_id, **settings, "versions": versions, **facts}
+    _raise_mismatch(store, config, store.claim_run(mine))
+
+
+def _raise_mismatch(store: CheckpointStore, config: RunConfig, stored: dict[str, Any]) -> None:
+    lines = differences(stored_identity(stored), config.identity())
     if config.output.keyframe_interval:  # left out, it is the run's
         chosen = {"output": config.output.model_dump(mode="json")}
         lines += differences({"output": stored.get("config", {}).get("output", {})}, chosen)
