@@ -4,6 +4,8 @@
 machine has another fingerprint than the run, only what makes no frame is tried, and that frames are refused.
 """
 
+import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -62,10 +64,14 @@ class Golden:
             name: p.read_bytes() for name, p in names.items() if not name.startswith((".ti2v/progress", ".ti2v/us"))
         }
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """Its `run.json`."""
+        return json.loads((self.output / "run.json").read_text())
+
     def describe(self, **changes: Any) -> None:
         """Another `run.json`."""
-        path = self.output / "run.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        (self.output / "run.json").write_text(json.dumps({**self.described, **changes}))
 
     def put_right(self) -> None:
         """Give the row whose image is none another one, in the manifest where it lies now."""
@@ -240,7 +246,7 @@ VERBS = {
     "fork": ["fork", "{output}", "--id", "done", "--from-frame", "1", "--prompt", "a cat"],
     "repair": ["repair", "{output}", "--id", "half"],
     "run": ["run", "{manifest}", "--output", "{output}", "--set", SETTINGS[0], "--set", SETTINGS[1]],
-    "generate": ["generate", "--image", "{image}", "--prompt", "a cat", "--output", "{mp4}"],
+    "generate": ["generate", "--image", "{image}", "--prompt", "a circle", "--output", "{mp4}"],
 }
 WITHOUT_A_RUN = {"validate", "demo", "spot-watch"}
 
@@ -266,18 +272,23 @@ def test_a_newer_format_is_refused_before_anything_is_done(newest: Golden, verb:
 
 
 def test_each_format_has_a_golden_run(newest: Golden):
-    described = json.loads((newest.output / "run.json").read_text())
-    assert described["format"] == keys.FORMAT, "make one: see golden/make.py"
+    assert newest.described["format"] == keys.FORMAT, "make one: see golden/make.py"
+
+
+def test_a_new_run_says_its_format(newest: Golden):
+    work = planning.prepare(str(newest.manifest), str(newest.folder / "new"), newest.config)
+    assert (work.store.read_run() or {})["format"] == keys.FORMAT
 
 
 def test_unknown_fields_of_the_description_are_left_alone(newest: Golden):
     newest.describe(colour="red")
     assert planning.prepare(str(newest.manifest), str(newest.output), newest.config).final == {"done", "grown"}
-    assert newest.store.read_run()["colour"] == "red"
+    assert newest.described["colour"] == "red"
+    assert views.status(str(newest.output))["finished"] == 2
 
 
 def test_a_setting_that_a_version_did_not_have_has_its_default(newest: Golden):
-    described = newest.store.read_run()
+    described = newest.described
     for part in ("config", "identity"):
         del described[part]["sampling"]["init"]
     newest.describe(**described)
@@ -296,7 +307,7 @@ def test_a_setting_that_a_version_did_not_have_has_its_default(newest: Golden):
     ],
 )
 def test_a_setting_of_another_version_is_named(newest: Golden, ask: Callable[[Golden], Any]):
-    described = newest.store.read_run()
+    described = newest.described
     for part in ("config", "identity"):
         described[part]["sampling"]["style"] = "oil"
     newest.describe(**{**described, "versions": {"ti2v_dist": "9.8.7"}})
@@ -316,6 +327,22 @@ def test_what_a_newer_version_stored_is_told_as_that(newest: Golden):
         (requests / "done" / "0").write_bytes(canonical_json(newer))
         with pytest.raises(CorruptRecord, match="this version knows no field style of a request; install a newer one"):
             store.read_request("done")
+
+
+@pytest.mark.parametrize("place", ["plan", "request"])
+def test_a_plan_of_a_newer_version_is_refused_where_it_decides_and_told_of_nowhere(newest: Golden, place: str):
+    """As when a newer command hands its plan to a coordinator of this version."""
+    ledger = Ledger(newest.store)
+    known = list(ledger.plans())
+    plain = json.loads(gzip.decompress(known[0].data))
+    plain["requests"] = [[0, json.loads((newest.output / ".ti2v" / "requests" / "done" / "0").read_text())]]
+    (plain if place == "plan" else plain["requests"][0][1])["style"] = "oil"
+    data = gzip.compress(canonical_json(plain))
+    name = hashlib.sha256(data).hexdigest()
+    newest.store.store.create(keys.plan(name), data)
+    with pytest.raises(CorruptRecord, match=f"this version knows no field style of a {place}; install a newer one"):
+        ledger.read_plan(name)
+    assert {plan.sha256 for plan in ledger.plans()} == {plan.sha256 for plan in known}
 
 
 def test_no_file_of_it_names_the_machine_where_it_was_made(golden: Golden):
