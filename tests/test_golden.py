@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import json
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +139,7 @@ def test_the_same_command_goes_on_with_it_where_it_lies_now(golden: Golden):
     assert [request.id for request in work.plan.requests] == ["done", "grown", "half"]
     assert work.final == {"done", "grown"}
     assert [row["id"] for row in work.plan.refused] == ["bad"]
+    assert planning.check_manifest(str(golden.manifest), golden.config).usable == 3, "what `validate` says"
     assert work.plan.lines == {"bad": 1, "done": 2, "grown": 3, "half": 4}
     assert golden.is_unchanged()
     with pytest.raises(planning.RunMismatch, match="seed: stored 0, now 5"):
@@ -348,8 +348,7 @@ def test_a_plan_of_a_newer_version_is_refused_where_it_decides_and_told_of_nowhe
 def test_no_file_of_it_names_the_machine_where_it_was_made(golden: Golden):
     for path in golden.folder.rglob("*"):
         text = path.read_bytes() if path.is_file() else b""
-        assert str(Path(sys.prefix).parent).encode() not in text
-        assert b"/home/" not in text
+        assert not [place for place in (b"/home/", b"/root/", b"/Users/", b"ti2v_dist/cli.py") if place in text], path
     for path in (golden.output / ".ti2v" / "epochs").iterdir():
         assert json.loads(path.read_text())["host"] == "golden"
     assert sum(path.stat().st_size for path in GOLDEN.iterdir() if path.is_file()) < 2**20
