@@ -114,13 +114,14 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
         )
     config = pinned(config)
     store = CheckpointStore(output_url)
-    if run := store.read_run():  # in another format, or with other settings, nothing else is looked at or written
-        _raise_mismatch(store, config, run)
+    run = store.read_run()  # of a format that is not known, nothing else may be looked at
     imaged = store.imaged_ids()
     manifest = check_manifest(manifest_url, config, lambda video_id: video_id not in imaged)
     for warning in manifest.warnings:
         warnings.warn(warning, stacklevel=2)
     raise_unusable(manifest_url, manifest)
+    if run:  # with other settings, nothing is written
+        _raise_mismatch(store, config, run)
     requests = _with_edits(store, {request.id: request for request in manifest.requests})
     lines = {**dict.fromkeys(requests, 0), **manifest.lines}
     plan = Plan(tuple(requests.values()), lines, tuple(failure.to_row() for failure in manifest.failures))
