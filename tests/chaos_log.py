@@ -12,7 +12,10 @@ from typing import Any
 
 @dataclass
 class Fault:
-    """One injected fault: frames seen when it struck, frames that it made be computed again, seconds to a new frame."""
+    """One injected fault: frames seen when it struck, frames that it made be computed again, seconds to a new frame.
+
+    None where no frame was left to make: then files were being written, and the run ended.
+    """
 
     kind: str
     frame: int
@@ -107,13 +110,15 @@ def _by_kind(log: CampaignLog) -> str:
     kinds = Counter(fault.kind for fault in log.faults)
     rows = [[kind, *_figures([fault for fault in log.faults if fault.kind == kind])] for kind in sorted(kinds)]
     rows.append(["all", *_figures(log.faults)])
-    return _markdown(["fault", "count", "frames computed again", "recovery p50, s", "recovery p99, s"], rows)
+    seconds = [f"recovery {figure}, s" for figure in ("p50", "p99", "max")]
+    return _markdown(["fault", "count", "frames computed again", "recoveries", *seconds], rows)
 
 
 def _figures(faults: list[Fault]) -> list[str]:
     seconds = sorted(fault.recovery_s for fault in faults if fault.recovery_s is not None)
-    shown = [f"{statistics.median(seconds):.1f}", f"{seconds[int(0.99 * len(seconds))]:.1f}"] if seconds else ["", ""]
-    return [str(len(faults)), str(sum(fault.recomputed for fault in faults)), *shown]
+    figures = [statistics.median(seconds), seconds[int(0.99 * len(seconds))], seconds[-1]] if seconds else []
+    shown = [f"{figure:.1f}" for figure in figures] or [""] * 3
+    return [str(len(faults)), str(sum(fault.recomputed for fault in faults)), str(len(seconds)), *shown]
 
 
 def _storage(log: CampaignLog) -> str:

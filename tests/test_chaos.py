@@ -111,7 +111,7 @@ def test_a_campaign_with_a_loss_is_not_clean(tmp_path: Path):
     again = CampaignLog.load(log.path)
     assert again.rounds == log.rounds
     assert again.is_clean
-    assert "| drain | 1 | 0 | 1.5 | 1.5 |" in tables([again])
+    assert "| drain | 1 | 0 | 1 | 1.5 | 1.5 | 1.5 |" in tables([again])
     assert "supports only p < 3/1" in tables([again])
     again.rounds[0].stuck = "no frame"
     assert not again.is_clean

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from ti2v_dist import dataset
 from ti2v_dist.codec import CodecError, read_video, write_video
 from ti2v_dist.dataset import failure_row, metadata_row, provenance, store_video
-from ti2v_dist.files import put_bytes
+from ti2v_dist.files import put_bytes, read_view
 from ti2v_dist.tables import METADATA_TYPES, failures_table, metadata_table
 from ti2v_dist.urls import open_filesystem
 from ti2v_dist.video import SamplingParams, VideoRequest, exact_rate
@@ -255,6 +256,29 @@ def test_a_failed_copy_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatc
         put_bytes(str(output), "summary.json", b"new")
     assert [path.name for path in output.iterdir()] == ["summary.json"]
     assert (output / "summary.json").read_bytes() == b"old"
+
+
+WRITES_VIEWS = """
+import sys
+from ti2v_dist.files import put_bytes, read_view
+while True:
+    for letter in (b"a", b"b"):
+        put_bytes(sys.argv[1], "summary.json", letter * 300_000)
+"""
+
+
+def test_a_killed_writer_of_views_leaves_the_old_one_or_the_new_one(tmp_path):
+    views, seen = {letter * 300_000 for letter in (b"a", b"b")}, set[bytes]()
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", WRITES_VIEWS, str(tmp_path)]) as writer:
+            reads = 0
+            while reads < 50:
+                data = read_view(str(tmp_path), "summary.json")
+                reads += data is not None
+                seen |= {data} if data else set()
+            writer.kill()
+        assert read_view(str(tmp_path), "summary.json") in views
+    assert seen == views
 
 
 def finished(video_id: str, **extra) -> dict:

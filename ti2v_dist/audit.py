@@ -11,7 +11,7 @@ import numpy as np
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.codec import CodecError, read_video
-from ti2v_dist.config import RunConfig
+from ti2v_dist.config import stored_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.orders import Orders
 from ti2v_dist.record import CorruptRecord, differences
@@ -107,8 +107,7 @@ def _check_table(store: CheckpointStore, rows: dict[str, dict[str, Any]]) -> lis
 
 def _compute_again(store: CheckpointStore, last_frames: dict[str, int]) -> Iterator[Problem | None]:
     """A problem or None for each frame that was computed again: the first, the middle and the last of each video."""
-    config = RunConfig.model_validate((store.read_run() or {})["config"])
-    worker = Worker(config, store.url)
+    worker = Worker(stored_config(store.read_run() or {}), store.url)
     stored = store.read_fingerprint() or {}
     if lines := differences(stored, worker.open()):
         raise InputError("\n".join(["this machine cannot compute the run's frames bit for bit:", *lines]))

@@ -6,13 +6,13 @@ import uuid
 from itertools import count, takewhile
 from typing import Any
 
-from . import keys
+from . import __version__, keys
 from .errors import InputError
 from .frames import FramesDropped, FrameStore, RequestMismatch, Settled
 from .record import differences, parse_json, plain
 from .video import canonical_sha256
 
-__all__ = ["CheckpointStore", "FingerprintMismatch", "FramesDropped", "RequestMismatch", "Settled"]
+__all__ = ["CheckpointStore", "FingerprintMismatch", "FramesDropped", "RequestMismatch", "Settled", "UnknownFormat"]
 
 LEFT_S = 3600.0
 """Older temporaries were left by dead processes: the living keep one for a moment."""
@@ -20,6 +20,10 @@ LEFT_S = 3600.0
 
 class FingerprintMismatch(InputError):
     """The run began under another fingerprint."""
+
+
+class UnknownFormat(InputError):
+    """The run is stored in a format that this version does not know."""
 
 
 class CheckpointStore(FrameStore):
@@ -43,12 +47,16 @@ class CheckpointStore(FrameStore):
     # the run
 
     def claim_run(self, run: dict[str, Any]) -> dict[str, Any]:
-        """Write `run.json`, or read the one that is there: the run's settled description."""
-        return self._settle_json(keys.RUN, run, indent=2)
+        """Write `run.json`, or read the one that is there: the run's settled description. Raises as `read_run`."""
+        return self._known(self._settle_json(keys.RUN, run, indent=2))
 
     def read_run(self) -> dict[str, Any] | None:
-        """`run.json`, None before `claim_run`."""
-        return self._read_json(keys.RUN)
+        """`run.json`, None before `claim_run`. Every command reads it before anything else.
+
+        Raises `UnknownFormat` for a run of a newer version. Fields that are not known are left alone.
+        """
+        run = self._read_json(keys.RUN)
+        return None if run is None else self._known(run)
 
     def claim_fingerprint(self, fingerprint: dict[str, Any]) -> str:
         """Settle the run's fingerprint and return its sha256.
@@ -158,6 +166,17 @@ class CheckpointStore(FrameStore):
         return self._ids_in("videos") | self._ids_in("done")
 
     # below
+
+    def _known(self, run: dict[str, Any]) -> dict[str, Any]:
+        """`run.json` of a format that this version can go on with."""
+        found = run.get("format", 1)
+        if found != keys.FORMAT:
+            raise UnknownFormat(
+                f"{self.url} is stored in format {found!r}, by ti2v_dist {run.get('versions', {}).get('ti2v_dist')}; "
+                f"this is ti2v_dist {__version__}, which knows format {keys.FORMAT}: install the version that made it, "
+                "or a newer one"
+            )
+        return run
 
     def _ids_in(self, folder: str) -> set[str]:
         """Ids that have something in a folder of folders, from one listing that looks no deeper."""

@@ -118,6 +118,28 @@ class RunConfig(_Section):
         return hashlib.sha256(output_url.encode() + b"\n" + canonical_json(self.identity())).hexdigest()[:12]
 
 
+def stored_config(run: dict[str, Any]) -> RunConfig:
+    """The settings that `run.json` tells of. One that its version did not have yet has its default.
+
+    So a new setting's default must mean what was done without it. Raises `ConfigError` for settings of other versions.
+    """
+    return _of_run(run, "config")
+
+
+def stored_identity(run: dict[str, Any]) -> dict[str, Any]:
+    """The `identity` of the settings that a run began with, as `stored_config` reads them."""
+    return _of_run(run, "identity").identity()
+
+
+def _of_run(run: dict[str, Any], part: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(run[part])
+    except ValidationError as error:
+        told, made_by = [_explain(item) for item in error.errors()], run.get("versions", {}).get("ti2v_dist")
+        title = f"the run was begun with settings of ti2v_dist {made_by}, which this version does not have; install it:"
+        raise ConfigError("\n  ".join([title, *told])) from None
+
+
 def keyframe_interval(run: dict[str, Any], fps: float) -> int | None:
     """Frames from one keyframe to the next in the videos of the run that `run.json` describes; None: x264's choice.
 

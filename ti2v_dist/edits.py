@@ -15,14 +15,14 @@ from typing import Any
 
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore, FramesDropped
-from ti2v_dist.config import RunConfig
+from ti2v_dist.config import RunConfig, stored_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.manifest import Manifest
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.orders import Orders
-from ti2v_dist.planning import STORE_THREADS, Work, check_manifest, raise_unusable, record
+from ti2v_dist.planning import STORE_THREADS, ManifestError, Work, check_manifest, raise_unusable, record
 from ti2v_dist.prompts import changed
 from ti2v_dist.record import CorruptRecord, differences
 from ti2v_dist.rows import stand_in
@@ -33,10 +33,12 @@ MP4S = f"{dataset.VIDEOS}/videos"
 
 
 def opened(output: str) -> CheckpointStore:
-    """The store of a data set's run; `ValueError` where there is none."""
+    """The store of a data set's run; `ValueError` where there is none, or none that this version can go on with."""
     store = CheckpointStore(absolute_url(output))
-    if "manifest" not in (store.read_run() or {}):
+    run = store.read_run() or {}
+    if "manifest" not in run:
         raise InputError(f"{output!r} holds no run of a manifest; give the --output of `ti2v run`")
+    stored_config(run)
     return store
 
 
@@ -71,7 +73,7 @@ def retry(store: CheckpointStore) -> Work:
     though a row must be read.
     """
     lines = Orders(store).lines()
-    failed = [video_id for video_id in store.failed_ids() if not lines or video_id in lines]
+    failed = [video_id for video_id in store.failed_ids() if video_id in lines]
     imaged = store.imaged_ids()
     with ThreadPoolExecutor(STORE_THREADS) as pool:
         found = dict(zip(failed, pool.map(store.read_request, failed), strict=True))
@@ -80,6 +82,7 @@ def retry(store: CheckpointStore) -> Work:
         url = (store.read_run() or {})["manifest"]
         manifest = check_manifest(url, _config(store), lambda video_id: video_id in unmade or video_id not in lines)
         if not all(found.values()):
+            _raise_moved(store, url, manifest)
             raise_unusable(url, manifest)
         mended = {video_id: line for video_id, line in lines.items() if _is_mended(video_id, line, found, manifest)}
         lines = {video_id: line for video_id, line in lines.items() if video_id not in mended}
@@ -91,6 +94,15 @@ def retry(store: CheckpointStore) -> Work:
         refused = tuple(failure.to_row() for failure in manifest.failures if failure.id in unmade)
         found |= {row["id"]: None for row in refused}
     return to_make(store, *filter(None, found.values()), refused=refused, lines=lines)
+
+
+def _raise_moved(store: CheckpointStore, url: str, manifest: Manifest) -> None:
+    """Raise `ManifestError` where the manifest is not to be found by what `run.json` says of it: the run was moved."""
+    unread = [problem.message for problem in manifest.problems if not problem.line]
+    # A version before wrote down what it was given, from wherever that was.
+    if unread or url != absolute_url(url):
+        told = "; ".join(unread) or f"the run began with manifest {url!r}, and does not say in which folder"
+        raise ManifestError(f"{told}; where it lies elsewhere now, give it to `ti2v run MANIFEST --output {store.url}`")
 
 
 def _is_same(stored: VideoRequest | None, request: VideoRequest) -> bool:
@@ -255,7 +267,7 @@ def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) 
 
 
 def _config(store: CheckpointStore) -> RunConfig:
-    return RunConfig.model_validate((store.read_run() or {})["config"])
+    return stored_config(store.read_run() or {})
 
 
 def known(store: CheckpointStore, video_id: str) -> VideoRequest:

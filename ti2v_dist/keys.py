@@ -25,6 +25,12 @@ import re
 
 from .video import check_id
 
+FORMAT = 1
+"""Of everything that a run stores; `run.json` names the one that its run began with, and none is 1.
+
+A run keeps its format for ever: a version that knows a newer one goes on writing the old one into an old run. A new
+number is needed by a key, a value or a rule that this version would read wrongly or could not read.
+"""
 ROOT = ".ti2v"
 RUN = "run.json"
 FINGERPRINT = f"{ROOT}/fingerprints/0"

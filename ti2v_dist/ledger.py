@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -70,12 +70,17 @@ class Plan:
 
     @classmethod
     def from_bytes(cls, key: str, data: bytes) -> "Plan":
-        """Inverse of `data`; raises `CorruptRecord` unless it has the name in its key."""
+        """Inverse of `data`; raises `CorruptRecord` unless it has the name in its key, and fields that are known."""
         plain = _plain_plan(key, data)
-        requests = tuple(
-            VideoRequest.from_json({**request, "generation": generation})
-            for generation, request in plain.pop("requests")
-        )
+        if unknown := sorted(plain.keys() - {field.name for field in fields(cls)}):
+            raise CorruptRecord(key, f"this version knows no field {', '.join(unknown)} of a plan; install a newer one")
+        try:
+            requests = tuple(
+                VideoRequest.from_json({**request, "generation": generation})
+                for generation, request in plain.pop("requests")
+            )
+        except ValueError as error:
+            raise CorruptRecord(key, str(error)) from error
         refused, remake = tuple(plain.pop("refused")), tuple(plain.pop("remake"))
         return cls(requests=requests, refused=refused, remake=remake, **plain)
 

@@ -121,6 +121,8 @@ class Orders:
 
         with ThreadPoolExecutor(READERS) as pool:
             plans = [found for found in pool.map(said, self._names()) if found]
+        if not plans:
+            return self._lines_without_plans()
         # No manifest has a fork's row, so none takes it out of the run.
         forks = (video_id for video_id, generations in self.run.edits().items() if generations[0] == 0)
         lines = dict.fromkeys(forks, 0) | {key: line for plan in plans for key, line in plan.lines.items()}
@@ -128,6 +130,14 @@ class Orders:
         named = {lines[video_id] for video_id in made & lines.keys()}
         refused = {video_id for plan in plans for video_id in plan.stand_ins}
         return {key: line for key, line in lines.items() if key not in refused - made or line not in named}
+
+    def _lines_without_plans(self) -> dict[str, int]:
+        """Of a run that an older version made, or that `generate` did: its requests, and its failures' lines."""
+        failed = self.run.failed_ids()
+        with ThreadPoolExecutor(READERS) as pool:
+            last = [attempts[-1] if attempts else {} for attempts in pool.map(self.run.read_failures, failed)]
+        lines = {video_id: row.get("line", 0) for video_id, row in zip(failed, last, strict=True)}
+        return dict.fromkeys(self.run.begun_ids(), 0) | lines
 
     def _names(self) -> list[str]:
         """Names of the plans that say what the run consists of, oldest first."""

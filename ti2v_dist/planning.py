@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ti2v_dist import __version__
+from ti2v_dist import __version__, keys
 from ti2v_dist.checkpoint import CheckpointStore
-from ti2v_dist.config import RunConfig
+from ti2v_dist.config import RunConfig, stored_identity
 from ti2v_dist.dataset import is_stored, stored_ids
 from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import FEW_VIDEOS, Ledger, Plan
@@ -118,11 +118,14 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
         )
     config = pinned(config)
     store = CheckpointStore(output_url)
+    run = store.read_run()  # of a format that is not known, nothing else may be looked at
     imaged = store.imaged_ids()
     manifest = check_manifest(manifest_url, config, lambda video_id: video_id not in imaged)
     for warning in manifest.warnings:
         warnings.warn(warning, stacklevel=2)
     raise_unusable(manifest_url, manifest)
+    if run:  # with other settings, nothing is written
+        _raise_mismatch(store, config, run)
     requests = _with_edits(store, {request.id: request for request in manifest.requests})
     lines = {**dict.fromkeys(requests, 0), **manifest.lines}
     plan = Plan(tuple(requests.values()), lines, tuple(failure.to_row() for failure in manifest.failures))
@@ -212,11 +215,14 @@ def _refuse(store: CheckpointStore, row: dict[str, Any]) -> None:
 
 def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any]) -> None:
     """Settle `run.json`: what the run is, with `facts` beside it. Raises `RunMismatch` where it is another run's."""
-    run_id, identity = config.run_id(store.url), config.identity()
-    versions = {"ti2v_dist": __version__, "python": sys.version.split()[0]}
-    record = {"run_id": run_id, "identity": identity, "config": config.model_dump(mode="json"), "versions": versions}
-    stored = store.claim_run(record | facts)
-    lines = differences(stored["identity"], identity)
+    run_id, versions = config.run_id(store.url), {"ti2v_dist": __version__, "python": sys.version.split()[0]}
+    settings = {"identity": config.identity(), "config": config.model_dump(mode="json")}
+    mine = {"format": keys.FORMAT, "run_id": run_id, **settings, "versions": versions, **facts}
+    _raise_mismatch(store, config, store.claim_run(mine))
+
+
+def _raise_mismatch(store: CheckpointStore, config: RunConfig, stored: dict[str, Any]) -> None:
+    lines = differences(stored_identity(stored), config.identity())
     if config.output.keyframe_interval:  # left out, it is the run's
         chosen = {"output": config.output.model_dump(mode="json")}
         lines += differences({"output": stored.get("config", {}).get("output", {})}, chosen)

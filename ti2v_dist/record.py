@@ -19,6 +19,8 @@ from .errors import UserError
 from .video import Chunk, Encoded, canonical_json
 
 MAGIC = b"TI2VREC1"
+_FAMILY = MAGIC[:-1]
+"""What the magic of every format of ours begins with."""
 _LENGTH = struct.Struct("<I")
 _BODY = len(MAGIC) + hashlib.sha256().digest_size
 _DTYPES = {"float32": np.dtype("<f4"), "uint8": np.dtype("u1")}
@@ -215,7 +217,10 @@ def _differences(stored: Any, new: Any, name: str) -> list[str]:
 
 def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:
     """The checked header and the payload behind it."""
-    _require(data[: len(MAGIC)] == MAGIC, "not a record: bad magic")
+    magic = data[: len(MAGIC)]
+    is_newer = magic != MAGIC and magic.startswith(_FAMILY)
+    _require(not is_newer, f"a record of a newer ti2v_dist, {magic!a}; this one reads {MAGIC!a}: install that version")
+    _require(magic == MAGIC, "not a record: bad magic")
     start = _BODY + _LENGTH.size
     _require(len(data) >= start, f"truncated: {len(data)} bytes")
     _require(hashlib.sha256(memoryview(data)[_BODY:]).digest() == data[len(MAGIC) : _BODY], "sha256 does not match")

@@ -192,7 +192,11 @@ class VideoRequest:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "VideoRequest":
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`. A field of a newer version may decide what is made: it is a `ValueError`."""
+        unknown = sorted({*data} - {own.name for own in fields(cls)})
+        unknown += sorted({*data["params"]} - {own.name for own in fields(SamplingParams)})
+        if unknown:
+            raise InputError(f"this version knows no field {', '.join(unknown)} of a request; install a newer one")
         origin = data.get("origin")
         nested = {"params": SamplingParams(**data["params"]), "origin": Origin(**origin) if origin else None}
         return cls(**{**data, **nested})

@@ -88,7 +88,7 @@ def status(output: str) -> dict[str, Any]:
     """
     store = _opened(output)
     orders = Orders(store)
-    ids = orders.lines().keys() or store.begun_ids()  # what `generate` makes has no plan
+    ids = orders.lines().keys()
     done, failed = ids & set(store.done_ids()), ids & set(store.failed_ids())
     frames = {video_id: frame for video_id, frame in store.last_frames().items() if video_id in ids - done - failed}
     newest: dict[str, VideoRequest] = {}
