@@ -100,7 +100,7 @@ class Orders:
 
     def plans(self) -> Iterator[Plan]:
         """The plans that say what the run consists of. One that cannot be read says nothing."""
-        for name in self._names():
+        for name in self._names(self._standing()):
             with suppress(CorruptRecord, KeyError):
                 yield self.ledger.read_plan(name)
 
@@ -110,7 +110,7 @@ class Orders:
         A stand-in for the id that a row did not have goes when a plan has a video of that line: the row was mended.
         `known` are plans by name that need not be read again.
         """
-        known = known or {}
+        known, standing = known or {}, self._standing()
 
         def said(name: str) -> _Said | None:
             with suppress(CorruptRecord, KeyError):
@@ -120,18 +120,17 @@ class Orders:
             return self._said.get(name)
 
         with ThreadPoolExecutor(READERS) as pool:
-            plans = [found for found in pool.map(said, self._names()) if found]
-        if not plans:
-            return self._lines_without_plans()
+            plans = [found for found in pool.map(said, self._names(standing)) if found]
         # No manifest has a fork's row, so none takes it out of the run.
         forks = (video_id for video_id, generations in self.run.edits().items() if generations[0] == 0)
-        lines = dict.fromkeys(forks, 0) | {key: line for plan in plans for key, line in plan.lines.items()}
+        lines = dict.fromkeys(forks, 0) if _has_whole(standing) else self._lines_of_records()
+        lines |= {key: line for plan in plans for key, line in plan.lines.items()}
         made = {video_id for plan in plans for video_id in plan.made}
         named = {lines[video_id] for video_id in made & lines.keys()}
         refused = {video_id for plan in plans for video_id in plan.stand_ins}
         return {key: line for key, line in lines.items() if key not in refused - made or line not in named}
 
-    def _lines_without_plans(self) -> dict[str, int]:
+    def _lines_of_records(self) -> dict[str, int]:
         """Of a run that an older version made, or that `generate` did: its requests, and its failures' lines."""
         failed = self.run.failed_ids()
         with ThreadPoolExecutor(READERS) as pool:
@@ -139,12 +138,10 @@ class Orders:
         lines = {video_id: row.get("line", 0) for video_id, row in zip(failed, last, strict=True)}
         return dict.fromkeys(self.run.begun_ids(), 0) | lines
 
-    def _names(self) -> list[str]:
+    def _names(self, standing: list[Order]) -> list[str]:
         """Names of the plans that say what the run consists of, oldest first."""
-        standing = self._standing()
-        has_whole = bool(standing) and standing[0].is_whole
         # Of a version that kept no orders: every plan that there is.
-        earlier = [] if has_whole else self.run.names("plans")
+        earlier = [] if _has_whole(standing) else self.run.names("plans")
         return list(dict.fromkeys([*earlier, *(order.plan for order in standing)]))
 
     def _standing(self) -> list[Order]:
@@ -178,6 +175,10 @@ class Orders:
             return parse_json(key, self.store.get(key))
         except KeyError:
             return None
+
+
+def _has_whole(standing: list[Order]) -> bool:
+    return any(order.is_whole for order in standing)
 
 
 def _stand_ins(refused: Any) -> set[str]:
