@@ -5,6 +5,7 @@ waited for on other threads, so it always answers. What it knows is a cache: the
 """
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ from ti2v_dist.videos import Videos
 
 LINGER_S = 60.0
 """How long the end of a run can still be asked for before the actor leaves."""
+GARBAGE = (100_000, 20, 20)
+"""Thresholds of `gc`: thousands of calls in hand look to it like a leak, and with its own it takes half of the time."""
 
 
 class Coordinator:
@@ -35,6 +38,7 @@ class Coordinator:
     def __init__(self, config: RunConfig, output_url: str, plan_sha256: str, workers: int, gpus_per_worker: float):
         begin(run=config.run_id(output_url))
         use_storage_threads()
+        gc.set_threshold(*GARBAGE)
         self.config, self.output_url, self.target_workers = config, output_url, workers
         self.scheduler, self.metrics = Scheduler(config.engine.slots), Metrics()
         self.outages = Outages(self.metrics)
@@ -115,6 +119,7 @@ class Coordinator:
 
     async def _admit(self, plan_sha256: str) -> None:
         submitted = self.videos.admit(await self.upkeep.admit(plan_sha256))
+        gc.freeze()  # a plan stays to the end
         self._spawn(self.upkeep.recall(plan_sha256))
         self._unread -= 1
         full = -(-len(self.videos.requests) // self.config.engine.slots)
