@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "turns": set(),
     "crew": {"turns"},
     "scheduler": NOUNS | {"starts", "crew", "turns"},
+    "event_log": NOUNS | {"log", "scheduler"},
     "disk": NOUNS,
     "verdicts": NOUNS,
     "store": NOUNS | {"disk", "verdicts"},
@@ -81,7 +82,7 @@ MAY_IMPORT = {
     "videos": NOUNS | EDGE | {"log", "pool", "upkeep", "account"},
     "coordinator": NOUNS
     | EDGE
-    | {"log", "scheduler", "threads", "outages", "ray_internals", "pool", "upkeep", "account", "videos"},
+    | {"log", "scheduler", "event_log", "threads", "outages", "ray_internals", "pool", "upkeep", "account", "videos"},
     "planning": NOUNS | EDGE | {"models"},
     "driver": NOUNS | EDGE | {"log", "planning", "places", "coordinator", "ray_internals", "tally"},
     "edits": NOUNS | EDGE | {"models", "planning"},
@@ -92,7 +93,7 @@ MAY_IMPORT = {
     "spot": {"errors", "ray_internals"},
     "cli": NOUNS
     | EDGE
-    | {"models", "progress", "single", "planning", "driver", "audit", "terminal", "edit_verbs", "spot"},
+    | {"models", "progress", "single", "planning", "driver", "audit", "terminal", "edit_verbs", "spot", "event_log"},
     "__init__": NOUNS | {"engine", "single", "driver"},
 }
 STORAGE = {"store", "verdicts", "checkpoint", "urls"}

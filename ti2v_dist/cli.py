@@ -96,6 +96,7 @@ def run(
     config: ConfigOption = None,
     settings: SetOption = None,
     images_below: BelowOption = None,
+    event_log: Annotated[str | None, typer.Option(help="Folder for a record of all decisions; see replay.")] = None,
     address: AddressOption = None,
     detach: DetachOption = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="End a coordinator that does not answer.")] = False,
@@ -107,6 +108,7 @@ def run(
         "model.id": model,
         "engine.slots": slots,
         "cluster.workers": workers,
+        "cluster.event_log": event_log,
         "images_below": images_below or None,
     }
     run_and_exit(
@@ -162,6 +164,18 @@ def stop(output: Annotated[str, typer.Argument(help="The output of a run.")], as
 
     epoch = views.stop(output)
     show({"output": output, "epoch": epoch}, as_json, [f"{output} will stop after the frames in hand"])
+
+
+@app.command()
+def replay(
+    log: Annotated[str, typer.Argument(help="A file that `ti2v run --event-log` has left.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Decide once more what a run has decided; exit 1 and name the first step that comes out differently."""
+    from ti2v_dist.event_log import replay
+
+    steps = replay(log)
+    show({"steps": steps}, as_json, [f"{steps} steps, each with the recorded commands"])
 
 
 @app.command("spot-watch")

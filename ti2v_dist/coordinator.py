@@ -17,6 +17,7 @@ from ti2v_dist.account import Account
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import UserError
+from ti2v_dist.event_log import EventLog
 from ti2v_dist.log import LOG, begin, log_bug
 from ti2v_dist.metrics import Endpoint, Metrics
 from ti2v_dist.outages import Outages
@@ -41,6 +42,7 @@ class Coordinator:
         gc.set_threshold(*GARBAGE)
         self.config, self.output_url, self.target_workers = config, output_url, workers
         self.scheduler, self.metrics = Scheduler(config.engine.slots), Metrics()
+        self.event_log = EventLog(config.cluster.event_log, self.scheduler)
         self.outages = Outages(self.metrics)
         self.pool = WorkerPool(
             config, output_url, gpus_per_worker, self.metrics, self.outages, self._emit, self._accept
@@ -77,6 +79,7 @@ class Coordinator:
         except Exception as error:  # a bug of ours must reach the user, not hang the run
             self._end_for(error)
         self.accepts = False
+        await self.event_log.flush()
         self.summary = await self._close()
         LOG.info("the run has ended: %s", self.summary["status"])
         self.endpoint.close()
@@ -103,11 +106,13 @@ class Coordinator:
         background: list[asyncio.Future[None]] = []
         try:
             await self.upkeep.take_over(await ray_internals.is_restarted())
+            self.event_log.begin(self.config.run_id(self.output_url), self.upkeep.epoch)
             await self._admit(plan_sha256)
             requests = self.videos.requests.values()
             self.pool.largest = max(requests, key=lambda asked: asked.height * asked.width, default=None)
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.life))
             watches = (*watches, self.pool.watch_drains(), self.pool.watch_places(), self.endpoint.keep_trying())
+            watches = (*watches, self.event_log.keep_writing())
             background = [self._spawn(watch) for watch in watches]
             await self._handle_events()
         finally:
@@ -151,7 +156,8 @@ class Coordinator:
 
     def progress(self) -> dict[str, Any]:
         """Counts of the run, whichever life made it, and the latest problem."""
-        return {**self.account.progress(), "warnings": self.pool.warnings, "error": self.error, "bug": self.bug}
+        warnings = [*self.pool.warnings, *filter(None, [self.event_log.problem])]
+        return {**self.account.progress(), "warnings": warnings, "error": self.error, "bug": self.bug}
 
     def life(self) -> dict[str, Any]:
         """Counts of this life of the coordinator, and the latest problem."""
@@ -168,7 +174,7 @@ class Coordinator:
 
     async def _handle_events(self) -> None:
         while not (self.scheduler.is_idle and self._queue.empty() and not self._awaited) and not self.error:
-            for command in self.scheduler.handle(*await self._queue.get()):
+            for command in self.event_log.handle(*await self._queue.get()):
                 self._spawn(self._do[type(command)](command))
             self._gauge()
         self.accepts = False
