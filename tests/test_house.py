@@ -21,7 +21,7 @@ MAX_WHEEL_BYTES = 24_000_000
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
 STATE = {"disk", "verdicts", "store", "record", "keys", "frames", "checkpoint", "ledger"}
-INPUT = {"urls", "pictures", "images", "inspection", "values", "rows", "checks", "manifest"}
+INPUT = {"urls", "pictures", "images", "inspection", "values", "rows", "checks", "shards", "manifest"}
 OUTPUT = {"scratch", "files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
 COMPUTE = {"models", "samplers", "engine"}
@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "tally": NOUNS,
     "progress": NOUNS | {"tally"},
     "checks": NOUNS | {"rows"},
+    "shards": NOUNS | {"store", "record", "urls"},
     "manifest": NOUNS | {"store", "urls", "images", "inspection", "rows", "checks", "tables"},
     "scratch": NOUNS,
     "files": NOUNS | {"disk", "verdicts", "store", "urls", "scratch"},

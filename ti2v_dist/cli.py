@@ -97,6 +97,7 @@ def run(
     settings: SetOption = None,
     images_below: BelowOption = None,
     event_log: Annotated[str | None, typer.Option(help="Folder for a record of all decisions; see replay.")] = None,
+    shard: Annotated[str | None, typer.Option(help="As 1/4: every fourth row, with a coordinator of its own.")] = None,
     address: AddressOption = None,
     detach: DetachOption = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="End a coordinator that does not answer.")] = False,
@@ -111,9 +112,8 @@ def run(
         "cluster.event_log": event_log,
         "images_below": images_below or None,
     }
-    run_and_exit(
-        manifest, output, _config(config, settings, chosen), as_json, address=address, detach=detach, takeover=takeover
-    )
+    joining = {"address": address, "detach": detach, "takeover": takeover, "shard": shard}
+    run_and_exit(manifest, output, _config(config, settings, chosen), as_json, **joining)
 
 
 @app.command()
@@ -154,6 +154,15 @@ def status(output: Annotated[str, typer.Argument(help="The output of a run.")], 
     from ti2v_dist import views
 
     found = views.status(output)
+    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
+
+
+@app.command()
+def merge(output: Annotated[str, typer.Argument(help="The output of shards.")], as_json: JsonOption = False) -> None:
+    """Make one data set of what the shards of an output have finished so far; no video is copied."""
+    from ti2v_dist import views
+
+    found = views.merge(output)
     show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
 
 

@@ -24,6 +24,7 @@ from ti2v_dist.planning import STORE_THREADS, Work, check_manifest, raise_unusab
 from ti2v_dist.prompts import changed
 from ti2v_dist.record import differences
 from ti2v_dist.rows import stand_in
+from ti2v_dist.shards import check_whole, taken
 from ti2v_dist.urls import absolute_url, read_bytes
 from ti2v_dist.video import Origin, VideoRequest, check_id
 
@@ -34,6 +35,7 @@ def opened(output: str) -> CheckpointStore:
     """The store of a data set's run; `ValueError` where there is none."""
     store = CheckpointStore(absolute_url(output))
     if "manifest" not in (store.read_run() or {}):
+        check_whole(output)
         raise InputError(f"{output!r} holds no run of a manifest; give the --output of `ti2v run`")
     return store
 
@@ -74,8 +76,9 @@ def retry(store: CheckpointStore) -> Work:
     refused: tuple[dict[str, Any], ...] = ()
     lines = Ledger(store).lines()
     if unmade := found.keys() - imaged:
-        url = (store.read_run() or {})["manifest"]
-        manifest = check_manifest(url, _config(store), lambda video_id: video_id in unmade or video_id not in lines)
+        run = store.read_run() or {}
+        url, needs_image = run["manifest"], lambda video_id: video_id in unmade or video_id not in lines
+        manifest = check_manifest(url, _config(store), needs_image, taken(run))
         if not all(found.values()):
             raise_unusable(url, manifest)
         mended = {video_id: line for video_id, line in lines.items() if _is_mended(video_id, line, found, manifest)}
