@@ -254,11 +254,11 @@ async def play(chosen: argparse.Namespace, profile: cProfile.Profile | None) -> 
     return {"held": len(life.scheduler.videos), **rate, "memory": points}
 
 
-def growth(points: list[dict[str, Any]]) -> int:
-    """Bytes for each finished video, by the line of least squares through the later half, when every place is taken."""
-    later = points[len(points) // 2 :]
-    ends = [point["finished"] for point in later]
-    return round(np.polyfit(ends, [point["memory_mib"] for point in later], 1)[0] * 2**20) if len(set(ends)) > 1 else 0
+def growth(points: list[dict[str, Any]]) -> float:
+    """Mean memory of the later half of the points to that of the earlier one: 1 where it is flat."""
+    memory = [point["memory_mib"] for point in points]
+    half = len(memory) // 2
+    return round(float(np.mean(memory[half:]) / np.mean(memory[:half])), 3) if half else 1.0
 
 
 def main() -> None:
@@ -278,7 +278,7 @@ def main() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     profile = cProfile.Profile(time.thread_time) if chosen.profile else None
     found = asyncio.run(play(chosen, profile))
-    found["bytes_per_finished_video"] = growth(found["memory"])
+    found["memory_of_later_half_to_earlier"] = growth(found["memory"])
     found["full_at_workers_of_one_frame_a_second"] = found["commits_per_cpu_second"]
     print("\n".join(f"{name}: {value}" for name, value in found.items() if name != "memory"))
     if profile:
