@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from chains import make_encoded, make_request
 from ray.exceptions import ActorDiedError, RayTaskError
 
@@ -167,9 +168,9 @@ class World:
             name, _, value = setting.partition("=")
             section, _, key = name.rpartition(".")
             if section:
-                changes.setdefault(section, {})[key] = float(value)
+                changes.setdefault(section, {})[key] = yaml.safe_load(value)
             else:
-                changes[key] = float(value)
+                changes[key] = yaml.safe_load(value)
         return Coordinator(RunConfig.model_validate(changes), self.output, workers, 0.0)
 
     async def end(self, life: Coordinator) -> dict[str, Any]:

@@ -65,7 +65,24 @@ def test_help_imports_nothing_heavy():
 
 def test_the_verbs_are_these():
     of_a_run = ["extend", "fork", "gc", "repair", "retry"]
-    assert sorted(["demo", "generate", "run", "spot-watch", "status", "stop", "validate", "verify", *of_a_run]) == VERBS
+    assert (
+        sorted(
+            [
+                "demo",
+                "generate",
+                "merge",
+                "replay",
+                "run",
+                "spot-watch",
+                "status",
+                "stop",
+                "validate",
+                "verify",
+                *of_a_run,
+            ]
+        )
+        == VERBS
+    )
 
 
 @pytest.mark.parametrize("verb", VERBS)

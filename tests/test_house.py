@@ -21,7 +21,7 @@ MAX_WHEEL_BYTES = 24_000_000
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
 STATE = {"disk", "verdicts", "store", "record", "keys", "frames", "checkpoint", "ledger", "orders"}
-INPUT = {"urls", "pictures", "images", "inspection", "values", "rows", "checks", "manifest"}
+INPUT = {"urls", "pictures", "images", "inspection", "values", "rows", "checks", "shards", "manifest"}
 OUTPUT = {"scratch", "files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
 COMPUTE = {"models", "samplers", "engine"}
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "turns": set(),
     "crew": {"turns"},
     "scheduler": NOUNS | {"starts", "crew", "turns"},
+    "event_log": NOUNS | {"log", "scheduler"},
     "disk": NOUNS,
     "verdicts": NOUNS,
     "store": NOUNS | {"disk", "verdicts"},
@@ -60,6 +61,7 @@ MAY_IMPORT = {
     "tally": NOUNS,
     "progress": NOUNS | {"tally"},
     "checks": NOUNS | {"rows"},
+    "shards": NOUNS | {"store", "record", "urls"},
     "manifest": NOUNS | {"store", "urls", "images", "inspection", "rows", "checks", "tables"},
     "scratch": NOUNS,
     "files": NOUNS | {"disk", "verdicts", "store", "urls", "scratch"},
@@ -82,7 +84,7 @@ MAY_IMPORT = {
     "videos": NOUNS | EDGE | {"log", "pool", "upkeep", "account"},
     "coordinator": NOUNS
     | EDGE
-    | {"log", "scheduler", "threads", "outages", "ray_internals", "pool", "upkeep", "account", "videos"},
+    | {"log", "scheduler", "event_log", "threads", "outages", "ray_internals", "pool", "upkeep", "account", "videos"},
     "planning": NOUNS | EDGE | {"models"},
     "session": NOUNS | STATE | {"log", "planning", "places", "coordinator", "ray_internals"},
     "driver": NOUNS | EDGE | {"log", "planning", "session", "tally"},
@@ -94,7 +96,7 @@ MAY_IMPORT = {
     "spot": {"errors", "ray_internals"},
     "cli": NOUNS
     | EDGE
-    | {"models", "progress", "single", "planning", "driver", "audit", "terminal", "edit_verbs", "spot"},
+    | {"models", "progress", "single", "planning", "driver", "audit", "terminal", "edit_verbs", "spot", "event_log"},
     "__init__": NOUNS | {"engine", "single", "driver"},
 }
 STORAGE = {"store", "verdicts", "checkpoint", "urls"}

@@ -7,18 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from cli_runs import FAST
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, SCALE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/scale.md"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+COMMANDS = [line for block in [*blocks("bash"), *blocks("bash", SCALE)] for line in block.splitlines() if line.strip()]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,12 @@ def test_the_commands_left_their_videos(place: Path):
     videos = {path.name.rpartition("-")[0] for path in (place / "runs" / "short" / "dataset").rglob("*.mp4")}
     assert len(videos) == 7
     assert "red-circle-up" in videos
+
+
+def test_the_shards_left_one_data_set(place: Path):
+    table = pyarrow.parquet.read_table(place / "runs" / "sharded" / "metadata.parquet")
+    assert table.num_rows == 6
+    assert all((place / "runs" / "sharded" / name).exists() for name in table["file_name"].to_pylist())
 
 
 def test_the_python_of_the_readme_works(place: Path):

@@ -15,6 +15,7 @@ from ti2v_dist.config import stored_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.orders import Orders
 from ti2v_dist.record import CorruptRecord, differences
+from ti2v_dist.shards import check_whole
 from ti2v_dist.urls import absolute_url, read_bytes
 from ti2v_dist.video import Chunk, canonical_sha256
 from ti2v_dist.worker import Worker
@@ -36,6 +37,7 @@ def verify(output: str, deep: bool = False) -> dict[str, Any]:
     store = CheckpointStore(absolute_url(output))
     run = store.read_run()
     if run is None:
+        check_whole(output)
         raise InputError(f"{output!r} holds no run; give the --output of `ti2v run`, or what ends in .ti2v")
     is_data_set = "manifest" in run
     # Not where it was made: an output may have been moved, and `generate` leaves its state beside the mp4.

@@ -96,6 +96,8 @@ def run(
     config: ConfigOption = None,
     settings: SetOption = None,
     images_below: BelowOption = None,
+    event_log: Annotated[str | None, typer.Option(help="Folder for a record of all decisions; see replay.")] = None,
+    shard: Annotated[str | None, typer.Option(help="As 1/4: every fourth row, with a coordinator of its own.")] = None,
     address: AddressOption = None,
     detach: DetachOption = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="End a coordinator that does not answer.")] = False,
@@ -107,11 +109,11 @@ def run(
         "model.id": model,
         "engine.slots": slots,
         "cluster.workers": workers,
+        "cluster.event_log": event_log,
         "images_below": images_below or None,
     }
-    run_and_exit(
-        manifest, output, _config(config, settings, chosen), as_json, address=address, detach=detach, takeover=takeover
-    )
+    joining = {"address": address, "detach": detach, "takeover": takeover, "shard": shard}
+    run_and_exit(manifest, output, _config(config, settings, chosen), as_json, **joining)
 
 
 @app.command()
@@ -156,12 +158,33 @@ def status(output: Annotated[str, typer.Argument(help="The output of a run.")], 
 
 
 @app.command()
+def merge(output: Annotated[str, typer.Argument(help="The output of shards.")], as_json: JsonOption = False) -> None:
+    """Make one data set of what the shards of an output have finished so far; no video is copied."""
+    from ti2v_dist import views
+
+    found = views.merge(output)
+    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
+
+
+@app.command()
 def stop(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: JsonOption = False) -> None:
     """Ask a running run to stop cleanly, from anywhere that reaches its output."""
     from ti2v_dist import views
 
     epoch = views.stop(output)
     show({"output": output, "epoch": epoch}, as_json, [f"{output} will stop after the frames in hand"])
+
+
+@app.command()
+def replay(
+    log: Annotated[str, typer.Argument(help="A file that `ti2v run --event-log` has left.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Decide once more what a run has decided; exit 1 and name the first step that comes out differently."""
+    from ti2v_dist.event_log import replay
+
+    steps = replay(log)
+    show({"steps": steps}, as_json, [f"{steps} steps, each with the recorded commands"])
 
 
 @app.command("spot-watch")

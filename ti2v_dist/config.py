@@ -68,11 +68,20 @@ class ClusterConfig(_Section):
     cpus_per_worker: float | None = Field(default=None, ge=0, description="CPUs that Ray reserves; default: `threads`")
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535, description="0 takes a free port")
+    event_log: str | None = Field(
+        default=None, description="folder of the coordinator's machine in which what its scheduler decides is recorded"
+    )
     stalled_after_s: float = Field(
         default=1800.0,
         gt=0,
         description="a call of a worker that takes so long, and ten times the longest of its kind so far, is given up",
     )
+
+    @field_validator("event_log")
+    @classmethod
+    def _absolute(cls, place: str | None) -> str | None:
+        """An actor has a working directory of its own."""
+        return place and os.path.abspath(place)
 
 
 class OutputConfig(_Section):

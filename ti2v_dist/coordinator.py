@@ -5,6 +5,7 @@ waited for on other threads, so it always answers. What it knows is a cache: the
 """
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -16,6 +17,7 @@ from ti2v_dist.account import Account
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import UserError
+from ti2v_dist.event_log import EventLog
 from ti2v_dist.log import LOG, begin, log_bug
 from ti2v_dist.metrics import Endpoint, Metrics
 from ti2v_dist.outages import Outages
@@ -31,6 +33,8 @@ PROTOCOL = 2
 """Of what commands and coordinators say to each other: two of different versions do not talk."""
 LINGER_S = 60.0
 """How long the end of a run can still be asked for before the actor leaves."""
+GARBAGE = (100_000, 20, 20)
+"""Thresholds of `gc`: thousands of calls in hand look to it like a leak, and with its own it takes half of the time."""
 
 
 class Coordinator:
@@ -42,8 +46,10 @@ class Coordinator:
     def __init__(self, config: RunConfig, output_url: str, workers: int, gpus_per_worker: float):
         begin(run=config.run_id(output_url))
         use_storage_threads()
+        gc.set_threshold(*GARBAGE)
         self.config, self.output_url, self.target_workers = config, output_url, workers
         self.scheduler, self.metrics = Scheduler(config.engine.slots), Metrics()
+        self.event_log = EventLog(config.cluster.event_log, self.scheduler)
         self.outages = Outages(self.metrics)
         self.pool = WorkerPool(
             config, output_url, gpus_per_worker, self.metrics, self.outages, self._emit, self._accept
@@ -82,6 +88,7 @@ class Coordinator:
         except Exception as error:  # a bug of ours must reach the user, not hang the run
             self._end_for(error)
         self.accepts = False
+        await self.event_log.flush()
         self.summary = await self._close()
         LOG.info("the run has ended: %s", self.summary["status"])
         self.endpoint.close()
@@ -118,6 +125,7 @@ class Coordinator:
         background: list[asyncio.Future[None]] = []
         try:
             await self.upkeep.take_over(await ray_internals.is_restarted())
+            self.event_log.begin(self.config.run_id(self.output_url), self.upkeep.epoch)
             # What was asked for later is right where two speak of one video.
             newest: dict[str, VideoRequest] = {}
             for number in await self.upkeep.open_orders():
@@ -128,6 +136,7 @@ class Coordinator:
             self._knows_open = True
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.life))
             watches = (*watches, self.pool.watch_drains(), self.pool.watch_places(), self.endpoint.keep_trying())
+            watches = (*watches, self.event_log.keep_writing())
             background = [self._spawn(watch) for watch in watches]
             await self._handle_events()
         finally:
@@ -155,6 +164,7 @@ class Coordinator:
 
     def _submit(self, requests: Iterable[VideoRequest]) -> None:
         submitted = self.videos.admit(requests)
+        gc.freeze()  # a plan stays to the end
         held = self.videos.requests.values()
         self.pool.largest = max(held, key=lambda asked: asked.height * asked.width, default=None)
         self._spawn(self.upkeep.recall())
@@ -194,7 +204,8 @@ class Coordinator:
 
     def progress(self) -> dict[str, Any]:
         """Counts of the run, whichever life made it, and the latest problem."""
-        return {**self.account.progress(), "warnings": self.pool.warnings, "error": self.error, "bug": self.bug}
+        warnings = [*self.pool.warnings, *filter(None, [self.event_log.problem])]
+        return {**self.account.progress(), "warnings": warnings, "error": self.error, "bug": self.bug}
 
     def life(self) -> dict[str, Any]:
         """Counts of this life of the coordinator, and the latest problem."""
@@ -216,7 +227,7 @@ class Coordinator:
 
     async def _handle_events(self) -> None:
         while not (self.scheduler.is_idle and self._queue.empty() and not self._awaited) and not self.error:
-            for command in self.scheduler.handle(*await self._queue.get()):
+            for command in self.event_log.handle(*await self._queue.get()):
                 self._spawn(self._do[type(command)](command))
             self._gauge()
         self.accepts = False

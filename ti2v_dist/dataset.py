@@ -145,6 +145,16 @@ def write_views(
             put_bytes(output_url, key, data)
 
 
+def write_merged(output_url: str, rows: list[dict[str, Any]], failures: list[dict[str, Any]], folders: str) -> None:
+    """Write one table and card over data sets in `folders`, a pattern that their rows' `file_name` begins with."""
+    files = {"failures.parquet": failures_table(failures)}
+    if rows:
+        files["metadata.parquet"] = table = metadata_table(rows)
+        files["README.md"] = dataset_card(rows, table, f"{folders}/videos").encode()
+    for key, data in files.items():
+        put_bytes(output_url, key, data)
+
+
 def read_summary(output_url: str) -> dict[str, Any]:
     """The `summary.json` that was written last, empty before the first."""
     try:

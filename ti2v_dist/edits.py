@@ -26,6 +26,7 @@ from ti2v_dist.planning import STORE_THREADS, ManifestError, Work, check_manifes
 from ti2v_dist.prompts import changed
 from ti2v_dist.record import CorruptRecord, differences
 from ti2v_dist.rows import stand_in
+from ti2v_dist.shards import check_whole, taken
 from ti2v_dist.urls import absolute_url, read_bytes
 from ti2v_dist.video import Origin, VideoRequest, check_id
 
@@ -37,6 +38,7 @@ def opened(output: str) -> CheckpointStore:
     store = CheckpointStore(absolute_url(output))
     run = store.read_run() or {}
     if "manifest" not in run:
+        check_whole(output)
         raise InputError(f"{output!r} holds no run of a manifest; give the --output of `ti2v run`")
     stored_config(run)
     return store
@@ -79,8 +81,9 @@ def retry(store: CheckpointStore) -> Work:
         found = dict(zip(failed, pool.map(store.read_request, failed), strict=True))
     refused: tuple[dict[str, Any], ...] = ()
     if unmade := found.keys() - imaged:
-        url = (store.read_run() or {})["manifest"]
-        manifest = check_manifest(url, _config(store), lambda video_id: video_id in unmade or video_id not in lines)
+        run = store.read_run() or {}
+        url, needs_image = run["manifest"], lambda video_id: video_id in unmade or video_id not in lines
+        manifest = check_manifest(url, _config(store), needs_image, taken(run))
         if not all(found.values()):
             _raise_moved(store, url, manifest)
             raise_unusable(url, manifest)

@@ -121,9 +121,12 @@ class FrameStore:
         if self.is_dropped(request.id):
             raise FramesDropped(request.id)
         recipe = request.recipe(fingerprint_sha256, encoded.image_HWC)
-        mine = Record.of_start(self._first_identity(request), encoded, recipe).to_bytes()
-        data = self.store.settle(keys.frame(request.id, 0), mine)
-        record = self._first(request.id, data)
+        record = Record.of_start(self._first_identity(request), encoded, recipe)
+        data = self.store.settle(keys.frame(request.id, 0), mine := record.to_bytes())
+        if data == mine:  # copied: a video that kept any part of a worker's message would keep all of it in memory
+            record = replace(record, arrays={name: array.copy() for name, array in record.arrays.items()})
+        else:
+            record = self._first(request.id, data)
         self._check_start(record, request, recipe)
         return self._copy_shared(VideoState.start(request, record.encoded), tip_of(request.id, record, data))
 

@@ -124,8 +124,11 @@ def read_manifest(
     defaults: RequestDefaults,
     variations: int = 1,
     needs_image: Callable[[str], bool] = lambda video_id: True,
+    takes: Callable[[int], bool] = lambda line: True,
 ) -> Manifest:
     """Read and check a manifest (`.jsonl`, `.csv` or `.parquet`) with the images of those ids that need theirs.
+
+    Rows of lines that it does not take make no request; what is wrong with the manifest itself is told all the same.
 
     Never raises for what is wrong with the manifest or a row: it is all in the result. Raises `Unreachable` and
     `StoreDenied` where a store is away or refuses everything.
@@ -143,7 +146,7 @@ def read_manifest(
     if not parsed:
         manifest.problems.append(Problem(0, None, url, f"manifest {url!r} has no row"))
     rows = list(expand([row for row in parsed if not row.error], variations))
-    manifest.rows = len(rows) + sum(bool(row.error) for row in parsed)
+    manifest.rows = sum(takes(row.line) for row in rows) + sum(bool(row.error) for row in parsed)
     columns = first_lines(rows)
     manifest.warnings += warn_near_names(columns)
     manifest.problems += check_columns(url, columns) if rows else []
@@ -151,7 +154,9 @@ def read_manifest(
     manifest.problems = sorted(_distinct(manifest.problems), key=lambda problem: problem.line)
     bad_lines = {problem.line for problem in manifest.problems}
     folder = posixpath.dirname(absolute_url(url))
-    _fill(manifest, [row for row in rows if row.line not in bad_lines], folder, defaults, needs_image)
+    _fill(
+        manifest, [row for row in rows if takes(row.line) and row.line not in bad_lines], folder, defaults, needs_image
+    )
     manifest.warnings += _warn_text(manifest.requests)
     return manifest
 

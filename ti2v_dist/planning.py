@@ -17,6 +17,8 @@ from ti2v_dist.manifest import Manifest, RequestDefaults, read_manifest
 from ti2v_dist.models import ModelInfo, read_info
 from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.record import differences
+from ti2v_dist.shards import Shard, check_whole, taken
+from ti2v_dist.shards import claim as claim_shard
 from ti2v_dist.urls import absolute_url
 from ti2v_dist.video import VideoRequest
 
@@ -85,23 +87,30 @@ def pinned(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
 
 
-def check_manifest(url: str, config: RunConfig, needs_image: Callable[[str], bool] = lambda video_id: True) -> Manifest:
+def check_manifest(
+    url: str,
+    config: RunConfig,
+    needs_image: Callable[[str], bool] = lambda video_id: True,
+    takes: Callable[[int], bool] = lambda line: True,
+) -> Manifest:
     """A manifest with all that is wrong with it, and warnings, for the model that `config` names; needs no device.
 
-    The images of ids that do not need theirs are not read.
+    The images of ids that do not need theirs are not read, nor is anything of lines that are not taken.
     """
     info = read_info(config.model.id, config.model.revision)
     defaults = request_defaults(config, info)
     # Settings that no row could be made with are the run's mistake, not each row's.
     defaults.request(id="x", image="/x.png", prompt="x")
-    manifest = read_manifest(url, defaults, config.variations, needs_image)
+    manifest = read_manifest(url, defaults, config.variations, needs_image, takes)
     prompts = (prompt for request in manifest.requests for prompt in (*request.texts, request.negative_prompt))
     manifest.warnings += lost_words(info, prompts)
     return manifest
 
 
-def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
+def prepare(manifest_url: str, output_url: str, config: RunConfig, shard: str | None = None) -> Work:
     """Check everything that can be checked without a GPU, and record the run and its plan in the output.
+
+    With a `shard`, as "1/4", the run is that of some of the rows, in a folder of the output.
 
     Only videos that are not begun yet need their image: the others have it in the store, as frame 0.
 
@@ -116,11 +125,15 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
             f"output {output_url!r} lies in the job's temporary copy of the working directory: "
             "give an absolute path or a URL"
         )
-    config = pinned(config)
+    config, facts = pinned(config), {"shard": shard} if shard else {}
+    if shard:
+        output_url = claim_shard(output_url, Shard.parse(shard), config.identity())
+    else:
+        check_whole(output_url)
     store = CheckpointStore(output_url)
     run = store.read_run()  # of a format that is not known, nothing else may be looked at
     imaged = store.imaged_ids()
-    manifest = check_manifest(manifest_url, config, lambda video_id: video_id not in imaged)
+    manifest = check_manifest(manifest_url, config, lambda video_id: video_id not in imaged, taken(facts))
     for warning in manifest.warnings:
         warnings.warn(warning, stacklevel=2)
     raise_unusable(manifest_url, manifest)
@@ -129,7 +142,7 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
     requests = _with_edits(store, {request.id: request for request in manifest.requests})
     lines = {**dict.fromkeys(requests, 0), **manifest.lines}
     plan = Plan(tuple(requests.values()), lines, tuple(failure.to_row() for failure in manifest.failures))
-    facts = {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
+    facts |= {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
     return record(store, config, plan, facts, is_whole=True)
 
 

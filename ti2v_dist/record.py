@@ -130,8 +130,11 @@ class Record:
                 "request": self.request,
             }
         )
-        body = b"".join([_LENGTH.pack(len(header)), header, *(array.tobytes() for array in arrays.values())])
-        return MAGIC + hashlib.sha256(body).digest() + body
+        body = [_LENGTH.pack(len(header)), header, *(array.data for array in arrays.values())]
+        sha256 = hashlib.sha256()
+        for part in body:
+            sha256.update(part)
+        return b"".join([MAGIC, sha256.digest(), *body])
 
     @classmethod
     def from_bytes(cls, key: str, data: bytes) -> "Record":

@@ -180,8 +180,10 @@ def _texts(values: list[Any]) -> "pa.Array":
     return pa.array([None if value is None else canonical_json(value).decode() for value in values], pa.string())
 
 
-def dataset_card(rows: list[dict[str, Any]], table: bytes) -> str:
+def dataset_card(rows: list[dict[str, Any]], table: bytes, videos: str = "videos") -> str:
     """The README of the data set with this table, and the header that the `datasets` library reads.
+
+    `videos` is the pattern of the folder with the mp4s, beside the card.
 
     The split is named in it: otherwise a video whose id holds the word "test" would be taken for a split of its own.
     So is the table's hash: the library keeps what it has loaded under a hash of this header and the folder's name, and
@@ -203,7 +205,7 @@ configs:
   - split: train
     path:
     - metadata.parquet
-    - videos/**/*.mp4
+    - {videos}/**/*.mp4
 ---
 # Synthetic videos
 

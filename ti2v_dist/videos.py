@@ -7,8 +7,11 @@ superseded. So each reply is looked at before it counts, and a late one never re
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
 
 from ti2v_dist import dataset, events
 from ti2v_dist.account import Account
@@ -56,6 +59,8 @@ class Videos:
         """Longer generations of videos whose shorter one is still in hand."""
         self.fingerprint: str | None = None
         self._held: dict[str, _Video] = {}
+        self._negatives: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
+        """The embedding of each negative prompt in use: nearly all videos have the same, half of a message."""
         self.do: dict[type, Callable[[Any], Awaitable[None]]] = {
             events.Load: self._load,
             events.Encode: self._encode,
@@ -110,6 +115,9 @@ class Videos:
         self.emit(events.Loaded(command.id, loaded[0].frame if loaded else None))
 
     def _remember(self, state: VideoState, tip: Tip) -> None:
+        negative = self._negatives.setdefault(state.request.negative_prompt, state.negative_text_LD)
+        if np.array_equal(negative, state.negative_text_LD):
+            state = replace(state, negative_text_LD=negative)
         self._held[state.request.id] = _Video(state, tip)
         self.account.settled(state.request.id, state.frame)
 

@@ -1,6 +1,6 @@
 """What people read of a run, rebuilt from its store alone: tables, card, summary, report, status."""
 
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,6 +10,7 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.ledger import Ledger
 from ti2v_dist.orders import Orders
 from ti2v_dist.report import write_page, write_report
+from ti2v_dist.shards import FOLDER, Shard, check_whole, shards_of
 from ti2v_dist.tally import counted
 from ti2v_dist.urls import absolute_url
 from ti2v_dist.video import VideoRequest
@@ -33,15 +34,7 @@ def write(
     is called before each file, and raises where the views are somebody else's to write by now. `final` are generations
     that are known to have ended, for listings may lag behind.
     """
-    final, made = final or {}, Ledger(store).done_rows(ids, final)
-    rows = list(made.values())
-    finished = {video_id for video_id, generation in made if generation >= final.get(video_id, 0)}
-    ended = {*store.failed_ids(), *final.keys() - finished}
-    failed = sorted(video_id for video_id in ended if video_id in ids and video_id not in pending)
-    with ThreadPoolExecutor(READERS) as pool:
-        failures = [attempts[-1] for attempts in pool.map(store.read_failures, failed) if attempts]
-    done = {*store.done_ids(), *final.keys() & finished}
-    unfinished = (ids - done - {row["id"] for row in failures}) | set(pending)
+    rows, failures, unfinished = _ends(store, ids, pending, final or {})
     summary = {
         "status": "interrupted" if unfinished else "failed_rows" if failures else "finished",
         "run_id": (store.read_run() or {}).get("run_id"),
@@ -58,6 +51,48 @@ def write(
     }
     dataset.write_views(store.url, rows, failures, summary, check)
     return summary
+
+
+def _ends(
+    store: CheckpointStore, ids: Set[str], pending: Collection[str], final: Mapping[str, int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Set[str]]:
+    """The rows of the finished videos, those of the failures, and the ids that have no end yet."""
+    made = Ledger(store).done_rows(ids, final)
+    finished = {video_id for video_id, generation in made if generation >= final.get(video_id, 0)}
+    ended = {*store.failed_ids(), *final.keys() - finished}
+    failed = sorted(video_id for video_id in ended if video_id in ids and video_id not in pending)
+    with ThreadPoolExecutor(READERS) as pool:
+        failures = [attempts[-1] for attempts in pool.map(store.read_failures, failed) if attempts]
+    done = {*store.done_ids(), *final.keys() & finished}
+    return list(made.values()), failures, (ids - done - {row["id"] for row in failures}) | set(pending)
+
+
+def merge(output: str) -> dict[str, Any]:
+    """Write one table, one card and one list of failures over all shards of an output; returns counts.
+
+    All come from the shards' records, so a column has one form though it had two in the shards' own tables.
+    """
+    output = absolute_url(output)
+    rows: dict[str, dict[str, Any]] = {}
+    failures: list[dict[str, Any]] = []
+    for shard, store in _shards(output):
+        made, failed, _ = _ends(store, Orders(store).lines().keys(), (), {})
+        folder = f"{shard.folder}/{dataset.VIDEOS}"
+        rows |= {row["id"]: {**row, "file_name": f"{folder}/{row['file_name']}"} for row in made}
+        failures += failed
+    dataset.write_merged(output, list(rows.values()), failures, f"{FOLDER}/*/{dataset.VIDEOS}")
+    return {"dataset": output, "finished": len(rows), "failed": len(failures)}
+
+
+def _shards(output: str) -> Iterator[tuple[Shard, CheckpointStore]]:
+    """The shards that were begun. Raises `InputError` for an output that has none."""
+    found = shards_of(output)
+    if not found:
+        raise InputError(f"{output!r} has no shards; give the --output of `ti2v run --shard`")
+    for shard in found:
+        store = CheckpointStore(f"{output}/{shard.folder}")
+        if store.read_run() is not None:
+            yield shard, store
 
 
 def write_gallery(output: str, with_pictures: bool = True) -> None:
@@ -84,8 +119,10 @@ def status(output: str) -> dict[str, Any]:
     """How far a run is, from its store alone: rows, finished, failed, frames, and those of videos in progress.
 
     `refused` of the failed rows never became a video. `frames` of `frames_total` are settled, frame 0 not counted.
-    Raises `ValueError` where no run was begun.
+    Of an output with shards it is their sum, and how far each is. Raises `ValueError` where no run was begun.
     """
+    if found := shards_of(output):
+        return _status_of_all(absolute_url(output), len(found))
     store = _opened(output)
     orders = Orders(store)
     ids = orders.lines().keys()
@@ -113,6 +150,14 @@ def status(output: str) -> dict[str, Any]:
     }
 
 
+def _status_of_all(output: str, count: int) -> dict[str, Any]:
+    each = {shard.folder: status(store.url) for shard, store in _shards(output)}
+    summed = ("rows", "finished", "failed", "refused", "frames", "frames_total")
+    total = {name: sum(found[name] or 0 for found in each.values()) for name in summed}
+    told = {folder: ", ".join(f"{name} {found[name]}" for name in summed) for folder, found in each.items()}
+    return {"output": output, "shards": count, "begun": len(each), **total, **told}
+
+
 def stop(output: str) -> int:
     """Ask whoever owns the run to stop; returns that epoch. Raises `ValueError` where no run was begun.
 
@@ -130,5 +175,6 @@ def stop(output: str) -> int:
 def _opened(output: str) -> CheckpointStore:
     store = CheckpointStore(absolute_url(output))
     if store.read_run() is None:
+        check_whole(output)
         raise InputError(f"{output!r} holds no run; give the --output of `ti2v run`")
     return store
