@@ -53,6 +53,11 @@ class SimulatedFS:
         lag = 0 if self.world.is_quiet else self.world.random.choice((0, 0, 1, 2))
         return found[: max(0, len(found) - lag)]
 
+    def ls(self, path: str, detail: bool) -> list[dict[str, str]]:
+        """Folders alone; a store that keeps flat keys has no others."""
+        below = (name.removeprefix(f"{path}/").split("/") for name in self.find(path))
+        return [{"name": f"{path}/{name}", "type": "directory"} for name in {parts[0] for parts in below if parts[1:]}]
+
     def rm_file(self, path: str) -> None:
         fault = self.world.pause()
         if fault in ("late", "crash_late"):

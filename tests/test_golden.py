@@ -25,6 +25,7 @@ from ti2v_dist.checkpoint import CheckpointStore, UnknownFormat
 from ti2v_dist.config import ConfigError, RunConfig, load_config
 from ti2v_dist.dataset import read_rows
 from ti2v_dist.ledger import Ledger
+from ti2v_dist.orders import Orders
 from ti2v_dist.record import CorruptRecord, differences
 from ti2v_dist.video import canonical_json, canonical_sha256
 from ti2v_dist.worker import Worker
@@ -148,7 +149,7 @@ def test_the_same_command_goes_on_with_it_where_it_lies_now(golden: Golden):
 
 def test_the_views_of_a_verb_lack_no_video_of_it(golden: Golden):
     """A version without plans left no lines: then they are those of its requests and failures."""
-    assert Ledger(golden.store).lines().keys() == {"bad", "done", "grown", "half"}
+    assert Orders(golden.store).lines().keys() == {"bad", "done", "grown", "half"}
     work = edits.to_make(golden.store)
     final = {"done": 0, "grown": golden.store.generation("grown")}
     summary = views.refresh(golden.store, work.plan.lines.keys(), final, lambda phase: None)
@@ -333,7 +334,7 @@ def test_what_a_newer_version_stored_is_told_as_that(newest: Golden):
 def test_a_plan_of_a_newer_version_is_refused_where_it_decides_and_told_of_nowhere(newest: Golden, place: str):
     """As when a newer command hands its plan to a coordinator of this version."""
     ledger = Ledger(newest.store)
-    known = list(ledger.plans())
+    known = list(Orders(newest.store).plans())
     plain = json.loads(gzip.decompress(known[0].data))
     plain["requests"] = [[0, json.loads((newest.output / ".ti2v" / "requests" / "done" / "0").read_text())]]
     (plain if place == "plan" else plain["requests"][0][1])["style"] = "oil"
@@ -342,7 +343,7 @@ def test_a_plan_of_a_newer_version_is_refused_where_it_decides_and_told_of_nowhe
     newest.store.store.create(keys.plan(name), data)
     with pytest.raises(CorruptRecord, match=f"this version knows no field style of a {place}; install a newer one"):
         ledger.read_plan(name)
-    assert {plan.sha256 for plan in ledger.plans()} == {plan.sha256 for plan in known}
+    assert {plan.sha256 for plan in Orders(newest.store).plans()} == {plan.sha256 for plan in known}
 
 
 def test_no_file_of_it_names_the_machine_where_it_was_made(golden: Golden):
