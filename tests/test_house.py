@@ -20,7 +20,7 @@ MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
-STATE = {"disk", "verdicts", "store", "record", "keys", "frames", "checkpoint", "ledger"}
+STATE = {"disk", "verdicts", "store", "record", "keys", "requests", "fingerprints", "frames", "checkpoint", "ledger"}
 INPUT = {"urls", "pictures", "images", "inspection", "values", "rows", "checks", "manifest"}
 OUTPUT = {"scratch", "files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
@@ -51,9 +51,11 @@ MAY_IMPORT = {
     "pictures": set(),
     "images": NOUNS | {"store", "urls", "pictures"},
     "inspection": NOUNS | {"urls", "images"},
-    "frames": NOUNS | {"store", "record", "keys"},
-    "checkpoint": NOUNS | {"store", "record", "keys", "frames"},
-    "ledger": NOUNS | {"store", "record", "keys", "frames", "checkpoint", "rows"},
+    "requests": NOUNS | {"store", "record", "keys"},
+    "fingerprints": NOUNS | {"store", "record", "keys"},
+    "frames": NOUNS | {"store", "record", "keys", "requests", "fingerprints"},
+    "checkpoint": NOUNS | {"store", "record", "keys", "requests", "fingerprints", "frames"},
+    "ledger": NOUNS | {"store", "record", "keys", "checkpoint", "rows"},
     "values": NOUNS,
     "rows": NOUNS | {"values"},
     "tally": NOUNS,
