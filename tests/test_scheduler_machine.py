@@ -7,6 +7,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from ti2v_dist.crew import CALLS_PER_WORKER
 from ti2v_dist.events import (
     Advance,
     CallCancelled,
@@ -41,7 +42,7 @@ from ti2v_dist.events import (
     WorkersWanted,
 )
 from ti2v_dist.losses import LOSSES
-from ti2v_dist.scheduler import CALLS_PER_WORKER, MAX_CRASHES, Scheduler
+from ti2v_dist.scheduler import MAX_CRASHES, Scheduler
 from ti2v_dist.starts import MAX_PAUSE_S
 
 MOST_VIDEOS, RARE = 4, 4
