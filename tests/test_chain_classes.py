@@ -31,7 +31,7 @@ def grow(
     request = request or make_request()
     state, tip = store.begin(request, make_encoded(), classes[0])
     for its_class in classes[1:]:
-        settled = store.commit(make_chunk(tip.frame + 1, salt=salt, video_id=request.id), tip, its_class)
+        settled = store.commit(make_chunk(tip.frame + 1, salt=salt, video_id=request.id), store.moved(tip, its_class))
         assert settled.ours
         state, tip = state.push(settled.chunk), settled.tip
     return state, tip
@@ -52,7 +52,7 @@ def test_a_video_is_of_the_class_in_which_it_began_whoever_reads_it(store, class
         assert its_tip == tip
         assert its_tip.fingerprint == a
     assert store.classes("cat-1") == [(0, a)]
-    settled = store.commit(make_chunk(3), its_tip, a)
+    settled = store.commit(make_chunk(3), store.moved(its_tip, a))
     assert Record.from_bytes("x", store.store.get(frame_key(3))).recipe == tip.recipe
     assert settled.tip.fingerprint == a
 
@@ -107,13 +107,13 @@ def test_a_video_may_go_back(store, classes):
 def test_who_comes_second_adopts_a_change_of_class(store, classes):
     a, b, _ = classes
     _, tip = grow(store, [a, a])
-    moved = store.commit(make_chunk(2, salt=1), tip, b)
-    late = again(store).commit(make_chunk(2, salt=2), tip, a)
+    moved = store.commit(make_chunk(2, salt=1), store.moved(tip, b))
+    late = again(store).commit(make_chunk(2, salt=2), store.moved(tip, a))
     assert not late.ours
     assert late.tip == moved.tip
     assert late.tip.fingerprint == b
     np.testing.assert_array_equal(late.chunk.latents_FCHW, moved.chunk.latents_FCHW)
-    back = again(store).commit(make_chunk(2, salt=3), replace(tip), b)
+    back = again(store).commit(make_chunk(2, salt=3), store.moved(replace(tip), b))
     assert not back.ours
     assert back.tip == moved.tip
 
@@ -121,8 +121,8 @@ def test_who_comes_second_adopts_a_change_of_class(store, classes):
 def test_who_moves_second_adopts_what_the_class_itself_has_made(store, classes):
     a, b, _ = classes
     _, tip = grow(store, [a, a])
-    theirs = store.commit(make_chunk(2, salt=1), tip, a)
-    moved = again(store).commit(make_chunk(2, salt=2), tip, b)
+    theirs = store.commit(make_chunk(2, salt=1), store.moved(tip, a))
+    moved = again(store).commit(make_chunk(2, salt=2), store.moved(tip, b))
     assert not moved.ours
     assert moved.tip == theirs.tip
     assert moved.tip.fingerprint == a
@@ -139,7 +139,7 @@ def test_a_recipe_of_no_class_of_the_run_is_refused(store, classes):
     with pytest.raises(RecipeMismatch, match="0000000002: made from another recipe"):
         list(store.latents("cat-1"))
     with pytest.raises(RecipeMismatch, match="0000000002: made from another recipe"):
-        store.commit(make_chunk(2), tip, a)
+        store.commit(make_chunk(2), store.moved(tip, a))
     damage = store.damage("cat-1")
     assert damage
     assert damage.key == frame_key(2)

@@ -82,10 +82,11 @@ MAY_IMPORT = {
     | {"log", "urls", "threads", "deaths", "places", "metrics", "outages", "scratch", "worker", "ray_internals"},
     "upkeep": NOUNS | EDGE | {"log", "outages", "tally", "threads"},
     "account": NOUNS | EDGE | {"log", "scheduler", "outages", "upkeep"},
-    "videos": NOUNS | EDGE | {"log", "pool", "upkeep", "account"},
+    "classes": NOUNS | EDGE | {"log", "scheduler", "upkeep"},
+    "videos": NOUNS | EDGE | {"log", "pool", "upkeep", "account", "classes"},
     "coordinator": NOUNS
     | EDGE
-    | {"log", "scheduler", "threads", "outages", "ray_internals", "pool", "upkeep", "account", "videos"},
+    | {"log", "scheduler", "threads", "outages", "ray_internals", "pool", "upkeep", "account", "classes", "videos"},
     "planning": NOUNS | EDGE | {"models"},
     "driver": NOUNS | EDGE | {"log", "planning", "places", "coordinator", "ray_internals", "tally"},
     "edits": NOUNS | EDGE | {"models", "planning"},

@@ -99,6 +99,9 @@ def run(
     address: AddressOption = None,
     detach: DetachOption = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="End a coordinator that does not answer.")] = False,
+    allow_inexact: Annotated[
+        bool, typer.Option("--allow-inexact", help="Let videos go on with other machines than those that began them.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make every video of a manifest on Ray; the same command again resumes the run."""
@@ -109,9 +112,8 @@ def run(
         "cluster.workers": workers,
         "images_below": images_below or None,
     }
-    run_and_exit(
-        manifest, output, _config(config, settings, chosen), as_json, address=address, detach=detach, takeover=takeover
-    )
+    joining: dict[str, Any] = {"address": address, "detach": detach, "takeover": takeover}
+    run_and_exit(manifest, output, _config(config, settings, chosen), as_json, allow_inexact=allow_inexact, **joining)
 
 
 @app.command()

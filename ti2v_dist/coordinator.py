@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from ti2v_dist import events, ray_internals
 from ti2v_dist.account import Account
 from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.classes import Classes
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import UserError
 from ti2v_dist.log import LOG, begin, log_bug
@@ -32,8 +33,18 @@ LINGER_S = 60.0
 class Coordinator:
     """One life of a run's coordinator. It begins from the store alone, so Ray may start it again at any time."""
 
-    def __init__(self, config: RunConfig, output_url: str, plan_sha256: str, workers: int, gpus_per_worker: float):
-        begin(run=config.run_id(output_url))
+    def __init__(
+        self,
+        config: RunConfig,
+        output_url: str,
+        plan_sha256: str,
+        workers: int,
+        gpus_per_worker: float,
+        run_id: str | None = None,
+    ):
+        """`run_id` is the one that the run began with, under other slots perhaps; by default that of `config`."""
+        self.run_id = run_id or config.run_id(output_url)
+        begin(run=self.run_id)
         use_storage_threads()
         self.config, self.output_url, self.target_workers = config, output_url, workers
         self.scheduler, self.metrics = Scheduler(config.engine.slots), Metrics()
@@ -45,7 +56,10 @@ class Coordinator:
         self.upkeep = Upkeep(store, self.metrics, self.outages, lambda: self.stop("asked in its store"), self._end)
         self.endpoint = Endpoint(self.metrics, config.cluster.metrics_port, config.cluster.metrics_host)
         self.account = Account(self.scheduler, self.upkeep, self.outages, self.endpoint)
-        self.videos = Videos(config, self.pool, self.upkeep, self.account, self.metrics, self._emit, self._end)
+        self.classes = Classes(self.scheduler, self.upkeep, config.cluster.inexact_after_s, self._emit)
+        shared = (self.pool, self.upkeep, self.account, self.classes, self.metrics)
+        self.videos = Videos(config, *shared, self._emit, self._end)
+        self.videos.run_id = self.run_id
         self.summary: dict[str, Any] | None = None
         self.error: str | None = None
         self.bug: str | None = None
@@ -104,7 +118,7 @@ class Coordinator:
             self.pool.largest = max(requests, key=lambda asked: asked.height * asked.width, default=None)
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.life))
             watches = (*watches, self.pool.watch_drains(), self.pool.watch_places(), self.endpoint.keep_trying())
-            background = [self._spawn(watch) for watch in watches]
+            background = [self._spawn(watch) for watch in (*watches, self.classes.watch())]
             await self._handle_events()
         finally:
             self.accepts = False
@@ -127,7 +141,7 @@ class Coordinator:
 
     def identity(self) -> dict[str, Any]:
         """Whose coordinator this is."""
-        return {"run_id": self.config.run_id(self.output_url), "output": self.output_url}
+        return {"run_id": self.run_id, "output": self.output_url}
 
     def outcome(self, plan_sha256: str) -> tuple[bool, str | None, int]:
         """Whether it knows this plan, the status of the run once that has ended, and its epoch once it has one."""
@@ -146,7 +160,9 @@ class Coordinator:
 
     def progress(self) -> dict[str, Any]:
         """Counts of the run, whichever life made it, and the latest problem."""
-        return {**self.account.progress(), "warnings": self.pool.warnings, "error": self.error, "bug": self.bug}
+        told, warned = self.account.progress(), [*self.pool.warnings, *self.classes.warnings]
+        note = told["note"] or self.classes.note
+        return {**told, "note": note, "warnings": warned, "error": self.error, "bug": self.bug}
 
     def life(self) -> dict[str, Any]:
         """Counts of this life of the coordinator, and the latest problem."""
@@ -212,5 +228,5 @@ class Coordinator:
         bugs = (bug for told, bug in self.pool.bugs.items() if command.reason.endswith(told))
         self._end(command.reason, next(bugs, None))
 
-    async def _accept(self, numerics: dict[str, Any]) -> None:
-        await self.videos.accept(numerics)
+    async def _accept(self, numerics: dict[str, Any]) -> str:
+        return await self.classes.accept(numerics)

@@ -43,18 +43,20 @@ def run(
     address: str | None = None,
     detach: bool = False,
     takeover: bool = False,
+    allow_inexact: bool = False,
     listener: Listener = lambda progress: None,
 ) -> dict[str, Any]:
     """Make every video of a manifest; the same call again goes on where an interrupted one stopped.
 
     Starts a local Ray unless `address` or RAY_ADDRESS names a cluster; there, `detach` returns at once and leaves the
-    run going, and `takeover` ends a coordinator of this run that does not answer. `listener` gets the progress twice a
-    second. Returns the summary that is also written to `summary.json`: its `status` is "finished", "failed_rows",
+    run going, and `takeover` ends a coordinator of this run that does not answer. With `allow_inexact`, videos go on
+    with workers of another class where none of their own is left; that is recorded. `listener` gets the progress twice
+    a second. Returns the summary that is also written to `summary.json`: its `status` is "finished", "failed_rows",
     "interrupted" or "running"; `signal` is the one that interrupted it.
     """
     log_format()
     address = check_address(address, detach)
-    work = prepare(manifest, output, config or RunConfig())
+    work = prepare(manifest, output, config or RunConfig(), allow_inexact)
     return make(work, address=address, detach=detach, takeover=takeover, listener=listener)
 
 
@@ -221,7 +223,7 @@ class _Coordinator:
 
 def _coordinator(ray: Any, work: Work, detached: bool, takeover: bool) -> _Coordinator:
     """The run's coordinator: the one that is at work already, or a new one."""
-    name = f"ti2v-{work.config.run_id(work.store.url)}"
+    name = f"ti2v-{work.run_id}"
     for tries_left in reversed(range(START_TRIES)):
         if at_work := _at_work(ray, name, work, takeover):
             return at_work
@@ -249,7 +251,7 @@ def _begin(ray: Any, name: str, work: Work, detached: bool) -> _Coordinator:
     options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", LOG_FORMAT: log_format()}}
     if any(node["Labels"].get(MARKET_TYPE) == "on-demand" for node in ray_internals.nodes()):
         options["label_selector"] = {MARKET_TYPE: "on-demand"}
-    arguments = (work.config, work.store.url, work.plan.sha256, workers, gpus)
+    arguments = (work.config, work.store.url, work.plan.sha256, workers, gpus, work.run_id)
     actor = ray.remote(Coordinator).options(**options).remote(*arguments)
     begun = _Coordinator(ray, name, actor)
     begun.ask("identity", patience_s=math.inf)  # it may take its time to find a place

@@ -66,6 +66,15 @@ def differing(stored: Numerics, new: Numerics) -> dict[str, Any]:
     return {key: new.get(key) for key in sorted({*stored, *new}) if stored.get(key) != new.get(key)}
 
 
+def described(known: dict[str, Numerics]) -> list[dict[str, Any]]:
+    """Each class of a run for people: its device, and what it has of each key in which it differs from the first."""
+    first: Numerics = next(iter(known.values()), {})
+    return [
+        {"fingerprint": sha256, "device": numerics.get("device"), "differs": differing(first, numerics)}
+        for sha256, numerics in known.items()
+    ]
+
+
 def _get(store: Store, key: str) -> bytes | None:
     try:
         return store.get(key)

@@ -48,16 +48,15 @@ class FrameStore(RequestStore):
         its_class = self._check_start(record, request, image, fingerprint_sha256)
         return self._copy_shared(VideoState.start(request, record.encoded), tip_of(request.id, record, data, its_class))
 
-    def commit(self, chunk: Chunk, parent: Tip, fingerprint_sha256: str = "") -> Settled:
+    def commit(self, chunk: Chunk, parent: Tip) -> Settled:
         """Settle the slot after `parent`: ours, or the one that is there, to be adopted.
 
-        A `fingerprint_sha256` that is not the parent's changes the video's class: the record is that of the change.
+        A parent that was `moved` changes the video's class: this record is that of the change.
 
         Raises `NonFiniteLatents` before anything is written, and `CorruptRecord` for a stored record that cannot follow
         `parent`.
         """
         assert (chunk.video_id, chunk.first_frame) == (parent.video_id, parent.frame + 1), (chunk.first_frame, parent)
-        parent = self._moved(parent, fingerprint_sha256)
         record = Record.of_chunk(chunk, parent.recipe, parent.sha256)
         if not all(np.isfinite(array).all() for array in record.arrays.values()):
             raise NonFiniteLatents(chunk.video_id, chunk.first_frame)
@@ -67,6 +66,13 @@ class FrameStore(RequestStore):
             return Settled(chunk, True, tip_of(chunk.video_id, record, mine, parent.fingerprint))
         adopted, tip = self._next(key, data, parent, chunk.latents_FCHW.shape[1:])
         return Settled(adopted.chunk(chunk.video_id), False, tip)
+
+    def moved(self, tip: Tip, fingerprint_sha256: str) -> Tip:
+        """The same tip, from which a worker of this class goes on."""
+        if fingerprint_sha256 in ("", tip.fingerprint):
+            return tip
+        recipe = {sha256: recipe for recipe, sha256 in self._recipes(tip.video_id).items()}[fingerprint_sha256]
+        return replace(tip, recipe=recipe, fingerprint=fingerprint_sha256)
 
     def load(
         self, request: VideoRequest, fingerprint_sha256: str, before: int | None = None
@@ -203,7 +209,7 @@ class FrameStore(RequestStore):
         for record, shared in self._follow(source, first.latent_shape, state.frame + 1, []):
             if shared.frame > origin.frame:
                 break
-            settled = self.commit(record.chunk(tip.video_id), tip, shared.fingerprint)
+            settled = self.commit(record.chunk(tip.video_id), self.moved(tip, shared.fingerprint))
             state, tip = state.push(settled.chunk), settled.tip
             if not settled.ours:
                 break
@@ -242,13 +248,6 @@ class FrameStore(RequestStore):
             parent = replace(parent, recipe=recipe, fingerprint=recipes[recipe])
             record = follower(key, data, parent, shape)
         return record, tip_of(parent.video_id, record, data, parent.fingerprint)
-
-    def _moved(self, tip: Tip, fingerprint_sha256: str) -> Tip:
-        """The same tip, on which a worker of this class goes on."""
-        if fingerprint_sha256 in ("", tip.fingerprint):
-            return tip
-        recipe = {sha256: recipe for recipe, sha256 in self._recipes(tip.video_id).items()}[fingerprint_sha256]
-        return replace(tip, recipe=recipe, fingerprint=fingerprint_sha256)
 
     def _recipes(self, video_id: str) -> dict[str, str]:
         """The recipes that the records of a video may have, each with its fingerprint's sha256."""

@@ -21,6 +21,8 @@ from ti2v_dist.urls import absolute_url
 from ti2v_dist.video import VideoRequest
 
 STORE_THREADS = 16
+CLASS_SETTINGS = {"model": ("device", "dtype", "attention"), "engine": ("slots", "threads")}
+"""What a resumed run may have otherwise than it began: videos stay with workers like those that began them."""
 
 
 class ManifestError(InputError):
@@ -39,11 +41,16 @@ class Work:
     config: RunConfig
     plan: Plan
     final: set[str]
+    run_id: str = ""
+    """The one that the run began with; by default that of `config`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run_id", self.run_id or self.config.run_id(self.store.url))
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a coordinator must agree in before it is given this work."""
-        return {"run_id": self.config.run_id(self.store.url), "output": self.store.url}
+        return {"run_id": self.run_id, "output": self.store.url}
 
     @property
     def is_done(self) -> bool:
@@ -96,7 +103,7 @@ def check_manifest(url: str, config: RunConfig, needs_image: Callable[[str], boo
     return manifest
 
 
-def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
+def prepare(manifest_url: str, output_url: str, config: RunConfig, allow_inexact: bool = False) -> Work:
     """Check everything that can be checked without a GPU, and record the run and its plan in the output.
 
     Only videos that are not begun yet need their image: the others have it in the store, as frame 0.
@@ -121,7 +128,8 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig) -> Work:
     raise_unusable(manifest_url, manifest)
     requests = _with_edits(store, {request.id: request for request in manifest.requests})
     lines = {**dict.fromkeys(requests, 0), **manifest.lines}
-    plan = Plan(tuple(requests.values()), lines, tuple(failure.to_row() for failure in manifest.failures))
+    refused = tuple(failure.to_row() for failure in manifest.failures)
+    plan = Plan(tuple(requests.values()), lines, refused, allow_inexact=allow_inexact)
     facts = {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
     return record(store, config, plan, facts)
 
@@ -163,7 +171,7 @@ def record(store: CheckpointStore, config: RunConfig, plan: Plan, facts: dict[st
         work = Work(store, config, plan, ledger.scan(plan))
     if not work.is_done:
         store.probe()
-    claim(store, config, {"output": store.url, "argv": sys.argv, **facts})
+    run = claim(store, config, {"output": store.url, "argv": sys.argv, **facts})
     if not is_known:
         begun = _begun(store, plan)
         with ThreadPoolExecutor(STORE_THREADS) as pool:
@@ -171,7 +179,7 @@ def record(store: CheckpointStore, config: RunConfig, plan: Plan, facts: dict[st
             list(pool.map(lambda row: _refuse(store, row), plan.refused))
     if not work.is_done:
         ledger.write_plan(plan)
-    return work
+    return replace(work, run_id=run["run_id"])
 
 
 def _lost(store: CheckpointStore, plan: Plan) -> set[str]:
@@ -204,15 +212,30 @@ def _refuse(store: CheckpointStore, row: dict[str, Any]) -> None:
         store.fail(row["id"], row)
 
 
-def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any]) -> None:
-    """Settle `run.json`: what the run is, with `facts` beside it. Raises `RunMismatch` where it is another run's."""
+def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any], one_class: bool = False) -> dict[str, Any]:
+    """Settle `run.json`: what the run is, with `facts` beside it; returns what is there.
+
+    Raises `RunMismatch` where it is another run's. Settings of the workers alone make another class of the same run,
+    unless it is to have `one_class`.
+    """
     run_id, identity = config.run_id(store.url), config.identity()
     versions = {"ti2v_dist": __version__, "python": sys.version.split()[0]}
     record = {"run_id": run_id, "identity": identity, "config": config.model_dump(mode="json"), "versions": versions}
     stored = store.claim_run(record | facts)
-    lines = differences(stored["identity"], identity)
+    lines = differences(*(one if one_class else _without_class(one) for one in (stored["identity"], identity)))
     if config.output.keyframe_interval:  # left out, it is the run's
         chosen = {"output": config.output.model_dump(mode="json")}
         lines += differences({"output": stored.get("config", {}).get("output", {})}, chosen)
     if lines:
         raise RunMismatch(f"{store.url} was begun with other settings:\n" + "\n".join(lines))
+    return stored
+
+
+def _without_class(identity: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings without those that decide only of which class its workers are: fingerprints tell of these."""
+    return {
+        section: {name: value for name, value in values.items() if name not in CLASS_SETTINGS.get(section, ())}
+        if isinstance(values, dict)
+        else values
+        for section, values in identity.items()
+    }

@@ -7,6 +7,7 @@ from typing import Any
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.errors import InputError
+from ti2v_dist.fingerprints import described
 from ti2v_dist.ledger import Ledger
 from ti2v_dist.report import write_page, write_report
 from ti2v_dist.tally import counted
@@ -52,6 +53,8 @@ def write(
         "finished": len(rows),
         "failed": len(failures),
         "frames": sum(row["num_frames"] for row in rows),
+        "classes": described(store.fingerprints()),
+        "inexact": sorted(row["id"] for row in rows if row.get("class_changes")),
         "usage": Ledger(store).usage(),
         "this_life": this_life,
     }
@@ -94,6 +97,7 @@ def status(output: str) -> dict[str, Any]:
     tally = counted(newest.values(), done, failed)
     tally.recall(frames, ())
     run, summary = store.read_run() or {}, dataset.read_summary(store.url)
+    known = store.fingerprints()
     return {
         "output": store.url,
         "run_id": run.get("run_id"),
@@ -105,9 +109,20 @@ def status(output: str) -> dict[str, Any]:
         "frames_total": tally.total,
         "in_progress": frames,
         "epoch": store.current_epoch(),
+        "classes": described(known),
+        "inexact": _inexact(store, frames.keys()) if len(known) > 1 else [],
         "workers_refused": store.refusals(),
         "metrics_url": summary.get("this_life", {}).get("metrics_url"),
     }
+
+
+def _inexact(store: CheckpointStore, in_progress: Collection[str]) -> list[str]:
+    """Ids of videos that have changed their class, the unfinished ones among them."""
+    finished = Ledger(store).done_rows(set(store.done_ids())).values()
+    with ThreadPoolExecutor(READERS) as pool:
+        begun = dict(zip(in_progress, pool.map(store.classes, in_progress), strict=True))
+    changed = {video_id for video_id, classes in begun.items() if len(classes) > 1}
+    return sorted(changed | {row["id"] for row in finished if row.get("class_changes")})
 
 
 def stop(output: str) -> int:
