@@ -55,7 +55,7 @@ def latents_of(device: str, state: VideoState) -> np.ndarray:
 
 
 @pytest.fixture
-def fleet(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def fleet(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
     def of(*devices: str) -> Fleet:
         made = Fleet(world, *devices)
 
@@ -119,7 +119,7 @@ def test_a_class_without_workers_is_waited_for_in_words_or_let_go(world: World, 
     async def run() -> tuple[Any, dict[str, Any] | None]:
         fleet(A)
         life = world.begin(world.plan(ann, allow_inexact=allowed), "cluster.inexact_after_s=0.2")
-        await until(lambda: life.progress()["note"], "note")
+        await until(lambda: life.classes.warnings, "warning")
         told = life.progress()
         if allowed:
             return told, await world.end(life)
