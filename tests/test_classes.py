@@ -131,7 +131,7 @@ def test_a_class_without_workers_is_waited_for_in_words_or_let_go(world: World, 
 
     told, summary = asyncio.run(run())
     waits = "1 video waits for a worker like those that began it: device is 'another', and 'formula' of those that are"
-    ends = "--allow-inexact lets others go on with it"
+    ends = "`ti2v run --allow-inexact` lets others go on with it"
     if allowed:
         ends = "after 0 s (cluster.inexact_after_s) others go on with it"
     assert told["note"].startswith(waits)

@@ -82,4 +82,4 @@ class Classes:
         )
         if self.may_change:
             return f"{told}; after {self.patience_s:.0f} s (cluster.inexact_after_s) others go on with {them}"
-        return f"{told}; --allow-inexact lets others go on with {them}"
+        return f"{told}; `ti2v run --allow-inexact` lets others go on with {them}"

@@ -221,7 +221,7 @@ class Coordinator:
     def _gauge(self) -> None:
         self.metrics.workers.set(len(self.scheduler.crew.workers))
         self.metrics.in_flight.set(len(self.scheduler.videos))
-        self.metrics.waiting.set(len(self.scheduler.waiting))
+        self.metrics.waiting.set(len(self.scheduler.waiting) + self.scheduler.kinds.outside)
         self.metrics.slots_used.set(self.scheduler.crew.in_hand)
 
     async def _give_up(self, command: events.GiveUp) -> None:

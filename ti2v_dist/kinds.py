@@ -79,6 +79,11 @@ class Kinds(Generic[Video]):
         return None
 
     @property
+    def outside(self) -> int:
+        """How many wait outside."""
+        return sum(map(len, self.parked.values()))
+
+    @property
     def stranded(self) -> dict[str, int]:
         """How many videos are known to wait for each kind that has no worker which stays."""
         kinds = {kind for kind in (*self._counts, *self.parked) if kind and not self.crew.kinds.get(kind)}
