@@ -83,9 +83,9 @@ class Crew:
             self.lose(number)
         return gone
 
-    def free(self, kind: str, calls: int) -> int | None:
-        """The first worker of a kind that may take one more call than the `calls` that it has."""
-        return self._hands.first((kind, calls))
+    def free(self, place: tuple[str, int]) -> int | None:
+        """The first worker of a kind that may take one more call than so many that it has: see `places`."""
+        return self._hands.first(place)
 
     def give(self, number: int, ids: Ids, alone: bool) -> None:
         """A call for a worker; `alone` if nothing may be queued behind it."""

@@ -55,6 +55,8 @@ class Kinds(Generic[Video]):
     @property
     def room(self) -> int:
         """How many free videos may be taken into memory."""
+        if len(self.crew.kinds) == 1:  # asked after every event
+            return self.of_worker * self.crew.staying - len(self._held)
         room = -self._counts[None]
         for kind in self.crew.kinds:
             if (more := self._room(kind)) > 0:

@@ -21,6 +21,8 @@ MAX_ATTEMPTS = 3
 """Errors of a video's own work before it becomes a failed row."""
 MAX_CRASHES = 3
 """Workers that may be lost through a video in hand before it becomes a failed row."""
+SINGLES = (("complete", "finishing", events.Finish), ("new", "encoding", events.Encode))
+"""Calls with one video: for which status, and what becomes of that."""
 
 
 class Scheduler:
@@ -306,40 +308,41 @@ class Scheduler:
         commands: list[events.Command] = []
         while self._line and not self.stopping:
             # What one worker gets, any other of its kind with as many calls would get: to ask the first is enough.
-            for kind, calls in self.crew.places:
-                if call := self._next_call(kind, calls):
+            for place in self.crew.places:
+                if call := self._next_call(place):
                     commands.append(call)
                     break
             else:
                 break
         return commands
 
-    def _next_call(self, kind: str, calls: int) -> events.Encode | events.Finish | events.Advance | None:
+    def _next_call(self, place: tuple[str, int]) -> events.Encode | events.Finish | events.Advance | None:
         """A call for the first worker of a kind that has so many and room for one more: its own videos come first."""
-        number = self.crew.free(kind, calls)
+        number = self.crew.free(place)
         if number is None:
             return None
-        for status, becomes, single in (("complete", "finishing", events.Finish), ("new", "encoding", events.Encode)):
-            video = self._line.first(status, kind)
-            if video is None and (status == "complete" or self.kinds.has_room(kind)):
-                video = self._line.first(status, None)
-            if video:
+        kind, calls = place
+        for status, becomes, single in SINGLES:
+            video = self._line.first(status, kind) or self._line.first(status, None)
+            if video and (status == "complete" or video.kind or self.kinds.has_room(kind)):
                 return single(number, video.id) if self._give(number, [video], becomes) else None
         more_to_come = calls > 0 or bool(self._loading)
         batch = self._line.batch(kind, more_to_come) or self._line.batch(None, more_to_come)
+        if not batch:
+            return None
         ids = tuple(video.id for video in batch)
         return events.Advance(number, ids) if self._give(number, batch, "advancing") else None
 
     def _give(self, number: int, videos: list[Video], status: str) -> bool:
-        """Put a call with these videos on a worker's list; False where there are none, or they wait for a free one."""
+        """Put a call with these videos on a worker's list; False where they wait for a free one."""
         # A suspect is alone on its worker: a call queued beside its own would share the blame.
         suspects = any(video.is_suspect for video in videos)
-        if not videos or (suspects and self.crew.workers[number].calls):
+        worker = self.crew.workers[number]
+        if suspects and worker.calls:
             return False
-        kind = self.crew.workers[number].kind
         for video in videos:
-            if video.kind != kind:
-                self.kinds.hold(video.id, kind)
+            if video.kind != worker.kind:
+                self.kinds.hold(video.id, worker.kind)
             self._set(video, status)
         self.crew.give(number, tuple(video.id for video in videos), alone=suspects)
         return True
