@@ -146,6 +146,34 @@ def test_a_class_without_workers_is_waited_for_in_words_or_let_go(world: World, 
     assert views.status(world.output)["classes"][1]["device"] == A
 
 
+def test_a_worker_of_another_model_is_refused_and_named_everywhere(world: World, fleet: Any, monkeypatch: Any):
+    ann = video("ann", 6)
+
+    async def run() -> tuple[dict[str, Any], list[str]]:
+        made = fleet(A, A, B)
+        weights = {A: "w", B: "other"}
+        monkeypatch.setattr(
+            formulas, "open", lambda largest: {"device": made.device, "weights_sha256": weights[made.device]}
+        )
+        made.waits.clear()
+        life = world.begin(world.plan(ann, video("bob", 6)), workers=2)
+        await until(lambda: len(life.pool.open) == 2, "two workers")
+        life.pool._bury(1, "node_died")
+        await until(lambda: life.pool.warnings, "warning")
+        made.waits.set()
+        return await world.end(life), life.pool.warnings
+
+    summary, warnings = asyncio.run(run())
+    assert summary["status"] == "finished"
+    assert len(summary["classes"]) == 1
+    told = "weights_sha256 is 'other', the run's 'w'"
+    assert "(another) was refused: " in warnings[0]
+    assert told in warnings[0]
+    (refusal,) = views.status(world.output)["workers_refused"]
+    assert refusal["differs"].keys() == {"device", "weights_sha256"}
+    assert summary["this_life"]["counters"]['ti2v_worker_losses_total{reason="refused"}'] >= 1
+
+
 def test_a_class_that_comes_back_goes_on_with_its_own(world: World, fleet: Any):
     videos = [video(f"v{number}", 8) for number in range(4)]
 
