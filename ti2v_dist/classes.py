@@ -27,6 +27,8 @@ class Classes:
         self.newest = ""
         """The class of the worker that came last: as good a guess at a video's as any."""
         self.known: dict[str, Numerics] = {}
+        self.let_go: set[str] = set()
+        """Classes whose videos were let go at some time in this life: no other video may change its class."""
         self.warnings: list[str] = []
         self._missed: dict[str, float] = {}
         self._told: set[str] = set()
@@ -58,6 +60,7 @@ class Classes:
                 LOG.warning("%s", words)
             if self.may_change and now - since >= self.patience_s:
                 LOG.warning("%d videos of class %.8s are let go", stranded[kind], kind)
+                self.let_go.add(kind)
                 self.emit(events.ClassGone(kind))
 
     @property

@@ -200,7 +200,7 @@ class Videos:
         """What the next record follows; made by workers of another class than the last one, it records the change."""
         if kind == video.tip.fingerprint:
             return video.tip
-        assert self.classes.may_change, f"{video.tip.video_id} would change its class, and no plan allows it"
+        assert video.tip.fingerprint in self.classes.let_go, f"{video.tip.video_id} would change its class"
         return await self.upkeep.storage(self.store.moved, video.tip, kind)
 
     async def _finish(self, command: events.Finish) -> None:
