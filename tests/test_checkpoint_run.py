@@ -17,22 +17,44 @@ def store(request, tmp_path) -> CheckpointStore:
     return CheckpointStore(str(tmp_path / "run") if request.param == "file" else f"memory://{uuid.uuid4().hex}")
 
 
-def test_a_changed_fingerprint_is_refused_with_both_values(store):
+def test_a_fingerprint_of_another_model_is_refused_with_both_values(store):
     assert store.read_fingerprint() is None
-    fingerprint = {"torch": "2.13", "slots": 4, "shape": (2, 3), "weights": {"unet": "aa", "vae": "bb"}}
+    fingerprint = {"torch": "2.13", "slots": 4, "shape": (2, 3), "weights_sha256": {"unet": "aa", "vae": "bb"}}
     sha = store.claim_fingerprint(fingerprint)
     assert again(store).claim_fingerprint(dict(reversed(fingerprint.items()))) == sha
-    changed = {"torch": "2.14", "shape": (2, 3), "weights": {"unet": "aa", "vae": "cc"}, "threads": 1}
+    changed = {"torch": "2.14", "shape": (2, 3), "weights_sha256": {"unet": "aa", "vae": "cc"}, "threads": 1}
     with pytest.raises(FingerprintMismatch) as error:
         store.claim_fingerprint(changed)
     message = str(error.value)
     assert "torch: stored '2.13', now '2.14'" in message
-    assert "weights.vae: stored 'bb', now 'cc'" in message
+    assert "weights_sha256.vae: stored 'bb', now 'cc'" in message
     assert "slots: stored 4, now absent" in message
     assert "threads: stored nothing, now 1" in message
     assert "unet" not in message
     assert "shape" not in message
     assert store.read_fingerprint()["slots"] == 4
+    assert list(store.fingerprints()) == [sha]
+
+
+def test_the_fingerprints_of_one_model_are_a_list_in_the_order_in_which_they_came(store):
+    assert store.fingerprints() == {}
+    machines = [{"weights_sha256": "aa", "window": 16, "numerics_version": 1, "device": device} for device in "abc"]
+    shas = [store.claim_fingerprint(machine) for machine in machines]
+    assert store.fingerprints() == dict(zip(shas, machines, strict=True))
+    assert [again(store).claim_fingerprint(machine) for machine in reversed(machines)] == shas[::-1]
+    for key, value in (("weights_sha256", "bb"), ("window", 8), ("numerics_version", 2)):
+        with pytest.raises(FingerprintMismatch, match=key):
+            store.claim_fingerprint({**machines[1], key: value})
+    assert len(store.fingerprints()) == 3
+
+
+def test_fingerprints_that_race_have_a_place_each(store):
+    """Sixteen workers of four classes come at once."""
+    machines = [{"device": f"{number % 4}"} for number in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        shas = list(pool.map(lambda machine: again(store).claim_fingerprint(machine), machines))
+    assert len(store.fingerprints()) == len(set(shas)) == 4
+    assert [store.fingerprints()[sha] for sha in shas] == machines
 
 
 def test_a_changed_request_is_refused_with_both_values(store):

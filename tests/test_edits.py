@@ -1,5 +1,6 @@
 """Videos that move and grow: extended, forked, repaired, thrown away; each compared with one that nobody touched."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -364,3 +365,29 @@ def test_a_whole_video_needs_no_repair(place, request_):
     assert edits.repair(place.store, "cat") == {"id": "cat", "damage": [], "moved": []}
     with pytest.raises(ValueError, match="has no video 'dog' yet"):
         edits.repair(place.store, "dog")
+
+
+# several classes
+
+
+def test_a_deep_check_computes_what_machines_of_its_class_have_made(place, request_):
+    place.make(request_, until=4)
+    other = place.store.claim_fingerprint({**place.worker.numerics, "device": "another"})
+    state, tip = place.store.load(request_, place.fingerprint)
+    while not state.is_complete:
+        ((chunk,), _) = place.worker.advance([state])
+        chunk = replace(chunk, latents_FCHW=chunk.latents_FCHW + np.float32(0.5))
+        settled = place.store.commit(chunk, place.store.moved(tip, other))
+        state, tip = state.push(settled.chunk), settled.tip
+    row = place.make(request_)
+    changes = json.loads(row["class_changes"])
+    assert [(change["frame"], change["device"]) for change in changes] == [
+        (4, "another"),
+        (FRAMES, place.worker.numerics["device"]),
+    ]
+    assert b'"class_changes":[{"device":"another"' in place.mp4(row)
+    found = audit.verify(place.url, deep=True)
+    assert [problem["problem"] for problem in found["problems"]] == ["dataset/metadata.parquet does not list it"]
+    views.write(place.store, {"cat"}, (), {})
+    assert audit.verify(place.url, deep=True) == {**found, "problems": [], "frames_computed_again": 2}
+    assert views.status(place.url)["inexact"] == ["cat"]

@@ -20,7 +20,10 @@ MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: the rooms that it may import. A new room needs a row.
 NOUNS = {"errors", "prompts", "video", "config", "events", "losses"}
-STATE = {"disk", "verdicts", "store", "record", "keys", "frames", "checkpoint", "ledger", "orders"}
+STATE = {
+    *("disk", "verdicts", "store", "record", "keys", "requests", "fingerprints", "frames", "checkpoint"),
+    *("ledger", "orders"),
+}
 INPUT = {"urls", "pictures", "images", "inspection", "values", "rows", "checks", "shards", "manifest"}
 OUTPUT = {"scratch", "files", "codec", "tables", "dataset", "report", "views"}
 EDGE = STATE | INPUT | OUTPUT | {"metrics"}
@@ -39,7 +42,9 @@ MAY_IMPORT = {
     "starts": NOUNS,
     "turns": set(),
     "crew": {"turns"},
-    "scheduler": NOUNS | {"starts", "crew", "turns"},
+    "kinds": {"crew"},
+    "line": {"turns"},
+    "scheduler": NOUNS | {"starts", "crew", "kinds", "line"},
     "event_log": NOUNS | {"log", "scheduler"},
     "disk": NOUNS,
     "verdicts": NOUNS,
@@ -52,10 +57,12 @@ MAY_IMPORT = {
     "pictures": set(),
     "images": NOUNS | {"store", "urls", "pictures"},
     "inspection": NOUNS | {"urls", "images"},
-    "frames": NOUNS | {"store", "record", "keys"},
-    "checkpoint": NOUNS | {"store", "record", "keys", "frames"},
-    "ledger": NOUNS | {"store", "record", "keys", "frames", "checkpoint", "rows"},
-    "orders": NOUNS | {"store", "record", "keys", "frames", "checkpoint", "ledger", "rows"},
+    "requests": NOUNS | {"store", "record", "keys"},
+    "fingerprints": NOUNS | {"store", "record", "keys"},
+    "frames": NOUNS | {"store", "record", "keys", "requests", "fingerprints"},
+    "checkpoint": NOUNS | {"store", "record", "keys", "requests", "fingerprints", "frames"},
+    "ledger": NOUNS | {"store", "record", "keys", "checkpoint", "rows"},
+    "orders": NOUNS | {"store", "record", "keys", "checkpoint", "ledger", "rows"},
     "values": NOUNS,
     "rows": NOUNS | {"values"},
     "tally": NOUNS,
@@ -81,10 +88,12 @@ MAY_IMPORT = {
     | {"log", "urls", "threads", "deaths", "places", "metrics", "outages", "scratch", "worker", "ray_internals"},
     "upkeep": NOUNS | EDGE | {"log", "outages", "tally", "threads"},
     "account": NOUNS | EDGE | {"log", "scheduler", "outages", "upkeep"},
-    "videos": NOUNS | EDGE | {"log", "pool", "upkeep", "account"},
+    "classes": NOUNS | EDGE | {"log", "scheduler", "upkeep"},
+    "videos": NOUNS | EDGE | {"log", "pool", "upkeep", "account", "classes"},
     "coordinator": NOUNS
     | EDGE
-    | {"log", "scheduler", "event_log", "threads", "outages", "ray_internals", "pool", "upkeep", "account", "videos"},
+    | {"log", "scheduler", "event_log", "threads", "outages", "ray_internals", "pool", "upkeep", "account", "classes"}
+    | {"videos"},
     "planning": NOUNS | EDGE | {"models"},
     "session": NOUNS | STATE | {"log", "planning", "places", "coordinator", "ray_internals"},
     "driver": NOUNS | EDGE | {"log", "planning", "session", "tally"},
@@ -222,7 +231,7 @@ def test_nothing_is_pickled_by_us() -> None:
 
 def test_the_scheduler_has_no_clock_and_no_io() -> None:
     barred = {"time", "datetime", "random", "asyncio", "threading", "os", "pathlib", "socket", "numpy", "torch", "ray"}
-    for name in ("scheduler", "starts", "crew", "turns", "events", "losses"):
+    for name in ("scheduler", "kinds", "line", "starts", "crew", "turns", "events", "losses"):
         path = PACKAGE / f"{name}.py"
         assert {n.split(".")[0] for n in imports(path)} & barred == set()
         assert not [node for node in ast.walk(parse(path)) if isinstance(node, ast.AsyncFunctionDef | ast.Await)]

@@ -177,7 +177,7 @@ def ray_for_actors() -> Iterator[None]:
 def test_a_worker_killed_by_rays_memory_monitor_is_lost_to_host_oom(ray_without_memory: None, tmp_path: Path):
     happened: list[events.Event] = []
 
-    async def accept(numerics: dict[str, Any]) -> None:
+    async def accept(numerics: dict[str, Any]) -> str:
         raise AssertionError("no model is loaded without memory")
 
     metrics = Metrics()
@@ -212,7 +212,7 @@ def test_an_image_that_is_never_given_is_an_attempt_of_its_video_and_an_outage_i
     monkeypatch.setattr(pool_module, "INPUT_S", 0.3)
     happened: list[events.Event] = []
 
-    async def accept(numerics: dict[str, Any]) -> None:
+    async def accept(numerics: dict[str, Any]) -> str:
         raise AssertionError("no worker is started")
 
     async def silent() -> None:

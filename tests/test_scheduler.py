@@ -2,6 +2,7 @@
 
 import pytest
 
+from ti2v_dist.crew import CALLS_PER_WORKER
 from ti2v_dist.events import (
     Advance,
     CallCancelled,
@@ -34,7 +35,7 @@ from ti2v_dist.events import (
     WorkersWanted,
 )
 from ti2v_dist.losses import LOSSES
-from ti2v_dist.scheduler import CALLS_PER_WORKER, MAX_ATTEMPTS, MAX_CRASHES, Scheduler
+from ti2v_dist.scheduler import MAX_ATTEMPTS, MAX_CRASHES, Scheduler
 from ti2v_dist.starts import MAX_IN_A_ROW
 
 GROUP = ("ti2v_zero", 10, 4)

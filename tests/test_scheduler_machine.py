@@ -7,11 +7,13 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from ti2v_dist.crew import CALLS_PER_WORKER
 from ti2v_dist.events import (
     Advance,
     CallCancelled,
     CallFailed,
     ChunkDone,
+    ClassGone,
     Command,
     Commit,
     Committed,
@@ -25,6 +27,7 @@ from ti2v_dist.events import (
     GiveUp,
     Load,
     Loaded,
+    Park,
     Places,
     Recall,
     Release,
@@ -41,12 +44,13 @@ from ti2v_dist.events import (
     WorkersWanted,
 )
 from ti2v_dist.losses import LOSSES
-from ti2v_dist.scheduler import CALLS_PER_WORKER, MAX_CRASHES, Scheduler
+from ti2v_dist.scheduler import MAX_CRASHES, Scheduler
 from ti2v_dist.starts import MAX_PAUSE_S
 
 MOST_VIDEOS, RARE = 4, 4
 NODES = {"good0": "good", "good1": "good", "bad0": "bad", "bad1": "bad", "other0": "other", "other1": "other"}
-"""What becomes of a start on each: it is ready, it fails, or it is refused for its other kind of device."""
+"""What becomes of a start on each: it is ready, it fails, or it is refused for its other model."""
+KINDS = ("k", "m")
 PHASES = (Phase.explicit, Phase.generate)  # a long story is read sooner than it is shortened
 
 
@@ -70,6 +74,10 @@ class Video:
     crashes: int = 0
     alone: bool = False
     """Whether it was the only one in hand when its worker was last lost."""
+    kind: str = ""
+    """The class of its last settled frame, as the store has it."""
+    made_by: list[str] = field(default_factory=list)
+    """The classes of the chunks that are to be settled."""
     stale: bool = False
     """What was computed rests on a frame of ours that another owner's frame has superseded."""
 
@@ -84,10 +92,20 @@ class World(RuleBasedStateMachine):
         killer=st.sampled_from(["", "v0"]),
         settled=st.sampled_from([None, 0]),
         places=st.sampled_from([{"good0"}, {"good0"}]) | st.sets(st.sampled_from(sorted(NODES))),
+        kinds=st.sampled_from([KINDS[:1], KINDS]),
     )
     def begin(
-        self, slots: int, workers: int, reasons: list[str], killer: str, settled: int | None, places: set[str]
+        self,
+        slots: int,
+        workers: int,
+        reasons: list[str],
+        killer: str,
+        settled: int | None,
+        places: set[str],
+        kinds: tuple[str, ...],
     ) -> None:
+        self.kinds, self.kind_of = kinds, dict[int, str]()
+        self.let_go, self.parked = set[str](), set[str]()
         self.reasons, self.killer = reasons, killer  # a killer's calls never return: each ends its worker
         self.scheduler, self.slots = Scheduler(slots), slots
         self.videos: dict[str, Video] = {}
@@ -114,16 +132,20 @@ class World(RuleBasedStateMachine):
         match command:
             case Load(id):
                 assert not self.videos[id].final
+                assert id not in self.loads, "read twice at once"
+                self.parked.discard(id)
                 self.videos[id].stale = False
                 self.loads.append(id)
             case Encode(worker, id):
                 assert self.videos[id].settled is None
+                self.check_class(worker, id)
                 self.calls[worker].append(command)
             case Advance(worker, ids):
                 assert 1 <= len(ids) <= self.slots
                 assert len({self.videos[id].group for id in ids}) == 1, "a batch of two groups"
                 for id in ids:
                     video = self.videos[id]
+                    self.check_class(worker, id)
                     assert video.computed < video.last, "computed beyond the end"
                     assert video.computed - (video.settled or 0) <= 1, "too far ahead of the store"
                 self.calls[worker].append(command)
@@ -132,7 +154,12 @@ class World(RuleBasedStateMachine):
                 self.videos[id].commits.append(frame)
             case Finish(worker, id):
                 assert self.videos[id].settled == self.videos[id].last, "finished before its last frame was settled"
+                self.check_class(worker, id)
                 self.calls[worker].append(command)
+            case Park(id):
+                assert len(self.kinds) > 1, "for whom?"
+                assert self.videos[id].kind not in self.let_go
+                self.parked.add(id)
             case Fail(id, error_type):
                 video = self.videos[id]
                 assert not video.final
@@ -165,6 +192,25 @@ class World(RuleBasedStateMachine):
                     assert not self.starts
                 self.gave_up = True
 
+    def check_class(self, worker: int, id: str) -> None:
+        """Only those of its class go on with a video, or any once that is let go."""
+        video = self.videos[id]
+        last = video.made_by[-1] if video.made_by else video.kind
+        assert last in ("", self.kind_of[worker]) or last in self.let_go, "goes on in another class"
+        assert id not in self.parked
+
+    @precondition(lambda self: self.without_workers())
+    @rule(data=st.data(), it_is=st.integers(0, RARE))
+    def a_class_is_let_go(self, data: st.DataObject, it_is: int) -> None:
+        if it_is == RARE:
+            kind = data.draw(st.sampled_from(self.without_workers()))
+            self.let_go.add(kind)
+            self.tell(ClassGone(kind))
+
+    def without_workers(self) -> list[str]:
+        there = {self.kind_of[worker] for worker in self.calls.keys() - self.leaving}
+        return [kind for kind in self.kinds if kind not in there]
+
     # What may happen
 
     @precondition(lambda self: len(self.videos) < MOST_VIDEOS)
@@ -172,6 +218,7 @@ class World(RuleBasedStateMachine):
     def submit(self, group: str, last: int, settled: int | None) -> None:
         id = f"v{len(self.videos)}"
         self.videos[id] = Video((group,), last, None if settled is None else min(settled, last))
+        self.videos[id].kind = "" if settled is None else self.kinds[len(self.videos) % len(self.kinds)]
         self.tell(VideoSubmitted(id, (group,), last + 1))
 
     def possible_starts(self) -> list[tuple[StartWorker, str]]:
@@ -189,7 +236,9 @@ class World(RuleBasedStateMachine):
             self.lose(number, "preempted")
         elif NODES[node] == "good":
             self.calls[number] = []
-            self.tell(WorkerReady(number, node))
+            self.kind_of[number] = kind = self.kinds[which % len(self.kinds)]
+            self.let_go.discard(kind)
+            self.tell(WorkerReady(number, node, kind))
         elif NODES[node] == "bad":
             self.tell(StartFailed(number, node, "no disk"))
         else:
@@ -240,7 +289,7 @@ class World(RuleBasedStateMachine):
         id = self.loads.pop(data.draw(st.integers(0, len(self.loads) - 1)))
         video = self.videos[id]
         video.computed = video.settled or 0
-        self.tell(Loaded(id, video.settled))
+        self.tell(Loaded(id, video.settled, video.kind))
 
     @precondition(lambda self: any(self.calls.values()))
     @rule(data=st.data(), how=st.sampled_from(["done"] * 6 + ["raised", "bad video"]))
@@ -260,8 +309,8 @@ class World(RuleBasedStateMachine):
                 self.tell(VideoError(call.id, "ImageError", "x"))
                 return
             if not self.videos[call.id].final:
-                self.videos[call.id].settled = 0
-            self.tell(Encoded(worker, call.id))
+                self.videos[call.id].settled, self.videos[call.id].kind = 0, self.kind_of[worker]
+            self.tell(Encoded(worker, call.id, self.kind_of[worker]))
         elif isinstance(call, Finish):
             if not self.videos[call.id].final:
                 self.videos[call.id].final = "finished"
@@ -271,6 +320,8 @@ class World(RuleBasedStateMachine):
             frames = {id: self.videos[id].computed + 1 for id in ids if id not in bad}
             for id, frame in frames.items():
                 self.videos[id].computed, self.videos[id].crashes = frame, 0
+                if not self.videos[id].stale:
+                    self.videos[id].made_by.append(self.kind_of[worker])
             self.tell(ChunkDone(worker, ids, frames))
             for id in bad:
                 self.tell(VideoError(id, "NonFiniteLatents", "x"))
@@ -282,11 +333,13 @@ class World(RuleBasedStateMachine):
         video = self.videos[id]
         frame = video.commits.pop(0)
         assert frame == (video.settled or 0) + 1, "commits go up by one"
-        video.settled = frame
+        video.settled, video.kind = frame, video.made_by.pop(0)
         if ours:
             self.tell(Committed(id, frame))
         else:
             video.commits.clear()
+            video.made_by.clear()
+            video.kind = self.kinds[frame % len(self.kinds)]  # another owner may have moved it
             video.stale = True
             self.tell(Superseded(id))
 
@@ -306,7 +359,9 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_or_done_twice(self) -> None:
-        known = {video.id for video in self.scheduler.waiting} | self.scheduler.videos.keys()
+        parked = {video.id for videos in self.scheduler.kinds.parked.values() for video in videos}
+        assert parked <= self.parked
+        known = {video.id for video in self.scheduler.waiting} | self.scheduler.videos.keys() | parked
         assert known == {id for id, video in self.videos.items() if not video.final}
         inside = Counter(id for calls in self.calls.values() for call in calls for id in ids_of(call))
         assert not inside or max(inside.values()) == 1, "a video is in two calls"
@@ -326,8 +381,9 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def it_never_waits_for_nothing(self) -> None:
-        """While a worker stays and a video is left, something is under way."""
-        left = any(not video.final for video in self.videos.values())
+        """While a worker stays and a video is left that is not another class's, something is under way."""
+        missed = {*self.without_workers()} - self.let_go
+        left = any(not video.final and video.kind not in missed for video in self.videos.values())
         if left and self.calls.keys() - self.leaving and not (self.stopped or self.gave_up):
             commits = any(video.commits for video in self.videos.values())
             assert self.loads or commits or any(self.calls.values())
@@ -345,13 +401,16 @@ class World(RuleBasedStateMachine):
             elif self.loads:
                 id = self.loads.pop(0)
                 self.videos[id].computed = self.videos[id].settled or 0
-                self.tell(Loaded(id, self.videos[id].settled))
+                self.tell(Loaded(id, self.videos[id].settled, self.videos[id].kind))
             elif waiting := [id for id, video in self.videos.items() if video.commits]:
                 video = self.videos[waiting[0]]
-                video.settled = video.commits.pop(0)
+                video.settled, video.kind = video.commits.pop(0), video.made_by.pop(0)
                 self.tell(Committed(waiting[0], video.settled))
             elif busy := [worker for worker, calls in self.calls.items() if calls]:
                 self.finish_call(busy[0])
+            elif self.calls and (gone := [kind for kind in self.without_workers() if kind not in self.let_go]):
+                self.let_go.add(gone[0])
+                self.tell(ClassGone(gone[0]))
             else:
                 break
         assert self.scheduler.is_idle
@@ -366,8 +425,8 @@ class World(RuleBasedStateMachine):
         self.barren.clear()
         match call:
             case Encode(_, id):
-                self.videos[id].settled = 0
-                self.tell(Encoded(worker, id))
+                self.videos[id].settled, self.videos[id].kind = 0, self.kind_of[worker]
+                self.tell(Encoded(worker, id, self.kind_of[worker]))
             case Finish(_, id):
                 self.videos[id].final = "finished"
                 self.tell(Finished(worker, id))
@@ -375,6 +434,8 @@ class World(RuleBasedStateMachine):
                 for id in ids:
                     self.videos[id].computed += 1
                     self.videos[id].crashes = 0
+                    if not self.videos[id].stale:
+                        self.videos[id].made_by.append(self.kind_of[worker])
                 self.tell(ChunkDone(worker, ids, {id: self.videos[id].computed for id in ids}))
 
 

@@ -120,7 +120,13 @@ def test_a_hint_a_plan_a_note_or_a_part_that_is_none_is_passed_over():
 def test_every_key_that_a_run_makes_is_ours():
     store, _ = half_made()
     assert store.strays() == []
-    made = [keys.quarantined("cat-1", 3, "ab" * 32), keys.stop(1), keys.ledger(0), keys.FINGERPRINT]
+    made = [
+        keys.quarantined("cat-1", 3, "ab" * 32),
+        keys.stop(1),
+        keys.ledger(0),
+        keys.fingerprint(0),
+        keys.fingerprint(12),
+    ]
     assert all(keys.is_ours(key.removeprefix(f"{keys.ROOT}/")) for key in made)
 
 

@@ -76,7 +76,7 @@ class Account:
             "frames": self.frames,
             "frames_per_second": round(self.frames / seconds, 4),
             "in_flight": len(self.scheduler.videos),
-            "waiting": len(self.scheduler.waiting),
+            "waiting": len(self.scheduler.waiting) + self.scheduler.kinds.outside,
             "workers_ready": len(self.scheduler.crew.workers),
             "frames_left": self.tally.left,
             "stopping": self.scheduler.stopping,

@@ -6,20 +6,18 @@ import uuid
 from itertools import count, takewhile
 from typing import Any
 
-from . import __version__, keys
+from . import __version__, fingerprints, keys
 from .errors import InputError
-from .frames import FramesDropped, FrameStore, RequestMismatch, Settled
-from .record import differences, parse_json, plain
+from .fingerprints import FingerprintMismatch
+from .frames import FrameStore, Settled
+from .record import parse_json, plain
+from .requests import FramesDropped, RequestMismatch
 from .video import canonical_sha256
 
 __all__ = ["CheckpointStore", "FingerprintMismatch", "FramesDropped", "RequestMismatch", "Settled", "UnknownFormat"]
 
 LEFT_S = 3600.0
 """Older temporaries were left by dead processes: the living keep one for a moment."""
-
-
-class FingerprintMismatch(InputError):
-    """The run began under another fingerprint."""
 
 
 class UnknownFormat(InputError):
@@ -59,18 +57,19 @@ class CheckpointStore(FrameStore):
         return None if run is None else self._known(run)
 
     def claim_fingerprint(self, fingerprint: dict[str, Any]) -> str:
-        """Settle the run's fingerprint and return its sha256.
+        """Find a fingerprint in the run's list, or add it; returns its sha256.
 
-        Raises `FingerprintMismatch`, with each differing key and both values, where the run began under another one.
+        Raises `FingerprintMismatch`, with each differing key and both values, where it is of another model.
         """
-        stored = self._settle_json(keys.FINGERPRINT, fingerprint)
-        if lines := differences(stored, fingerprint):
-            raise FingerprintMismatch("\n".join(["this run began under another fingerprint:", *lines]))
-        return canonical_sha256(stored)
+        return fingerprints.claim(self.store, fingerprint)
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """The run's fingerprints by their sha256, the first one first."""
+        return fingerprints.read_all(self.store)
 
     def read_fingerprint(self) -> dict[str, Any] | None:
-        """The run's fingerprint, None before `claim_fingerprint`."""
-        return self._read_json(keys.FINGERPRINT)
+        """The run's first fingerprint, None before `claim_fingerprint`."""
+        return self._read_json(keys.fingerprint(0))
 
     def record_refusal(self, refusal: dict[str, Any]) -> None:
         """Leave word, once, of a worker that does not match the fingerprint; `refusal` is JSON."""

@@ -101,6 +101,9 @@ def run(
     address: AddressOption = None,
     detach: DetachOption = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="End a coordinator that does not answer.")] = False,
+    allow_inexact: Annotated[
+        bool, typer.Option("--allow-inexact", help="Let videos go on with other machines than those that began them.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make every video of a manifest on Ray; the same command again resumes the run."""
@@ -112,8 +115,9 @@ def run(
         "cluster.event_log": event_log,
         "images_below": images_below or None,
     }
-    joining = {"address": address, "detach": detach, "takeover": takeover, "shard": shard}
-    run_and_exit(manifest, output, _config(config, settings, chosen), as_json, **joining)
+    joining: dict[str, Any] = {"address": address, "detach": detach, "takeover": takeover, "shard": shard}
+    resolved = _config(config, settings, chosen)
+    run_and_exit(manifest, output, resolved, as_json, allow_inexact=allow_inexact, **joining)
 
 
 @app.command()

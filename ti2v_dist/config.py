@@ -76,6 +76,9 @@ class ClusterConfig(_Section):
         gt=0,
         description="a call of a worker that takes so long, and ten times the longest of its kind so far, is given up",
     )
+    inexact_after_s: float = Field(
+        default=300.0, gt=0, description="with --allow-inexact: videos wait so long for a worker of their own class"
+    )
 
     @field_validator("event_log")
     @classmethod

@@ -15,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from ti2v_dist import events, ray_internals
 from ti2v_dist.account import Account
 from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.classes import Classes
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import UserError
 from ti2v_dist.event_log import EventLog
@@ -43,8 +44,12 @@ class Coordinator:
     Its work is every order that has no end: those that it finds, and those that commands bring while it accepts any.
     """
 
-    def __init__(self, config: RunConfig, output_url: str, workers: int, gpus_per_worker: float):
-        begin(run=config.run_id(output_url))
+    def __init__(
+        self, config: RunConfig, output_url: str, workers: int, gpus_per_worker: float, run_id: str | None = None
+    ):
+        """`run_id` is the one that the run began with, under other slots perhaps; by default that of `config`."""
+        self.run_id = run_id or config.run_id(output_url)
+        begin(run=self.run_id)
         use_storage_threads()
         gc.set_threshold(*GARBAGE)
         self.config, self.output_url, self.target_workers = config, output_url, workers
@@ -58,7 +63,10 @@ class Coordinator:
         self.upkeep = Upkeep(store, self.metrics, self.outages, lambda: self._stop("asked in its store"), self._end)
         self.endpoint = Endpoint(self.metrics, config.cluster.metrics_port, config.cluster.metrics_host)
         self.account = Account(self.scheduler, self.upkeep, self.outages, self.endpoint)
-        self.videos = Videos(config, self.pool, self.upkeep, self.account, self.metrics, self._emit, self._end)
+        self.classes = Classes(self.scheduler, self.upkeep, config.cluster.inexact_after_s, self._emit)
+        shared = (self.pool, self.upkeep, self.account, self.classes, self.metrics)
+        self.videos = Videos(config, *shared, self._emit, self._end)
+        self.videos.run_id = self.run_id
         self.summary: dict[str, Any] | None = None
         self.error: str | None = None
         self.bug: str | None = None
@@ -125,7 +133,7 @@ class Coordinator:
         background: list[asyncio.Future[None]] = []
         try:
             await self.upkeep.take_over(await ray_internals.is_restarted())
-            self.event_log.begin(self.config.run_id(self.output_url), self.upkeep.epoch)
+            self.event_log.begin(self.run_id, self.upkeep.epoch)
             # What was asked for later is right where two speak of one video.
             newest: dict[str, VideoRequest] = {}
             for number in await self.upkeep.open_orders():
@@ -136,7 +144,7 @@ class Coordinator:
             self._knows_open = True
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.life))
             watches = (*watches, self.pool.watch_drains(), self.pool.watch_places(), self.endpoint.keep_trying())
-            watches = (*watches, self.event_log.keep_writing())
+            watches = (*watches, self.event_log.keep_writing(), self.classes.watch())
             background = [self._spawn(watch) for watch in watches]
             await self._handle_events()
         finally:
@@ -178,8 +186,7 @@ class Coordinator:
 
     def identity(self) -> dict[str, Any]:
         """Whose coordinator this is."""
-        run_id = self.config.run_id(self.output_url)
-        return {"run_id": run_id, "output": self.output_url, "protocol": PROTOCOL}
+        return {"run_id": self.run_id, "output": self.output_url, "protocol": PROTOCOL}
 
     def outcome(self, order: int) -> tuple[bool, str | None, int]:
         """Whether it has taken this order in, the status of the run once that is over, and its epoch (0: none yet)."""
@@ -204,8 +211,10 @@ class Coordinator:
 
     def progress(self) -> dict[str, Any]:
         """Counts of the run, whichever life made it, and the latest problem."""
-        warnings = [*self.pool.warnings, *filter(None, [self.event_log.problem])]
-        return {**self.account.progress(), "warnings": warnings, "error": self.error, "bug": self.bug}
+        told, problem = self.account.progress(), self.event_log.problem
+        warned = [*self.pool.warnings, *self.classes.warnings, *([problem] if problem else [])]
+        note = told["note"] or self.classes.note
+        return {**told, "note": note, "warnings": warned, "error": self.error, "bug": self.bug}
 
     def life(self) -> dict[str, Any]:
         """Counts of this life of the coordinator, and the latest problem."""
@@ -269,12 +278,12 @@ class Coordinator:
     def _gauge(self) -> None:
         self.metrics.workers.set(len(self.scheduler.crew.workers))
         self.metrics.in_flight.set(len(self.scheduler.videos))
-        self.metrics.waiting.set(len(self.scheduler.waiting))
+        self.metrics.waiting.set(len(self.scheduler.waiting) + self.scheduler.kinds.outside)
         self.metrics.slots_used.set(self.scheduler.crew.in_hand)
 
     async def _give_up(self, command: events.GiveUp) -> None:
         bugs = (bug for told, bug in self.pool.bugs.items() if command.reason.endswith(told))
         self._end(command.reason, next(bugs, None))
 
-    async def _accept(self, numerics: dict[str, Any]) -> None:
-        await self.videos.accept(numerics)
+    async def _accept(self, numerics: dict[str, Any]) -> str:
+        return await self.classes.accept(numerics)

@@ -17,6 +17,7 @@ class Worker:
     """One worker's calls, the one that it carries out first."""
 
     turn: int
+    kind: str = ""
     calls: list[Ids] = field(default_factory=list)
     leaving: bool = False  # its node is to be taken away: it finishes what it has in hand
     alone: bool = False  # its call may kill it: one queued behind would share the blame
@@ -33,18 +34,22 @@ class Crew:
     def __init__(self) -> None:
         self.workers: dict[int, Worker] = {}
         self.staying = 0
+        self.kinds: dict[str, int] = {}
+        """How many stay of each kind that has ever come, the first one first."""
+        self.places: list[tuple[str, int]] = []
+        """Kinds and numbers of calls to look for a free worker under, the emptiest ones first."""
         self.calls = 0
         self.in_hand = 0
         """Videos inside the calls that are carried out; what waits behind them is not counted."""
         self._turns = count()
-        self._hands = Turns[int, int]()  # those that may take a call, by the number of calls that they have
+        self._hands = Turns[int, tuple[str, int]]()  # those that may take a call, by kind and number of calls
         self._holders: dict[Ids, int] = {}
         self._let_go: list[int] = []
 
-    def join(self, number: int) -> None:
+    def join(self, number: int, kind: str = "") -> None:
         """A worker is ready."""
-        self.workers[number] = Worker(next(self._turns))
-        self.staying += 1
+        self.workers[number] = Worker(next(self._turns), kind)
+        self._count(kind, 1)
         self._place(number)
 
     def lose(self, number: int) -> Worker | None:
@@ -53,7 +58,8 @@ class Crew:
         if worker is None:
             return None
         self._hands.take(number)
-        self.staying -= not worker.leaving
+        if not worker.leaving:
+            self._count(worker.kind, -1)
         self.calls -= len(worker.calls)
         self.in_hand -= worker.in_hand
         for ids in worker.calls:
@@ -66,7 +72,7 @@ class Crew:
         if worker is None or worker.leaving:
             return None
         worker.leaving = True
-        self.staying -= 1
+        self._count(worker.kind, -1)
         self._place(number)
         return worker
 
@@ -77,9 +83,9 @@ class Crew:
             self.lose(number)
         return gone
 
-    def free(self, calls: int) -> int | None:
-        """The first worker that may take one more call than the `calls` that it has."""
-        return self._hands.first(calls)
+    def free(self, place: tuple[str, int]) -> int | None:
+        """The first worker of a kind that may take one more call than so many that it has: see `places`."""
+        return self._hands.first(place)
 
     def give(self, number: int, ids: Ids, alone: bool) -> None:
         """A call for a worker; `alone` if nothing may be queued behind it."""
@@ -117,4 +123,10 @@ class Crew:
         if worker.leaving or worker.alone or len(worker.calls) >= CALLS_PER_WORKER:
             self._hands.take(number)
         else:
-            self._hands.put(number, worker.turn, len(worker.calls))
+            self._hands.put(number, worker.turn, (worker.kind, len(worker.calls)))
+
+    def _count(self, kind: str, more: int) -> None:
+        self.staying += more
+        if kind not in self.kinds:
+            self.places = [(each, calls) for calls in range(CALLS_PER_WORKER) for each in (*self.kinds, kind)]
+        self.kinds[kind] = self.kinds.get(kind, 0) + more

@@ -36,19 +36,21 @@ def run(
     address: str | None = None,
     detach: bool = False,
     takeover: bool = False,
+    allow_inexact: bool = False,
     listener: Listener = lambda progress: None,
 ) -> dict[str, Any]:
     """Make every video of a manifest; the same call again goes on where an interrupted one stopped.
 
     `shard`, as "1/4", makes the videos of every fourth row, in a folder of the output.
     Starts a local Ray unless `address` or RAY_ADDRESS names a cluster; there, `detach` returns at once and leaves the
-    run going, and `takeover` ends a coordinator of this run that does not answer. `listener` gets the progress twice a
-    second. Returns the summary that is also written to `summary.json`: its `status` is "finished", "failed_rows",
+    run going, and `takeover` ends a coordinator of this run that does not answer. With `allow_inexact`, videos go on
+    with workers of another class where none of their own is left; that is recorded. `listener` gets the progress twice
+    a second. Returns the summary that is also written to `summary.json`: its `status` is "finished", "failed_rows",
     "interrupted" or "running"; `signal` is the one that interrupted it.
     """
     log_format()
     address = check_address(address, detach)
-    work = prepare(manifest, output, config or RunConfig(), shard)
+    work = prepare(manifest, output, config or RunConfig(), shard, allow_inexact)
     return make(work, address=address, detach=detach, takeover=takeover, listener=listener)
 
 

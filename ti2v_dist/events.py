@@ -14,10 +14,11 @@ class VideoSubmitted:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the store holds: the last settled frame, or None for a new video."""
+    """What the store holds: the last settled frame, or None for a new video. A class that it has is its `kind`."""
 
     id: str
     frame: int | None
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ class Places:
 
 @dataclass(frozen=True)
 class WorkerReady:
-    """A worker has its model loaded and is accepted."""
+    """A worker has its model loaded and is accepted. `kind` is its class: the sha256 of its fingerprint."""
 
     worker: int
     node: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class StartFailed:
 
 @dataclass(frozen=True)
 class WorkerRefused:
-    """A worker would compute other bits than the run has; so would every one on these nodes, of the same kind."""
+    """A worker has another model than the run; so would every one on these nodes, of the same kind."""
 
     worker: int
     nodes: frozenset[str]
@@ -84,11 +86,19 @@ class WorkerDraining:
 
 
 @dataclass(frozen=True)
+class ClassGone:
+    """A class has had no worker for so long that its videos may go on with those of another."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
 class Encoded:
-    """Frame 0 is settled."""
+    """Frame 0 is settled, in the class that is the video's from now on."""
 
     worker: int
     id: str
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,8 +167,8 @@ class StopRequested:
 
 Event = (
     VideoSubmitted | Loaded | AlreadyDone | WorkersWanted | Places | WorkerReady | StartFailed | WorkerRefused
-    | WorkerLost | WorkerDraining | Encoded | ChunkDone | CallFailed | CallCancelled | VideoError | Committed
-    | Superseded | Finished | StopRequested
+    | WorkerLost | WorkerDraining | ClassGone | Encoded | ChunkDone | CallFailed | CallCancelled | VideoError
+    | Committed | Superseded | Finished | StopRequested
 )  # fmt: skip
 
 
@@ -179,7 +189,7 @@ class Encode:
 
 @dataclass(frozen=True)
 class Advance:
-    """Compute the next chunk of these videos in one batch."""
+    """Compute the next chunk of these videos in one batch; those of another class are the worker's from then on."""
 
     worker: int
     ids: tuple[str, ...]
@@ -209,6 +219,13 @@ class Fail:
     error_type: str
     message: str
     attempts: int
+
+
+@dataclass(frozen=True)
+class Park:
+    """Drop a video's state from memory until its class has room for it; then it is loaded again."""
+
+    id: str
 
 
 @dataclass(frozen=True)
@@ -247,4 +264,4 @@ class GiveUp:
     reason: str
 
 
-Command = Load | Encode | Advance | Commit | Finish | Fail | Forget | StartWorker | Recall | Release | GiveUp
+Command = Load | Encode | Advance | Commit | Finish | Fail | Park | Forget | StartWorker | Recall | Release | GiveUp

@@ -1,4 +1,4 @@
-"""A video's request and its frames: a chain of records, each keyed by its first frame and created once.
+"""A video's frames: a chain of records, each keyed by its first frame and created once.
 
 Whoever comes second to a key adopts what is there. Each record holds the sha256 of the one before, so a value computed
 on a loser's frame cannot join the winner's history.
@@ -6,36 +6,16 @@ Suffixes: C channels, F frames, H height, W width.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from . import keys
-from .errors import InputError
-from .record import BrokenChain, CorruptRecord, RecipeMismatch, Record, Tip, differences, follower, parse_json, tip_of
-from .store import Store
-from .video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState, canonical_json
-
-DROPPED = {"dropped": True}
-"""Stands in the place of the next generation: a video is either extended or loses its frames, never both."""
-
-
-class RequestMismatch(InputError):
-    """A video of this id was begun with another request."""
-
-
-class FramesDropped(InputError):
-    """The frames of a finished video were dropped to free their space: it cannot go on."""
-
-    def __init__(self, video_id: str):
-        super().__init__(f"video {video_id!r} is finished and gc dropped its frames; nothing more can be made of them")
-        self.video_id = video_id
-
-    def __reduce__(self) -> tuple:
-        return type(self), (self.video_id,)
+from . import fingerprints, keys
+from .record import BrokenChain, CorruptRecord, RecipeMismatch, Record, Tip, differences, follower, tip_of
+from .requests import DROPPED, FramesDropped, RequestStore
+from .video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
 
 
 @dataclass(frozen=True)
@@ -47,67 +27,8 @@ class Settled:
     tip: Tip
 
 
-class FrameStore:
+class FrameStore(RequestStore):
     """Requests and frames of every video of one run, below `output_url`."""
-
-    def __init__(self, output_url: str):
-        self.url = output_url
-        self.store = Store(output_url)
-
-    def names(self, folder: str) -> list[str]:
-        """Names of a run's own objects below a folder of its state, sorted. Those of others are passed over."""
-        return [name for name in self.store.list(f"{keys.ROOT}/{folder}") if keys.is_ours(f"{folder}/{name}")]
-
-    # what is asked for
-
-    def claim_request(self, request: VideoRequest) -> None:
-        """Settle the request of its id; raises `RequestMismatch`, with each differing field, if another is there.
-
-        Once a video was extended, the request that it began with and its newest one are both the right one.
-        """
-        key = keys.request(request.id, 0)
-        stored = self._request_of(key, self._settle_json(key, request.to_json()))
-        if not (lines := differences(stored.identity(), request.identity())):
-            return
-        newest = self.read_request(request.id)
-        if newest is None or differences(newest.identity(), request.identity()):
-            raise RequestMismatch("\n".join([f"video {request.id!r} was begun with another request:", *lines]))
-
-    def add_request(self, request: VideoRequest) -> None:
-        """Settle a request that no manifest has: a fork's, or the next generation of a video that is finished.
-
-        Raises `RequestMismatch` where another was there first, and `FramesDropped`.
-        """
-        key = keys.request(request.id, request.generation)
-        value = self._settle_json(key, request.to_json())
-        if value == DROPPED:
-            raise FramesDropped(request.id)
-        if lines := differences(self._request_of(key, value).to_json(), request.to_json()):
-            raise RequestMismatch("\n".join([f"video {request.id!r} was asked for otherwise:", *lines]))
-        # Later than the request, so that what is listed here can be read there.
-        self.store.settle(keys.edit(request.id, request.generation), b"{}")
-
-    def read_request(self, video_id: str, generation: int | None = None) -> VideoRequest | None:
-        """The request of a generation, the newest one by default; its `image` is where its first owner found it."""
-        generation = self.generation(video_id) if generation is None else generation
-        stored = self._read_json(key := keys.request(video_id, generation))
-        return None if stored is None else self._request_of(key, stored)
-
-    def generation(self, video_id: str) -> int:
-        """How often the video was extended. No listing takes part: the newest one is always found."""
-        return self._newest(video_id)[0]
-
-    def is_dropped(self, video_id: str) -> bool:
-        """True once `drop_frames` has settled that the video is never extended."""
-        return self._newest(video_id)[1]
-
-    def edits(self) -> dict[str, list[int]]:
-        """Generations without a line in a manifest, from one listing: [0, ...] for a fork, [1, ...] when extended."""
-        found: dict[str, list[int]] = {}
-        for name in self.names("edits"):
-            video_id, _, generation = name.partition("/")
-            found.setdefault(video_id, []).append(int(generation))
-        return {video_id: sorted(generations) for video_id, generations in found.items()}
 
     # its frames
 
@@ -120,18 +41,20 @@ class FrameStore:
             raise NonFiniteLatents(request.id, 0)
         if self.is_dropped(request.id):
             raise FramesDropped(request.id)
-        recipe = request.recipe(fingerprint_sha256, encoded.image_HWC)
+        recipe = request.recipe(fingerprint_sha256, image := encoded.image_HWC)
         record = Record.of_start(self._first_identity(request), encoded, recipe)
         data = self.store.settle(keys.frame(request.id, 0), mine := record.to_bytes())
         if data == mine:  # copied: a video that kept any part of a worker's message would keep all of it in memory
             record = replace(record, arrays={name: array.copy() for name, array in record.arrays.items()})
         else:
             record = self._first(request.id, data)
-        self._check_start(record, request, recipe)
-        return self._copy_shared(VideoState.start(request, record.encoded), tip_of(request.id, record, data))
+        its_class = self._check_start(record, request, image, fingerprint_sha256)
+        return self._copy_shared(VideoState.start(request, record.encoded), tip_of(request.id, record, data, its_class))
 
     def commit(self, chunk: Chunk, parent: Tip) -> Settled:
         """Settle the slot after `parent`: ours, or the one that is there, to be adopted.
+
+        A parent that was `moved` changes the video's class: this record is that of the change.
 
         Raises `NonFiniteLatents` before anything is written, and `CorruptRecord` for a stored record that cannot follow
         `parent`.
@@ -143,23 +66,31 @@ class FrameStore:
         key, mine = keys.frame(chunk.video_id, chunk.first_frame), record.to_bytes()
         data = self.store.settle(key, mine)
         if data == mine:
-            return Settled(chunk, True, tip_of(chunk.video_id, record, mine))
-        adopted = follower(key, data, parent, chunk.latents_FCHW.shape[1:])
-        return Settled(adopted.chunk(chunk.video_id), False, tip_of(chunk.video_id, adopted, data))
+            return Settled(chunk, True, tip_of(chunk.video_id, record, mine, parent.fingerprint))
+        adopted, tip = self._next(key, data, parent, chunk.latents_FCHW.shape[1:])
+        return Settled(adopted.chunk(chunk.video_id), False, tip)
+
+    def moved(self, tip: Tip, fingerprint_sha256: str) -> Tip:
+        """The same tip, from which a worker of this class goes on."""
+        if fingerprint_sha256 in ("", tip.fingerprint):
+            return tip
+        recipe = {sha256: recipe for recipe, sha256 in self._recipes(tip.video_id).items()}[fingerprint_sha256]
+        return replace(tip, recipe=recipe, fingerprint=fingerprint_sha256)
 
     def load(
         self, request: VideoRequest, fingerprint_sha256: str, before: int | None = None
     ) -> tuple[VideoState, Tip] | None:
         """The state after the last settled frame, or the last one `before` a frame; None for a video without frame 0.
 
+        The video's class is the tip's, of which `fingerprint_sha256` is a guess: one that is right costs nothing.
         Reads frame 0 and the last K + 1 records, and verifies them: `RecipeMismatch`, `CorruptRecord`.
         """
         data = self._get(keys.frame(request.id, 0))
         if data is None:
             return None
         first = self._first(request.id, data)
-        self._check_start(first, request, request.recipe(fingerprint_sha256, first.encoded.image_HWC))
-        state, tip = VideoState.start(request, first.encoded), tip_of(request.id, first, data)
+        its_class = self._check_start(first, request, first.encoded.image_HWC, fingerprint_sha256)
+        state, tip = VideoState.start(request, first.encoded), tip_of(request.id, first, data, its_class)
         later = [frame for frame in self._later_frames(request.id) if before is None or frame < before]
         start = later[-(request.params.context_frames + 1) :][:1] or [1]
         for record, settled in self._follow(tip, first.latent_shape, start[0], later):
@@ -182,6 +113,29 @@ class FrameStore:
         nearest = max((frame for frame in later if frame <= start), default=1)
         for record, _ in self._follow(tip_of(video_id, first, data), first.latent_shape, nearest, later):
             yield from record.arrays["latents_FCHW"][max(0, start - record.frame) :]
+
+    def classes(self, video_id: str) -> list[tuple[int, str]]:
+        """Where each class begins in a video: (frame, sha256 of its fingerprint), from frame 0 on.
+
+        Where the run has one fingerprint, no frame is read. Raises `KeyError` for a video without frame 0.
+        """
+        if len(known := fingerprints.read_all(self.store)) == 1:
+            return [(0, next(iter(known)))]
+        data = self.store.get(keys.frame(video_id, 0))
+        first = self._first(video_id, data)
+        tip = tip_of(video_id, first, data, self._recipes(video_id).get(first.recipe, ""))
+        found = [(0, tip.fingerprint)]
+        for record, settled in self._follow(tip, first.latent_shape, 1, []):
+            if settled.fingerprint != found[-1][1]:
+                found.append((record.frame, settled.fingerprint))
+        return found
+
+    def class_at(self, video_id: str, frame: int) -> str:
+        """The class in which a frame was made: the sha256 of its fingerprint; "" for a video without frame 0."""
+        try:
+            return [sha256 for first, sha256 in self.classes(video_id) if first <= frame][-1]
+        except KeyError:
+            return ""
 
     def first_image(self, video_id: str) -> np.ndarray:
         """The preprocessed first frame, uint8 image_HWC. Raises `KeyError`, `CorruptRecord`."""
@@ -246,16 +200,19 @@ class FrameStore:
     # below
 
     def _copy_shared(self, state: VideoState, tip: Tip) -> tuple[VideoState, Tip]:
-        """Commit the frames that a fork shares with its origin. Those that are there no more are computed: the same."""
+        """Commit the frames that a fork shares with its origin, each under the class that its own was made in.
+
+        Those that are there no more are computed: the same.
+        """
         origin = state.request.origin
         if origin is None or state.frame >= origin.frame or (data := self._get(keys.frame(origin.id, 0))) is None:
             return state, tip
         first = self._first(origin.id, data)
-        source = tip_of(origin.id, first, data)
+        source = tip_of(origin.id, first, data, self._recipes(origin.id).get(first.recipe, ""))
         for record, shared in self._follow(source, first.latent_shape, state.frame + 1, []):
             if shared.frame > origin.frame:
                 break
-            settled = self.commit(record.chunk(tip.video_id), tip)
+            settled = self.commit(record.chunk(tip.video_id), self.moved(tip, shared.fingerprint))
             state, tip = state.push(settled.chunk), settled.tip
             if not settled.ours:
                 break
@@ -271,8 +228,7 @@ class FrameStore:
         """Walk the records from `frame` to the first empty slot; `tip` is frame 0's. The list is only a hint."""
         parent = tip if frame == 1 else replace(tip, frame=frame - 1, sha256="")
         while (data := self._get(key := keys.frame(tip.video_id, parent.frame + 1))) is not None:
-            record = follower(key, data, parent, shape)
-            parent = tip_of(tip.video_id, record, data)
+            record, parent = self._next(key, data, parent, shape)
             yield record, parent
         if listed and listed[-1] > parent.frame:
             raise CorruptRecord(key, f"the record is missing, though frame {listed[-1]} has one")
@@ -284,44 +240,33 @@ class FrameStore:
             raise CorruptRecord(key, f"not frame 0 of video {video_id!r}")
         return record
 
-    def _check_start(self, record: Record, request: VideoRequest, recipe: str) -> None:
-        if record.recipe == recipe:
-            return
+    def _next(self, key: str, data: bytes, parent: Tip, shape: tuple) -> tuple[Record, Tip]:
+        """The record in the slot after `parent`, verified, and its tip. It may be the first one of another class."""
+        try:
+            record = follower(key, data, parent, shape)
+        except RecipeMismatch:
+            recipes, recipe = self._recipes(parent.video_id), Record.from_bytes(key, data).recipe
+            if not {recipe, parent.recipe} <= recipes.keys():
+                raise
+            parent = replace(parent, recipe=recipe, fingerprint=recipes[recipe])
+            record = follower(key, data, parent, shape)
+        return record, tip_of(parent.video_id, record, data, parent.fingerprint)
+
+    def _recipes(self, video_id: str) -> dict[str, str]:
+        """The recipes that the records of a video may have, each with its fingerprint's sha256."""
+        first = self._first(video_id, self.store.get(keys.frame(video_id, 0)))
+        request = self._request_of(keys.frame(video_id, 0), {**(first.request or {}), "image": ""})
+        return fingerprints.recipes(self.store, request, first.encoded.image_HWC)
+
+    def _check_start(self, record: Record, request: VideoRequest, image: np.ndarray, fingerprint_sha256: str) -> str:
+        """The class of frame 0, guessed by `fingerprint_sha256`; raises `RecipeMismatch` for another request's."""
+        if record.recipe == request.recipe(fingerprint_sha256, image):
+            return fingerprint_sha256
+        if its_class := fingerprints.recipes(self.store, request, image).get(record.recipe):
+            return its_class
         lines = differences(record.request or {}, request.identity())
         title = "made from another request, first image or fingerprint of the run:"
         raise RecipeMismatch(keys.frame(request.id, 0), "\n".join([title, *lines]).rstrip(":"))
 
     def _later_frames(self, video_id: str) -> list[int]:
         return [frame for frame in self._numbers(keys.frames(video_id)) if frame]
-
-    def _newest(self, video_id: str) -> tuple[int, bool]:
-        """The newest generation, and whether a tombstone stands in the place of the next."""
-        generation = 0
-        while (following := self._read_json(keys.request(video_id, generation + 1))) not in (None, DROPPED):
-            generation += 1
-        return generation, following == DROPPED
-
-    def _request_of(self, key: str, stored: dict[str, Any]) -> VideoRequest:
-        try:
-            return VideoRequest.from_json(stored)
-        except (ValueError, TypeError, KeyError) as exc:
-            raise CorruptRecord(key, f"not a request: {exc}") from exc
-
-    def _numbers(self, folder: str) -> list[int]:
-        return [int(name) for name in self.names(folder) if "/" not in name]
-
-    def _settle_json(self, key: str, value: dict[str, Any], indent: int | None = None) -> dict[str, Any]:
-        data = canonical_json(value)
-        if indent:
-            data = json.dumps(json.loads(data), sort_keys=True, ensure_ascii=False, indent=indent).encode()
-        return parse_json(key, self.store.settle(key, data))
-
-    def _read_json(self, key: str) -> dict[str, Any] | None:
-        data = self._get(key)
-        return None if data is None else parse_json(key, data)
-
-    def _get(self, key: str) -> bytes | None:
-        try:
-            return self.store.get(key)
-        except KeyError:
-            return None

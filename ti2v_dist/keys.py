@@ -1,7 +1,7 @@
 """Where everything of a run lies below its output. The one place that builds keys, and knows which names are ours.
 
     run.json                            what the run is, for people
-    .ti2v/fingerprints/0                under what all frames are made
+    .ti2v/fingerprints/<n>              under what frames are made: one for each class of workers, 0 the first
     .ti2v/refused/<sha256>              a worker that would have computed other bits, and was not let in
     .ti2v/epochs/<E>, .ti2v/stops/<E>   who took the run over; that it was asked to stop
     .ti2v/requests/<id>/<g>             the request: 0 as the manifest or a fork has it, then one for each extension
@@ -33,12 +33,11 @@ number is needed by a key, a value or a rule that this version would read wrongl
 """
 ROOT = ".ti2v"
 RUN = "run.json"
-FINGERPRINT = f"{ROOT}/fingerprints/0"
 PROBE = f"{ROOT}/probe"
 
 _ID, _G, _N, _SHA = "[A-Za-z0-9_-]{1,128}", "(?:0|[1-9][0-9]{0,8})", "[0-9]{10}", "[0-9a-f]{64}"
 _OURS = re.compile(
-    rf"fingerprints/0|refused/{_SHA}|(?:epochs|stops)/{_N}|(?:requests|edits|done)/{_ID}/{_G}|videos/{_ID}/{_N}"
+    rf"fingerprints/{_G}|refused/{_SHA}|(?:epochs|stops)/{_N}|(?:requests|edits|done)/{_ID}/{_G}|videos/{_ID}/{_N}"
     rf"|quarantine/{_ID}/{_N}-[0-9a-f]{{16}}|failed/{_ID}/{_G}/{_N}|plans/{_SHA}|(?:orders|ends)/{_N}"
     rf"|progress/{_SHA}/{_N}|usage/{_N}/{_N}|ledger/{_N}\.parquet|probe/[0-9a-f]{{32}}"
 )
@@ -52,6 +51,11 @@ def is_ours(name: str) -> bool:
 def is_id(name: str) -> bool:
     """Whether a folder's name can be a video's id."""
     return re.fullmatch(_ID, name) is not None
+
+
+def fingerprint(number: int) -> str:
+    """A class of workers by its number."""
+    return f"{ROOT}/fingerprints/{number}"
 
 
 def frames(video_id: str) -> str:

@@ -42,7 +42,7 @@ class Plan:
 
     `lines` are the manifest lines of its rows; `refused` the failure rows of those that cannot become a video.
     `attempts` are the failures that were on record when a retry began: one more is final. `remake` are finished videos
-    whose file was lost.
+    whose file was lost. `allow_inexact` lets videos go on in another class.
     """
 
     requests: tuple[VideoRequest, ...]
@@ -50,6 +50,7 @@ class Plan:
     refused: tuple[Row, ...] = ()
     attempts: dict[str, int] = field(default_factory=dict)
     remake: tuple[str, ...] = ()
+    allow_inexact: bool = False
 
     @cached_property
     def data(self) -> bytes:
@@ -61,6 +62,8 @@ class Plan:
             "attempts": self.attempts,
             "remake": sorted(self.remake),
         }
+        if self.allow_inexact:  # else it has the name that it always had
+            plain["allow_inexact"] = True
         return gzip.compress(canonical_json(plain), compresslevel=6, mtime=0)
 
     @cached_property

@@ -22,7 +22,7 @@ class LossPolicy:
     advice: str = ""
 
 
-FEWER_SLOTS = "lower engine.slots (with another output, for slots decide bits)"
+FEWER_SLOTS = "lower engine.slots (slots decide bits: what is begun then waits for --allow-inexact)"
 LOSSES = {
     "preempted": LossPolicy(counts=False, limit=None),
     "node_died": LossPolicy(counts=False, limit=None),

@@ -23,6 +23,8 @@ from ti2v_dist.urls import absolute_url
 from ti2v_dist.video import VideoRequest
 
 STORE_THREADS = 16
+CLASS_SETTINGS = {"model": ("device", "dtype", "attention"), "engine": ("slots", "threads")}
+"""What a resumed run may have otherwise than it began: videos stay with workers like those that began them."""
 
 
 class ManifestError(InputError):
@@ -45,11 +47,16 @@ class Work:
     plan: Plan
     final: set[str]
     is_whole: bool
+    run_id: str = ""
+    """The one that the run began with; by default that of `config`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run_id", self.run_id or self.config.run_id(self.store.url))
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a coordinator must agree in before it is given this work."""
-        return {"run_id": self.config.run_id(self.store.url), "output": self.store.url}
+        return {"run_id": self.run_id, "output": self.store.url}
 
     @property
     def is_done(self) -> bool:
@@ -107,7 +114,9 @@ def check_manifest(
     return manifest
 
 
-def prepare(manifest_url: str, output_url: str, config: RunConfig, shard: str | None = None) -> Work:
+def prepare(
+    manifest_url: str, output_url: str, config: RunConfig, shard: str | None = None, allow_inexact: bool = False
+) -> Work:
     """Check everything that can be checked without a GPU, and record the run and its plan in the output.
 
     With a `shard`, as "1/4", the run is that of some of the rows, in a folder of the output.
@@ -127,7 +136,7 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig, shard: str | 
         )
     config, facts = pinned(config), {"shard": shard} if shard else {}
     if shard:
-        output_url = claim_shard(output_url, Shard.parse(shard), config.identity())
+        output_url = claim_shard(output_url, Shard.parse(shard), without_class(config.identity()))
     else:
         check_whole(output_url)
     store = CheckpointStore(output_url)
@@ -141,7 +150,8 @@ def prepare(manifest_url: str, output_url: str, config: RunConfig, shard: str | 
         _raise_mismatch(store, config, run)
     requests = _with_edits(store, {request.id: request for request in manifest.requests})
     lines = {**dict.fromkeys(requests, 0), **manifest.lines}
-    plan = Plan(tuple(requests.values()), lines, tuple(failure.to_row() for failure in manifest.failures))
+    refused = tuple(failure.to_row() for failure in manifest.failures)
+    plan = Plan(tuple(requests.values()), lines, refused, allow_inexact=allow_inexact)
     facts |= {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
     return record(store, config, plan, facts, is_whole=True)
 
@@ -185,7 +195,7 @@ def record(
         work = Work(store, config, plan, ledger.scan(plan), is_whole)
     if not work.is_done:
         store.probe()
-    claim(store, config, {"output": store.url, "argv": sys.argv, **facts})
+    run = claim(store, config, {"output": store.url, "argv": sys.argv, **facts})
     if not is_known:
         begun = _begun(store, plan)
         with ThreadPoolExecutor(STORE_THREADS) as pool:
@@ -193,7 +203,7 @@ def record(
             list(pool.map(lambda row: _refuse(store, row), plan.refused))
     if not work.is_done:
         ledger.write_plan(plan)
-    return work
+    return replace(work, run_id=run["run_id"])
 
 
 def _lost(store: CheckpointStore, plan: Plan) -> set[str]:
@@ -226,18 +236,35 @@ def _refuse(store: CheckpointStore, row: dict[str, Any]) -> None:
         store.fail(row["id"], row)
 
 
-def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any]) -> None:
-    """Settle `run.json`: what the run is, with `facts` beside it. Raises `RunMismatch` where it is another run's."""
+def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any], one_class: bool = False) -> dict[str, Any]:
+    """Settle `run.json`: what the run is, with `facts` beside it; returns what is there.
+
+    Raises `RunMismatch` where it is another run's. Settings of the workers alone make another class of the same run,
+    unless it is to have `one_class`.
+    """
     run_id, versions = config.run_id(store.url), {"ti2v_dist": __version__, "python": sys.version.split()[0]}
     settings = {"identity": config.identity(), "config": config.model_dump(mode="json")}
     mine = {"format": keys.FORMAT, "run_id": run_id, **settings, "versions": versions, **facts}
-    _raise_mismatch(store, config, store.claim_run(mine))
+    stored = store.claim_run(mine)
+    _raise_mismatch(store, config, stored, one_class)
+    return stored
 
 
-def _raise_mismatch(store: CheckpointStore, config: RunConfig, stored: dict[str, Any]) -> None:
-    lines = differences(stored_identity(stored), config.identity())
+def _raise_mismatch(store: CheckpointStore, config: RunConfig, stored: dict[str, Any], one_class: bool = False) -> None:
+    identities = (stored_identity(stored), config.identity())
+    lines = differences(*(one if one_class else without_class(one) for one in identities))
     if config.output.keyframe_interval:  # left out, it is the run's
         chosen = {"output": config.output.model_dump(mode="json")}
         lines += differences({"output": stored.get("config", {}).get("output", {})}, chosen)
     if lines:
         raise RunMismatch(f"{store.url} was begun with other settings:\n" + "\n".join(lines))
+
+
+def without_class(identity: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings without those that decide only of which class its workers are: fingerprints tell of these."""
+    return {
+        section: {name: value for name, value in values.items() if name not in CLASS_SETTINGS.get(section, ())}
+        if isinstance(values, dict)
+        else values
+        for section, values in identity.items()
+    }

@@ -44,7 +44,7 @@ class Stalled(RunError):
 
 
 class WorkerPool:
-    """Workers by number. `accept` settles a new worker's fingerprint or raises `FingerprintMismatch`."""
+    """Workers by number. `accept` returns a new worker's class or raises `FingerprintMismatch`."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class WorkerPool:
         metrics: Metrics,
         outages: Outages,
         emit: Callable[[events.Event], None],
-        accept: Callable[[dict[str, Any]], Awaitable[None]],
+        accept: Callable[[dict[str, Any]], Awaitable[str]],
     ):
         self.config, self.output_url, self.gpus = config, output_url, gpus_per_worker
         self.metrics, self.outages, self.emit, self.accept = metrics, outages, emit, accept
@@ -62,6 +62,7 @@ class WorkerPool:
         """The request of the largest batch: a new worker tries at once whether it fits."""
         self.actors: dict[int, Any] = {}
         self.open: set[int] = set()
+        self.kinds: dict[int, str] = {}
         self.leaving: set[int] = set()
         self.warnings: list[str] = []
         """What whoever follows the run should know of its workers."""
@@ -91,7 +92,7 @@ class WorkerPool:
         numerics: dict[str, Any] = {}
         try:
             numerics = await self._opened(actor)
-            await self.accept(numerics)
+            self.kinds[number] = await self.accept(numerics)
         except RayTaskError as error:
             bug = log_bug("open", error, worker=number)
             await self._start_failed(number, actor, error.cause, bug)
@@ -112,7 +113,7 @@ class WorkerPool:
             if number in self.actors:
                 self.open.add(number)
                 LOG.info("a worker is ready on node %s (%s)", ip, numerics.get("device"), extra=fields)
-                self.emit(events.WorkerReady(number, node))
+                self.emit(events.WorkerReady(number, node, self.kinds[number]))
 
     async def _opened(self, actor: Any) -> dict[str, Any]:
         """What a new worker says of itself, or `Stalled`. To wait for a place is no call, and takes what it takes."""

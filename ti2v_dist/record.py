@@ -58,12 +58,16 @@ class BrokenChain(CorruptRecord):
 
 @dataclass(frozen=True)
 class Tip:
-    """The last settled frame of a video and its object's sha256. Only the store makes one, after settling."""
+    """The last settled frame of a video and its object's sha256. Only the store makes one, after settling.
+
+    `fingerprint` is the sha256 of the one in `recipe`, "" where nobody asked for it.
+    """
 
     video_id: str
     frame: int
     sha256: str
     recipe: str
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,9 +179,10 @@ def follower(key: str, data: bytes, parent: Tip, latent_shape: tuple[int, ...]) 
     return record
 
 
-def tip_of(video_id: str, record: Record, data: bytes) -> Tip:
+def tip_of(video_id: str, record: Record, data: bytes, fingerprint: str = "") -> Tip:
     """The tip that `record`, stored as `data`, makes."""
-    return Tip(video_id, record.frame + record.frames - 1, hashlib.sha256(data).hexdigest(), record.recipe)
+    last = record.frame + record.frames - 1
+    return Tip(video_id, last, hashlib.sha256(data).hexdigest(), record.recipe, fingerprint)
 
 
 def parse_json(key: str, data: bytes) -> dict[str, Any]:

@@ -3,45 +3,26 @@
 A run can be replayed from its list of events, so every distributed bug becomes a story in `tests/test_scheduler.py`.
 
 Life of a video: waiting → loading → (encoding) → ready ⇄ advancing → finishing → done, or failed from anywhere.
+A video stays with the workers of its kind, and a new one goes wherever there is room (`kinds`).
 """
 
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import count
 
 from ti2v_dist import events
-from ti2v_dist.crew import CALLS_PER_WORKER, Crew
+from ti2v_dist.crew import Crew
+from ti2v_dist.kinds import Kinds
+from ti2v_dist.line import Line, Video
 from ti2v_dist.losses import LOSSES
 from ti2v_dist.starts import Starts
-from ti2v_dist.turns import Turns
 
 MAX_ATTEMPTS = 3
 """Errors of a video's own work before it becomes a failed row."""
 MAX_CRASHES = 3
 """Workers that may be lost through a video in hand before it becomes a failed row."""
-
-
-@dataclass
-class _Video:
-    id: str
-    group: tuple
-    num_frames: int
-    turn: int = 0
-    status: str = "waiting"
-    frame: int = 0
-    committed: int = 0
-    attempts: int = 0
-    crashes: int = 0
-    void: bool = False  # what comes back for it rests on a superseded frame
-
-    @property
-    def last(self) -> int:
-        return self.num_frames - 1
-
-    @property
-    def is_suspect(self) -> bool:
-        return max(self.attempts, self.crashes) >= 2
+SINGLES = (("complete", "finishing", events.Finish), ("new", "encoding", events.Encode))
+"""Calls with one video: for which status, and what becomes of that."""
 
 
 class Scheduler:
@@ -49,14 +30,15 @@ class Scheduler:
 
     def __init__(self, slots: int):
         self.slots = slots
-        self.waiting: deque[_Video] = deque()
-        self.videos: dict[str, _Video] = {}  # admitted ones
+        self.waiting: deque[Video] = deque()
+        self.videos: dict[str, Video] = {}  # admitted ones
         self.crew = Crew()
+        self.kinds = Kinds[Video](self.crew, slots)
         self.starts = Starts()
         self.stopping = False
         self.barren = Counter[str]()  # losses in a row without one finished call, by reason
         self._turns = count()
-        self._next = Turns[str, tuple]()  # videos that need a call, by status and, where a batch is made, by group
+        self._line = Line(self.videos, slots, self.kinds.share)
         self._loading: set[str] = set()
         self._unsettled: set[str] = set()
         self._handlers: dict[type, Callable] = {
@@ -70,6 +52,7 @@ class Scheduler:
             events.WorkerRefused: lambda event: self.starts.on_refused(event, self.crew.staying),
             events.WorkerLost: self._on_worker_lost,
             events.WorkerDraining: self._on_worker_draining,
+            events.ClassGone: self._on_class_gone,
             events.Encoded: self._on_encoded,
             events.ChunkDone: self._on_chunk_done,
             events.CallFailed: self._on_call_failed,
@@ -94,12 +77,12 @@ class Scheduler:
         """True when nothing is left to do, or, once stopping, when nothing is in hand any more."""
         if self.stopping:
             return not self.crew.calls and not self._unsettled
-        return not self.videos and not self.waiting
+        return not self.videos and not self.waiting and not self.kinds.parked
 
     # Events
 
     def _on_submitted(self, event: events.VideoSubmitted) -> list[events.Command]:
-        self.waiting.append(_Video(event.id, event.group, event.num_frames))
+        self.waiting.append(Video(event.id, event.group, event.num_frames))
         return []
 
     def _on_loaded(self, event: events.Loaded) -> list[events.Command]:
@@ -107,15 +90,17 @@ class Scheduler:
         video.void = False
         video.frame = video.committed = event.frame or 0
         self._unsettled.discard(video.id)
-        self._set(video, "new" if event.frame is None else self._next_status(video))
-        return []
+        return self._bind(video, event.kind, "new" if event.frame is None else self._next_status(video))
 
     def _on_already_done(self, event: events.AlreadyDone) -> list[events.Command]:
         self._drop(self.videos[event.id])
         return [events.Forget(event.id)]
 
     def _on_worker_ready(self, event: events.WorkerReady) -> list[events.Command]:
-        self.crew.join(event.worker)
+        self.crew.join(event.worker, event.kind)
+        if event.kind in self.kinds.let_go:
+            self.kinds.let_go.discard(event.kind)
+            self._share_anew(event.kind)
         return self.starts.on_ready(event)
 
     def _on_worker_lost(self, event: events.WorkerLost) -> list[events.Command]:
@@ -146,10 +131,20 @@ class Scheduler:
         commands: list[events.Command] = [events.Recall(event.worker)] if worker.calls else []
         return [*commands, self.starts.start()]
 
-    def _on_encoded(self, event: events.Encoded) -> list[events.Command]:
-        if self._returned(event.worker, (event.id,)):
-            self._set(self.videos[event.id], "ready")
+    def _on_class_gone(self, event: events.ClassGone) -> list[events.Command]:
+        if self.crew.kinds.get(event.kind):
+            return []  # one has come after all
+        self.kinds.let_go.add(event.kind)
+        self._share_anew(event.kind)
+        for video in reversed(self.kinds.parked.pop(event.kind, ())):
+            video.kind = ""
+            self.waiting.appendleft(video)
         return []
+
+    def _on_encoded(self, event: events.Encoded) -> list[events.Command]:
+        if not self._returned(event.worker, (event.id,)):
+            return []
+        return self._bind(self.videos[event.id], event.kind, "ready")
 
     def _on_chunk_done(self, event: events.ChunkDone) -> list[events.Command]:
         if not self._returned(event.worker, event.ids):
@@ -163,6 +158,7 @@ class Scheduler:
                 commands.append(self._load(video))
                 continue
             video.frame, video.attempts, video.crashes = frame, 0, 0
+            video.kind = self.crew.workers[event.worker].kind
             self._unsettled.add(video.id)
             commands.append(events.Commit(video.id, frame))
             # Turns go round, so that the last videos still fill their batches.
@@ -236,40 +232,56 @@ class Scheduler:
         self.barren.clear()
         return True
 
-    def _next_status(self, video: _Video) -> str:
+    def _next_status(self, video: Video) -> str:
         """Computing frame n + 1 may overlap the commit of n, and no more: a slow store holds its videos back."""
         if video.frame >= video.last:
             return "complete" if video.committed == video.frame else "settling"
         return "ready" if video.frame - video.committed <= 1 else "settling"
 
-    def _set(self, video: _Video, status: str) -> None:
+    def _set(self, video: Video, status: str) -> None:
         """Give a video its status, and the place among those that need a call which belongs to it."""
         video.status = status
         (self._loading.add if status == "loading" else self._loading.discard)(video.id)
-        if status == "ready" and not video.is_suspect:
-            self._next.put(video.id, video.turn, ("ready",), ("ready", video.group))
-        elif status in ("ready", "new", "complete"):
-            self._next.put(video.id, video.turn, (status,))
-        else:
-            self._next.take(video.id)
+        self._line.put(video)
 
-    def _drop(self, video: _Video) -> None:
+    def _bind(self, video: Video, kind: str, status: str) -> list[events.Command]:
+        """A video's class is known. Where that has no room for it, others may have use for the memory."""
+        is_news, video.kind = kind != video.kind, kind
+        self.kinds.hold(video.id, self.kinds.share(kind))
+        if is_news and self.kinds.is_over(kind):
+            self._drop(video)
+            self.kinds.park(kind, video)
+            return [events.Park(video.id)]
+        self._set(video, status)
+        return []
+
+    def _share_anew(self, kind: str) -> None:
+        """Whose workers the videos of a kind are for has changed; what is in hand ends where it is."""
+        for video in self.videos.values():
+            if video.kind == kind and video.status not in ("encoding", "advancing", "finishing"):
+                self.kinds.hold(video.id, self.kinds.share(kind))
+                self._set(video, video.status)
+
+    def _drop(self, video: Video) -> None:
         del self.videos[video.id]
-        self._next.take(video.id)
+        self.kinds.drop(video.id)
+        self._line.leave(video.id)
         self._loading.discard(video.id)
         self._unsettled.discard(video.id)
 
-    def _load(self, video: _Video) -> events.Load:
+    def _load(self, video: Video) -> events.Load:
+        self.kinds.hold(video.id, self.kinds.share(video.kind))
         self._set(video, "loading")
         return events.Load(video.id)
 
-    def _try_again(self, video: _Video) -> list[events.Command]:
+    def _try_again(self, video: Video) -> list[events.Command]:
         if video.void:
             return [self._load(video)]
+        self.kinds.hold(video.id, self.kinds.share(video.kind))
         self._set(video, "new" if video.status == "encoding" else self._next_status(video))
         return []
 
-    def _fail(self, video: _Video, error_type: str, message: str) -> list[events.Command]:
+    def _fail(self, video: Video, error_type: str, message: str) -> list[events.Command]:
         self._drop(video)
         return [events.Fail(video.id, error_type, message, max(video.attempts, video.crashes, 1))]
 
@@ -278,65 +290,59 @@ class Scheduler:
         return [events.Release(number) for number in self.crew.released()]
 
     def _admit(self) -> list[events.Command]:
-        """Hold at most two batches a worker in memory: one computing, one behind it."""
+        """Take as many videos into memory as there is room for, those first whose class has room again."""
         commands: list[events.Command] = []
-        room = CALLS_PER_WORKER * self.slots * self.crew.staying - len(self.videos)
-        while self.waiting and room > 0 and not self.stopping:
-            video = self.waiting.popleft()
+        while not self.stopping and (self.waiting or self.kinds.parked):
+            video = self.kinds.next_parked() if self.kinds.parked else None
+            if video is None and self.waiting and self.kinds.room > 0:
+                video = self.waiting.popleft()
+            if video is None:
+                break
             video.turn = next(self._turns)
             self.videos[video.id] = video
             commands.append(self._load(video))
-            room -= 1
         return commands
 
     def _dispatch(self) -> list[events.Command]:
         """Give every worker with room its next call, the emptiest worker first."""
         commands: list[events.Command] = []
-        while not self.stopping:
-            # What one worker gets, any other that has as many calls would get: to ask the first is enough.
-            call = self._next_call(0) or self._next_call(1)
-            if call is None:
+        while self._line and not self.stopping:
+            # What one worker gets, any other of its kind with as many calls would get: to ask the first is enough.
+            for place in self.crew.places:
+                if call := self._next_call(place):
+                    commands.append(call)
+                    break
+            else:
                 break
-            commands.append(call)
         return commands
 
-    def _next_call(self, calls: int) -> events.Encode | events.Finish | events.Advance | None:
-        """A call for the first worker that has so many and room for one more."""
-        number = self.crew.free(calls)
+    def _next_call(self, place: tuple[str, int]) -> events.Encode | events.Finish | events.Advance | None:
+        """A call for the first worker of a kind that has so many and room for one more: its own videos come first."""
+        number = self.crew.free(place)
         if number is None:
             return None
-        for status, becomes, single in (("complete", "finishing", events.Finish), ("new", "encoding", events.Encode)):
-            video_id = self._next.first((status,))
-            if video_id is not None:
-                return single(number, video_id) if self._give(number, [self.videos[video_id]], becomes) else None
-        batch = self._next_batch(calls > 0 or bool(self._loading))
+        kind, calls = place
+        for status, becomes, single in SINGLES:
+            video = self._line.first(status, kind) or self._line.first(status, None)
+            if video and (status == "complete" or video.kind or self.kinds.has_room(kind)):
+                return single(number, video.id) if self._give(number, [video], becomes) else None
+        more_to_come = calls > 0 or bool(self._loading)
+        batch = self._line.batch(kind, more_to_come) or self._line.batch(None, more_to_come)
+        if not batch:
+            return None
         ids = tuple(video.id for video in batch)
         return events.Advance(number, ids) if self._give(number, batch, "advancing") else None
 
-    def _give(self, number: int, videos: list[_Video], status: str) -> bool:
-        """Put a call with these videos on a worker's list; False where there are none, or they wait for a free one."""
+    def _give(self, number: int, videos: list[Video], status: str) -> bool:
+        """Put a call with these videos on a worker's list; False where they wait for a free one."""
         # A suspect is alone on its worker: a call queued beside its own would share the blame.
         suspects = any(video.is_suspect for video in videos)
-        if not videos or (suspects and self.crew.workers[number].calls):
+        worker = self.crew.workers[number]
+        if suspects and worker.calls:
             return False
         for video in videos:
+            if video.kind != worker.kind:
+                self.kinds.hold(video.id, worker.kind)
             self._set(video, status)
         self.crew.give(number, tuple(video.id for video in videos), alone=suspects)
         return True
-
-    def _next_batch(self, more_to_come: bool) -> list[_Video]:
-        """Ready videos of one group, none where it is better to wait.
-
-        A batch that is not full waits while the videos that could fill it are on their way: in the call in hand, or
-        being read. What failed twice is tried alone, for its neighbours are innocent.
-        """
-        first = self._next.first(("ready",))
-        if first is None:
-            return []
-        video = self.videos[first]
-        if video.is_suspect:
-            return [video]
-        key = ("ready", video.group)
-        if more_to_come and self._next.count(key) < self.slots:
-            return []
-        return [self.videos[video_id] for video_id in self._next.firsts(key, self.slots)]

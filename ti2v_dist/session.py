@@ -148,7 +148,7 @@ def _begin(ray: Any, name: str, work: Work, detached: bool) -> Handle:
     options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", LOG_FORMAT: log_format()}}
     if any(node["Labels"].get(MARKET_TYPE) == "on-demand" for node in ray_internals.nodes()):
         options["label_selector"] = {MARKET_TYPE: "on-demand"}
-    arguments = (work.config, work.store.url, workers, gpus)
+    arguments = (work.config, work.store.url, workers, gpus, work.run_id)
     actor = ray.remote(Coordinator).options(**options).remote(*arguments)
     begun = Handle(ray, name, actor)
     begun.ask("identity", patience_s=math.inf)  # it may take its time to find a place
@@ -174,7 +174,7 @@ def is_at_work(ray: Any, work: Work, takeover: bool) -> bool:
 
 
 def _name(work: Work) -> str:
-    return f"ti2v-{work.config.run_id(work.store.url)}"
+    return f"ti2v-{work.run_id}"
 
 
 def _found(ray: Any, work: Work) -> Handle | None:

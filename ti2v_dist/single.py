@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ti2v_dist import dataset
-from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.checkpoint import CheckpointStore, FingerprintMismatch
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError, begun
 from ti2v_dist.images import load_image
@@ -20,6 +20,7 @@ from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.planning import claim, pinned, request_defaults
 from ti2v_dist.prompts import Prompt
+from ti2v_dist.record import differences
 from ti2v_dist.urls import absolute_url
 from ti2v_dist.video import NonFiniteLatents, VideoRequest, check_id
 from ti2v_dist.worker import Worker
@@ -60,12 +61,12 @@ def generate(
                 raise InputError(f"{problem}: move it away or name another")
             load_image(request.image, request.height, request.width, config.allow_http, config.images_below)
             numerics = _opened(worker, request, stack)
-        claim(store, config, {"output": str(output)})
+        claim(store, config, {"output": str(output)}, one_class=True)
         store.claim_request(request)
         done = store.read_done(request.id)
         if done and output.exists() and hashlib.sha256(output.read_bytes()).hexdigest() == done["file_sha256"]:
             return done
-        fingerprint = store.claim_fingerprint(numerics or _opened(worker, request, stack))
+        fingerprint = _the_only_class(store, numerics or _opened(worker, request, stack))
         with begun():
             facts = {"run_id": config.run_id(state_url), "started_at": began}
             facts["device_seconds"] = _advance_to_end(worker, store, request, fingerprint, listener)
@@ -73,6 +74,14 @@ def generate(
                 dataset.move_video(written, output)
                 row = worker.row(request, written, output.name, facts)
             return store.finish(request.id, row)
+
+
+def _the_only_class(store: CheckpointStore, numerics: dict[str, Any]) -> str:
+    """The fingerprint of the video; `FingerprintMismatch` where this process would go on with other bits."""
+    stored = store.read_fingerprint()
+    if stored and (lines := differences(stored, numerics)):
+        raise FingerprintMismatch("\n".join(["this video began under another fingerprint:", *lines]))
+    return store.claim_fingerprint(numerics)
 
 
 def _opened(worker: Worker, request: VideoRequest, stack: ExitStack) -> dict[str, Any]:

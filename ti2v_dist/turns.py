@@ -16,6 +16,9 @@ class Turns(Generic[Item, Key]):
         self._places: dict[Item, tuple[int, tuple[Key, ...]]] = {}
         self._counts = Counter[Key]()
 
+    def __len__(self) -> int:
+        return len(self._places)
+
     def put(self, item: Item, turn: int, *keys: Key) -> None:
         """Let an item wait under these keys, and under no others."""
         self.take(item)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ti2v_dist import dataset, events
 from ti2v_dist.account import Account
+from ti2v_dist.classes import Classes
 from ti2v_dist.config import RunConfig
 from ti2v_dist.log import LOG
 from ti2v_dist.metrics import Metrics
@@ -31,7 +32,8 @@ class _Video:
     state: VideoState
     tip: Tip
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    pending: list[Chunk] = field(default_factory=list)
+    pending: list[tuple[Chunk, str]] = field(default_factory=list)
+    """Chunks to be settled, each with the class of the worker that made it."""
     ready_since: float = field(default_factory=time.monotonic)
     device_seconds: float = 0.0
     started_at: float = field(default_factory=time.time)
@@ -48,16 +50,17 @@ class Videos:
         pool: WorkerPool,
         upkeep: Upkeep,
         account: Account,
+        classes: Classes,
         metrics: Metrics,
         emit: Callable[..., None],
         end: Callable[[str], None],
     ):
         self.config, self.pool, self.upkeep, self.account, self.metrics = config, pool, upkeep, account, metrics
-        self.store, self.emit, self.end = upkeep.store, emit, end
+        self.store, self.classes, self.emit, self.end = upkeep.store, classes, emit, end
+        self.run_id = config.run_id(self.store.url)
         self.requests: dict[str, VideoRequest] = {}
         self.later: dict[str, VideoRequest] = {}
         """Longer generations of videos whose shorter one is still in hand."""
-        self.fingerprint: str | None = None
         self._held: dict[str, _Video] = {}
         self._negatives: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
         """The embedding of each negative prompt in use: nearly all videos have the same, half of a message."""
@@ -68,6 +71,7 @@ class Videos:
             events.Commit: self._commit,
             events.Finish: self._finish,
             events.Fail: self._fail,
+            events.Park: self._park,
             events.Forget: self._forget,
         }
 
@@ -88,14 +92,11 @@ class Videos:
         self.requests[asked.id] = asked
         return events.VideoSubmitted(asked.id, asked.batch_group, asked.num_frames)
 
-    async def accept(self, numerics: dict[str, Any]) -> None:
-        """Settle the run's fingerprint, or raise `FingerprintMismatch`."""
-        self.fingerprint = await self.upkeep.storage(self.store.claim_fingerprint, numerics)
-
     async def _load(self, command: events.Load) -> None:
         request = self.requests[command.id]
         if before := self._held.pop(command.id, None):
-            self._discard(before.pending)
+            self._discard(chunk for chunk, _ in before.pending)
+        kind = ""
         try:
             done = await self.upkeep.storage(self.store.read_done, command.id, request.generation)
             if done and command.id not in self.upkeep.remake:
@@ -105,14 +106,18 @@ class Videos:
                 self.emit(events.AlreadyDone(command.id))
                 return
             await self.upkeep.storage(self.store.claim_request, request)
-            loaded = await self.upkeep.storage(self.store.load, request, self.fingerprint)
+            loaded = await self.upkeep.storage(self.store.load, request, self.classes.newest)
+            if request.origin and not loaded:  # as its first frames, which it shares
+                kind = await self.upkeep.storage(self.store.class_at, request.origin.id, request.origin.frame)
         except VIDEO_ERRORS as error:
             self.emit(video_error(command.id, error))
             return
         if loaded:
             self._remember(*loaded)
             self.metrics.count_video("resumed")
-        self.emit(events.Loaded(command.id, loaded[0].frame if loaded else None))
+            self.emit(events.Loaded(command.id, loaded[0].frame, loaded[1].fingerprint))
+        else:
+            self.emit(events.Loaded(command.id, None, kind))
 
     def _remember(self, state: VideoState, tip: Tip) -> None:
         negative = self._negatives.setdefault(state.request.negative_prompt, state.negative_text_LD)
@@ -129,13 +134,14 @@ class Videos:
         encoded, seconds = done
         self.metrics.observe("encode", seconds)
         try:
-            begun = await self.upkeep.storage(self.store.begin, request, encoded, self.fingerprint)
+            kind = self.pool.kinds[command.worker]
+            begun = await self.upkeep.storage(self.store.begin, request, encoded, kind)
         except VIDEO_ERRORS as error:
             self.emit(video_error(command.id, error))
             return
         if self.pool.is_there(command.worker):  # else the video went elsewhere, and perhaps far
             self._remember(*begun)
-            self.emit(events.Encoded(command.worker, command.id))
+            self.emit(events.Encoded(command.worker, command.id, begun[1].fingerprint))
 
     async def _advance(self, command: events.Advance) -> None:
         videos = [self._held[video_id] for video_id in command.ids]
@@ -164,7 +170,7 @@ class Videos:
                 continue
             video.device_seconds += seconds / len(videos)
             video.state = video.state.push(result)
-            video.pending.append(result)
+            video.pending.append((result, self.pool.kinds[command.worker]))
             video.ready_since = time.monotonic()
         self.emit(events.ChunkDone(command.worker, command.ids, frames))
         for error in failed:
@@ -177,10 +183,10 @@ class Videos:
         async with video.lock:
             if not video.pending:
                 return  # dropped: an earlier frame turned out to be superseded
-            chunk = video.pending.pop(0)
+            chunk, kind = video.pending.pop(0)
             began = time.monotonic()
             try:
-                settled = await self.upkeep.storage(self.store.commit, chunk, video.tip)
+                settled = await self.upkeep.storage(self.store.commit, chunk, await self._tip(video, kind))
             except Exception as error:
                 video.pending.clear()  # what follows this chunk has no parent
                 if not isinstance(error, VIDEO_ERRORS):
@@ -195,15 +201,22 @@ class Videos:
                 self.emit(events.Committed(command.id, chunk.last_frame))
                 return
             video.is_void = True
-            self._discard([chunk, *video.pending])
+            self._discard([chunk, *(later for later, _ in video.pending)])
             video.pending.clear()
             self.emit(events.Superseded(command.id))
         await self.upkeep.step_down_if_superseded()
 
+    async def _tip(self, video: _Video, kind: str) -> Tip:
+        """What the next record follows; made by workers of another class than the last one, it records the change."""
+        if kind == video.tip.fingerprint:
+            return video.tip
+        assert video.tip.fingerprint in self.classes.let_go, f"{video.tip.video_id} would change its class"
+        return await self.upkeep.storage(self.store.moved, video.tip, kind)
+
     async def _finish(self, command: events.Finish) -> None:
         request, video = self.requests[command.id], self._held[command.id]
         facts = {
-            "run_id": self.config.run_id(self.store.url),
+            "run_id": self.run_id,
             "device_seconds": round(video.device_seconds, 3),
             "started_at": video.started_at,
         }
@@ -233,11 +246,14 @@ class Videos:
         if failed > self.config.max_failures * rows:
             self.end(f"{failed} of {rows} videos failed, more than max_failures allows")
 
+    async def _park(self, command: events.Park) -> None:
+        self._held.pop(command.id, None)
+
     async def _forget(self, command: events.Forget | events.Fail) -> None:
         self._held.pop(command.id, None)
         self.requests.pop(command.id, None)
         if longer := self.later.pop(command.id, None):
             self.emit(self._submit(longer))
 
-    def _discard(self, chunks: list[Chunk]) -> None:
+    def _discard(self, chunks: Iterable[Chunk]) -> None:
         self.metrics.discarded.inc(sum(len(chunk.latents_FCHW) for chunk in chunks))

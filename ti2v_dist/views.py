@@ -7,6 +7,7 @@ from typing import Any
 from ti2v_dist import dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.errors import InputError
+from ti2v_dist.fingerprints import described
 from ti2v_dist.ledger import Ledger
 from ti2v_dist.orders import Orders
 from ti2v_dist.report import write_page, write_report
@@ -46,6 +47,8 @@ def write(
         "finished": len(rows),
         "failed": len(failures),
         "frames": sum(row["num_frames"] for row in rows),
+        "classes": described(store.fingerprints()),
+        "inexact": sorted(row["id"] for row in rows if row.get("class_changes")),
         "usage": Ledger(store).usage(),
         "this_life": this_life,
     }
@@ -134,6 +137,7 @@ def status(output: str) -> dict[str, Any]:
     tally = counted(newest.values(), done, failed)
     tally.recall(frames, ())
     run, summary = store.read_run() or {}, dataset.read_summary(store.url)
+    known = store.fingerprints()
     return {
         "output": store.url,
         "run_id": run.get("run_id"),
@@ -145,6 +149,8 @@ def status(output: str) -> dict[str, Any]:
         "frames_total": tally.total,
         "in_progress": frames,
         "epoch": store.current_epoch(),
+        "classes": described(known),
+        "inexact": _inexact(store, frames.keys()) if len(known) > 1 else [],
         "workers_refused": store.refusals(),
         "metrics_url": summary.get("this_life", {}).get("metrics_url"),
     }
@@ -156,6 +162,15 @@ def _status_of_all(output: str, count: int) -> dict[str, Any]:
     total = {name: sum(found[name] or 0 for found in each.values()) for name in summed}
     told = {folder: ", ".join(f"{name} {found[name]}" for name in summed) for folder, found in each.items()}
     return {"output": output, "shards": count, "begun": len(each), **total, **told}
+
+
+def _inexact(store: CheckpointStore, in_progress: Collection[str]) -> list[str]:
+    """Ids of videos that have changed their class, the unfinished ones among them."""
+    finished = Ledger(store).done_rows(set(store.done_ids())).values()
+    with ThreadPoolExecutor(READERS) as pool:
+        begun = dict(zip(in_progress, pool.map(store.classes, in_progress), strict=True))
+    changed = {video_id for video_id, classes in begun.items() if len(classes) > 1}
+    return sorted(changed | {row["id"] for row in finished if row.get("class_changes")})
 
 
 def stop(output: str) -> int:

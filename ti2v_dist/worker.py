@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,19 @@ import numpy as np
 from ti2v_dist import __version__, codec, dataset
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig, keyframe_interval
+from ti2v_dist.fingerprints import differing
 from ti2v_dist.images import load_image
 from ti2v_dist.log import LOG, begin
 from ti2v_dist.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
-from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
+from ti2v_dist.video import (
+    Chunk,
+    Encoded,
+    NonFiniteLatents,
+    VideoRequest,
+    VideoState,
+    canonical_json,
+    canonical_sha256,
+)
 
 FRAME_LOG = "TI2V_FRAME_LOG"
 """Environment variable: a file to which each computed frame is appended and synced, `<id> <frame> <pid>` a line.
@@ -110,6 +119,7 @@ class Worker:
     def write_video(self, request: VideoRequest) -> AbstractContextManager[codec.WrittenVideo]:
         """The settled video as a temporary mp4, decoded a few frames at a time."""
         provenance = dataset.provenance(request, self.info.model_id, self.info.revision)
+        provenance |= {"class_changes": changes} if (changes := self._class_changes(request)) else {}
         interval = keyframe_interval(self.store.read_run() or {}, request.fps)
         return codec.write_video(self._frames(request), request.fps, provenance, interval)
 
@@ -126,7 +136,26 @@ class Worker:
             "finished_at": time.time(),
             "ti2v_version": __version__,
         }
-        return dataset.metadata_row(request, written, file_name, own | facts)
+        row = dataset.metadata_row(request, written, file_name, own | facts)
+        changes = self._class_changes(request)
+        return row | ({"class_changes": canonical_json(changes).decode()} if changes else {})
+
+    def _class_changes(self, request: VideoRequest) -> list[dict[str, Any]]:
+        """From which frames on others than who began the video have made it; after the last one, who made the file."""
+        if len(known := self.store.fingerprints()) < 2:
+            return []
+        made = [begun for begun in self.store.classes(request.id) if begun[0] < request.num_frames]
+        made.append((request.num_frames, canonical_sha256(self.numerics)))
+        return [
+            {
+                "frame": frame,
+                "fingerprint": now,
+                "device": known[now].get("device"),
+                "differs": differing(known[before], known[now]),
+            }
+            for (_, before), (frame, now) in pairwise(made)
+            if before != now
+        ]
 
     def _origins_image(self, request: VideoRequest) -> np.ndarray | None:
         """A fork's first frame, as long as its origin has it: the file that it came from may be gone."""

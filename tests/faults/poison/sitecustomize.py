@@ -3,8 +3,7 @@
 TI2V_POISON is a JSON object of ids: `exit` ends the process, `oom` and `cuda` raise what torch raises, `slow` takes a
 while, `bug` is one of ours as the coordinator loads the video; `-once` does so a single time in all processes, which is
 what the folder TI2V_POISON_MARKS is for.
-TI2V_POISON_START is what every worker does as it loads its model: `fail`, `exit`, be of `another` kind of device, or
-meet a `bug` of ours.
+TI2V_POISON_START is what every worker does as it loads its model: `fail`, `exit`, or meet a `bug` of ours.
 """
 
 import importlib.util
@@ -65,7 +64,7 @@ def _poison_engine(module):
         return advance(self, states)
 
     engine.advance = poisoned
-    begin, report = engine.__init__, engine.report
+    begin = engine.__init__
 
     def poisoned_begin(self, *arguments, **options):
         if start == "fail":
@@ -77,8 +76,6 @@ def _poison_engine(module):
         begin(self, *arguments, **options)
 
     engine.__init__ = poisoned_begin
-    if start == "another":
-        engine.report = lambda self: {**report(self), "device": "Another GPU"}
 
 
 def _strikes(video_id, kind):
