@@ -149,10 +149,11 @@ def test_the_same_command_goes_on_with_it_where_it_lies_now(golden: Golden):
 
 def test_the_views_of_a_verb_lack_no_video_of_it(golden: Golden):
     """A version without plans left no lines: then they are those of its requests and failures."""
-    assert Orders(golden.store).lines().keys() == {"bad", "done", "grown", "half"}
-    work = edits.to_make(golden.store)
+    edits.to_make(golden.store)
+    ids = Orders(golden.store).lines().keys()
+    assert ids == {"bad", "done", "grown", "half"}
     final = {"done": 0, "grown": golden.store.generation("grown")}
-    summary = views.refresh(golden.store, work.plan.lines.keys(), final, lambda phase: None)
+    summary = views.refresh(golden.store, ids, final, lambda phase: None)
     assert (summary["status"], summary["rows"], summary["finished"], summary["failed"]) == ("interrupted", 4, 2, 1)
     assert {row["id"] for row in read_rows(str(golden.output))} == {"done", "grown"}
     assert audit.verify(str(golden.output))["problems"] == []
@@ -205,31 +206,33 @@ def test_it_is_stopped(golden: Golden):
 # What makes frames
 
 
-def test_it_goes_on_to_the_end_or_is_refused(
-    golden: Golden, numerics: dict[str, Any], undisturbed: tuple[list[np.ndarray], str]
-):
-    """One command makes what was interrupted, what became longer, a fork and the row that was put right."""
+def test_it_goes_on_to_the_end(golden: Golden, numerics: dict[str, Any], undisturbed: tuple[list[np.ndarray], str]):
+    """One command makes what was interrupted, what became longer, a fork and the row that was put right.
+
+    A machine of another class goes on with what was begun, since that is allowed, and the row says so.
+    """
     store = golden.store
     golden.put_right()
     edits.extend(store, "done", "+1")
     edits.fork(store, "grown", 1, "a blue square rising", "parted")
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    command = [str(ray_runs.TI2V), "run", str(golden.manifest), "--output", str(golden.output), "--workers", "1"]
+    settings += ["--workers", "1", "--allow-inexact", "--set", "cluster.inexact_after_s=1"]
+    command = [str(ray_runs.TI2V), "run", str(golden.manifest), "--output", str(golden.output)]
     with ray_runs.opened(ray_runs.Inputs(golden.folder), golden.output) as run:
         ended = subprocess.run(
             [*command, "--json", *settings], env=run.environment, capture_output=True, text=True, timeout=300
         )
     assert golden.is_unchanged()
-    if lines := differences(store.read_fingerprint(), numerics):
-        assert ended.returncode != 0
-        assert lines[0].split(":")[0].strip() in ended.stderr, "what differs is named"
-        assert store.last_frames()["half"] == INTERRUPTED
-        return
     assert ended.returncode == 0, ended.stderr
     table = pq.read_table(golden.output / "dataset" / "metadata.parquet").to_pylist()
     made = {**golden.frames, "done": 4, "bad": 3, "parted": golden.frames["grown"]}
     assert {row["id"]: row["num_frames"] for row in table} == made
     assert audit.verify(str(golden.output), deep=True)["problems"] == []
+    inexact = views.status(str(golden.output))["inexact"]
+    if differences(store.read_fingerprint(), numerics):
+        assert "half" in inexact
+        return
+    assert inexact == []
     latents, frames_sha256 = undisturbed
     np.testing.assert_array_equal(list(store.latents("half")), latents)
     assert {row["id"]: row["frames_sha256"] for row in table}["half"] == frames_sha256
@@ -249,7 +252,8 @@ VERBS = {
     "run": ["run", "{manifest}", "--output", "{output}", "--set", SETTINGS[0], "--set", SETTINGS[1]],
     "generate": ["generate", "--image", "{image}", "--prompt", "a circle", "--output", "{mp4}"],
 }
-WITHOUT_A_RUN = {"validate", "demo", "spot-watch"}
+WITHOUT_A_RUN = {"validate", "demo", "spot-watch", "replay", "merge"}
+"""`merge` opens the run of each shard as `status` does."""
 
 
 def test_every_verb_of_a_run_is_tried():
