@@ -873,8 +873,12 @@ def played_control() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(coordinator, "Endpoint", lambda *arguments: Endpoint())
         patch.setattr(account.Account, "_make_pictures", answering(True))
         patch.setattr(deaths, "DEATH_IS_TOLD_S", 0.5)
+        # What is asked again and again takes most of a schedule's time.
         for room in (driver, session):
-            patch.setattr(room, "POLL_S", 2.0)  # what is asked more often takes most of a schedule's time
+            patch.setattr(room, "POLL_S", 2.0)
+        patch.setattr(upkeep, "STORE_POLL_S", 5.0)
+        patch.setattr(pool, "DRAIN_POLL_S", 2.0)
+        patch.setattr(classes, "LOOK_EVERY_S", 4.0)
         patch.setattr(driver, "SIGNAL_POLL_S", driver.POLL_S)
         for counted in ("snapshot", "percentiles"):
             patch.setattr(Metrics, counted, lambda metrics: {})
