@@ -58,8 +58,9 @@ from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.coordinator import Coordinator
 from ti2v_dist.errors import UserError
-from ti2v_dist.ledger import Plan
+from ti2v_dist.ledger import Ledger, Plan
 from ti2v_dist.metrics import Metrics
+from ti2v_dist.orders import Orders
 from ti2v_dist.planning import Work
 from ti2v_dist.scheduler import Scheduler
 from ti2v_dist.store import StoreUnavailable
@@ -79,6 +80,8 @@ FAULTS = (
     *("drain", "coordinator dies", "coordinator sleeps", "driver dies", "slow store", "denied"),
 )
 """What may go wrong; each is counted when it strikes."""
+COMMANDS = ("run", "run", "retry", "extend", "stop")
+EDITS = ("run", "extend", "extend", "extend")
 _process: ContextVar["Process | None"] = ContextVar("process", default=None)
 
 
@@ -430,9 +433,12 @@ class Views:
 
 
 class World:
-    """One schedule: everything that happens in it follows from `seed`."""
+    """One schedule: all that happens in it follows from `seed`, and from the faults if it is to have `only` these.
 
-    def __init__(self, seed: int, failing_starts: float = 0.0):
+    Of the workers' starts, the share `failing_starts` fails all the time.
+    """
+
+    def __init__(self, seed: int, failing_starts: float = 0.0, only: frozenset[str] = frozenset()):
         self.failing_starts = failing_starts
         self.random = random.Random(seed)
         self.objects: dict[str, bytes] = {}
@@ -442,9 +448,13 @@ class World:
         # Swarm testing (Groce et al. 2012): each schedule has some of the faults, so that none drowns the others.
         self.faults = {fault for fault in FAULTS if self.random.random() < 0.35}
         self.rate = self.random.choice((0.01, 0.03, 0.1))
+        if only:
+            self.faults, self.rate = set(only), 0.1
         self.salts = self.random.choice(((b"0",), (b"0", b"1")))
         """Two workers that computed the same would hide that one of them was superseded."""
         self.call_s = self.random.choice((1.0, 5.0))
+        self.is_busy = self.random.random() < 0.1
+        """Whether there are many commands, most of them about one video."""
         self.stops: list[tuple[float, set[int]]] = []
         """When a stop was settled, and the orders that it is of."""
         self.outage_until = 0.0
@@ -600,9 +610,9 @@ class World:
 
     async def user(self) -> None:
         """Somebody who gives commands, and sometimes goes away in the middle of one."""
-        for _ in range(self.random.choice((1, 1, 2))):
+        for _ in range(4 if self.is_busy else self.random.choice((1, 1, 2))):
             await asyncio.sleep(self.random.choice((0.0, self.random.uniform(0.0, 60.0))))
-            what = self.random.choice(("run", "run", "retry", "extend", "stop"))
+            what = self.random.choice(EDITS if self.is_busy else COMMANDS)
             self.counts[f"command {what}"] += 1
             if what == "stop":
                 asked = self.numbers("orders")
@@ -632,7 +642,7 @@ class World:
     async def play(self) -> None:
         """The schedule to its end, and then one more command that nothing disturbs."""
         weather, watch = spawn(self.weather()), spawn(self.watch())
-        users = [spawn(self.user()) for _ in range(self.random.choice((1, 2, 3)))]
+        users = [spawn(self.user()) for _ in range(3 if self.is_busy else self.random.choice((1, 2, 3)))]
         await self.in_time(users)
         self.is_quiet = True
         self.outage_until = 0.0
@@ -722,9 +732,12 @@ class World:
                 raise Broken(f"a bug: {life.bug}")
             if any(at < began and life._orders & stopped for at, stopped in self.stops):
                 raise Broken("a life goes on with what was stopped before it began")
-        if left := self.numbers("orders") - self.numbers("ends"):
-            raise Broken(f"what was asked for has no end: {sorted(left)}")
         finished = self.settled("done")
+        # One that others have made has its end when somebody next begins a life.
+        for order in Orders(self.store).open():
+            asked = Ledger(self.store).read_plan(order.plan).requests
+            if not {(request.id, request.generation) for request in asked} <= finished:
+                raise Broken(f"what was asked for is not made: order {order.number}")
         newest = {video_id: max(g for name, g in finished if name == video_id) for video_id, _ in finished}
         asked = self.settled(
             "edits"
@@ -779,11 +792,13 @@ def answering(value: Any) -> Callable[..., Awaitable[Any]]:
 
 
 @contextmanager
-def world_of(seed: int, patch: pytest.MonkeyPatch, failing_starts: float = 0.0) -> Iterator[tuple[World, VirtualLoop]]:
+def world_of(
+    seed: int, patch: pytest.MonkeyPatch, failing_starts: float = 0.0, only: frozenset[str] = frozenset()
+) -> Iterator[tuple[World, VirtualLoop]]:
     """A world and the loop on which it is to be played; `patch` is undone by who made it."""
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
-    world = World(seed, failing_starts)
+    world = World(seed, failing_starts, only)
 
     async def control(call: Callable[..., Any], *arguments: Any) -> Any:
         return await world.thread(call, *arguments)
@@ -898,12 +913,12 @@ class Endpoint:
         return None
 
 
-def play(seed: int, failing_starts: float = 0.0) -> Counter[str]:
-    """One schedule; raises `Broken`. In all of it, that share of the workers' starts fails."""
+def play(seed: int, failing_starts: float = 0.0, only: frozenset[str] = frozenset()) -> Counter[str]:
+    """One schedule of a `World`; raises `Broken`."""
     with (
         warnings.catch_warnings(),
         pytest.MonkeyPatch.context() as patch,
-        world_of(seed, patch, failing_starts) as (world, loop),
+        world_of(seed, patch, failing_starts, only) as (world, loop),
     ):
         warnings.simplefilter("ignore")
         loop.play(world.play())
