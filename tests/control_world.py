@@ -730,7 +730,7 @@ class World:
         for _, _, life, began in self.begun:
             if life.bug:
                 raise Broken(f"a bug: {life.bug}")
-            if any(at < began and life._orders & stopped for at, stopped in self.stops):
+            if any(at < began and life.upkeep._taken.keys() & stopped for at, stopped in self.stops):
                 raise Broken("a life goes on with what was stopped before it began")
         finished = self.settled("done")
         # One that others have made has its end when somebody next begins a life.

@@ -60,7 +60,13 @@ MUTANTS = {
         *(3455, Coordinator, "report"),
         *("and self.accepts", "and not self.summary"),
     ),
-    "2: a summary is of any plan": (190, Coordinator, "report", "order in self._orders\n", "True\n"),
+    "2: a summary is of any plan": (
+        190,
+        Coordinator,
+        "report",
+        "covers = order in self._orders or",
+        "covers = True or",
+    ),
     "2: a life begins with one plan": (0, Upkeep, "open_orders", "(self.orders.open)]", "(self.orders.open)][-1:]"),
     "3: the value of a lost worker counts": (
         *(2200, WorkerPool, "_try"),

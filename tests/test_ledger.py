@@ -14,6 +14,7 @@ from ti2v_dist import ledger as ledger_module
 from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
 from ti2v_dist.ledger import Ledger, Plan
+from ti2v_dist.orders import Orders
 from ti2v_dist.planning import Work, claim, record
 from ti2v_dist.record import CorruptRecord
 from ti2v_dist.store import Store
@@ -192,6 +193,7 @@ def extension(monkeypatch: pytest.MonkeyPatch, videos: int, frames: int) -> tupl
     asked = tuple(replace(request, num_frames=frames) for request in requests(videos))
     plan = Plan(asked, {request.id: index + 1 for index, request in enumerate(asked)})
     Ledger(store).write_plan(plan)
+    Orders(store).place(plan, is_whole=True)
     for request in plan.requests:
         row = {"id": request.id, "num_frames": frames, "file_name": f"videos/ab/{request.id}-00000000.mp4"}
         put(store, f".ti2v/requests/{request.id}/0", canonical_json(request.to_json()))

@@ -39,7 +39,7 @@ from ti2v_dist.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 VERBS: dict[str, Any] = typer.main.get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
-COMMANDS = {verb: command for verb, command in VERBS.items() if verb != "spot-watch"}  # it knows of no video
+COMMANDS = {verb: command for verb, command in VERBS.items() if verb not in ("spot-watch", "replay")}  # no videos
 SECRETS = {name: f"S{secrets.token_hex(20)}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
 ID, PROMPT = "zebra-7", "red xylophone"
 ILLEGAL = ["..", ".", "/", "a/b", "%2e", "a\\b", "a\0b", "a\n", "a\u202eb", "é", "x" * 300]
