@@ -55,44 +55,38 @@ def rewritten(owner: Any, name: str, old: str, new: str) -> Callable[..., Any]:
 
 
 MUTANTS = {
-    "1: what is final has no generation": (5695, Upkeep, "_is_final", ">= request.generation", ">= 0"),
+    "1: what is final has no generation": (2050, Upkeep, "_is_final", ">= request.generation", ">= 0"),
     "2: whoever closes its books takes in plans": (
-        *(3455, Coordinator, "report"),
+        *(400, Coordinator, "report"),
         *("and self.accepts", "and not self.summary"),
     ),
-    "2: a summary is of any plan": (
-        190,
-        Coordinator,
-        "report",
-        "covers = order in self._orders or",
-        "covers = True or",
-    ),
+    "2: a summary is of any plan": (0, Coordinator, "report", "covers = order in", "covers = True or order in"),
     "2: a life begins with one plan": (0, Upkeep, "open_orders", "(self.orders.open)]", "(self.orders.open)][-1:]"),
     "3: the value of a lost worker counts": (
-        *(2200, WorkerPool, "_try"),
+        *(1000, WorkerPool, "_try"),
         *(
             "if not self.is_there(number):\n            return None  # it was",
             "if False:\n            return None  # it was",
         ),
     ),
     "4: as many workers as the first plan wants": (
-        *(405, Coordinator, "_submit"),
+        *(350, Coordinator, "_submit"),
         *("more = max(0, ", "more = 0 if self._wanted else max(0, "),
     ),
-    "5: workers start in a closed pool": (15, WorkerPool, "start", "if self._closed.is_set():", "if False:"),
+    "5: workers start in a closed pool": (600, WorkerPool, "start", "if self._closed.is_set():", "if False:"),
     "11: an error of Ray's ends the run": (0, WorkerPool, "_try", "if isinstance(error, ENDS):", "if True:"),
     "12: who hangs is waited for": (
         *(0, WorkerPool, "_answer"),
         *("raise Stalled(", "await asyncio.Event().wait(); raise Stalled("),
     ),
-    "12: who hangs at its start is waited for": (55, WorkerPool, "_opened", "if placed and", "if False and"),
-    "14: a stop is forgotten": (95, views, "stop", "for order in orders.open():", "for order in ():"),
-    "17: a taken name is an error": (40, session, "coordinator", "except ValueError:", "except ZeroDivisionError:"),
+    "12: who hangs at its start is waited for": (540, WorkerPool, "_opened", "if placed and", "if False and"),
+    "14: a stop is forgotten": (20, views, "stop", "for order in orders.open():", "for order in ():"),
+    "17: a taken name is an error": (30, session, "coordinator", "except ValueError:", "except ZeroDivisionError:"),
     "a start that fails is not tried again": (
-        *(55, Starts, "on_failed"),
+        *(10, Starts, "on_failed"),
         *("return [self.start(min(2.0 ** (self.in_a_row - 1), MAX_PAUSE_S))]", "return []"),
     ),
-    "a lost worker is not replaced": (50, Scheduler, "_on_worker_lost", "else [self.starts.start()]", "else []"),
+    "a lost worker is not replaced": (20, Scheduler, "_on_worker_lost", "else [self.starts.start()]", "else []"),
 }
 """The first schedule that is played, and what is exchanged. What no schedule here shows has a story of its own."""
 
