@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import control_world
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -154,11 +155,18 @@ def test_storage_faults_are_injected_and_survived(scheme: str, tmp_path: Path, r
 
 def test_the_page_shows_the_campaigns_that_are_on_file():
     page, results = (ROOT / "docs" / "campaigns.md").read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"
-    found = [CampaignLog.load(results / f"chaos_{store}.json") for store in ("local", "s3")]
-    assert tables(found) in page
-    assert all(log.is_clean for log in found)
+    for stores in (("local", "s3"), ("local_2", "s3_2")):
+        found = [CampaignLog.load(results / f"chaos_{store}.json") for store in stores]
+        assert tables(found) in page
+        assert all(log.is_clean for log in found)
     (simulated,) = json.loads((results / "simulation.json").read_text()).values()
     assert (simulated["schedules"], simulated["broken"]) == (10**6, [])
     crashes = sum(count for name, count in simulated["counts"].items() if name.startswith("crash"))
     for count in (simulated["counts"]["storage operations"], crashes):
         assert f"{count:,}" in page
+    (control,) = json.loads((results / "simulation_control.json").read_text()).values()
+    assert control["broken"] == []
+    for count in (control["schedules"], control["counts"]["storage operations"], control["counts"]["lives"]):
+        assert f"{count:,}" in page
+    for fault in control_world.FAULTS:
+        assert f"| {fault} | {control['counts'][fault]:,} |" in page
