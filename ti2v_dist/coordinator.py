@@ -65,8 +65,7 @@ class Coordinator:
         self.account = Account(self.scheduler, self.upkeep, self.outages, self.endpoint)
         self.classes = Classes(self.scheduler, self.upkeep, config.cluster.inexact_after_s, self._emit)
         shared = (self.pool, self.upkeep, self.account, self.classes, self.metrics)
-        self.videos = Videos(config, *shared, self._emit, self._end)
-        self.videos.run_id = self.run_id
+        self.videos = Videos(config, self.run_id, *shared, self._emit, self._end)
         self.summary: dict[str, Any] | None = None
         self.error: str | None = None
         self.bug: str | None = None

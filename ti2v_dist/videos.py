@@ -47,6 +47,7 @@ class Videos:
     def __init__(
         self,
         config: RunConfig,
+        run_id: str,
         pool: WorkerPool,
         upkeep: Upkeep,
         account: Account,
@@ -57,7 +58,7 @@ class Videos:
     ):
         self.config, self.pool, self.upkeep, self.account, self.metrics = config, pool, upkeep, account, metrics
         self.store, self.classes, self.emit, self.end = upkeep.store, classes, emit, end
-        self.run_id = config.run_id(self.store.url)
+        self.run_id = run_id
         self.requests: dict[str, VideoRequest] = {}
         self.later: dict[str, VideoRequest] = {}
         """Longer generations of videos whose shorter one is still in hand."""
