@@ -272,13 +272,13 @@ def test_a_killed_writer_of_views_leaves_the_old_one_or_the_new_one(tmp_path):
     for _ in range(3):
         with subprocess.Popen([sys.executable, "-c", WRITES_VIEWS, str(tmp_path)]) as writer:
             reads = 0
-            while reads < 50:
+            while reads < 50 or not seen >= views:  # fifty reads may fall between two writes of a slow disk
                 data = read_view(str(tmp_path), "summary.json")
                 reads += data is not None
                 seen |= {data} if data else set()
             writer.kill()
         assert read_view(str(tmp_path), "summary.json") in views
-    assert seen == views
+        assert seen == views, "no torn one"
 
 
 def finished(video_id: str, **extra) -> dict:
