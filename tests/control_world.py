@@ -77,7 +77,7 @@ SILENCE_S = 400.0
 FAULTS = (
     *("lost_request", "lost_reply", "late", "busy", "outage"),
     *("worker dies", "worker hangs", "worker raises", "value is lost", "late answer", "start fails", "other device"),
-    *("drain", "coordinator dies", "coordinator sleeps", "driver dies", "slow store", "denied"),
+    *("drain", "coordinator dies", "coordinator sleeps", "driver dies", "slow store", "denied", "elsewhere"),
 )
 """What may go wrong; each is counted when it strikes."""
 COMMANDS = ("run", "run", "retry", "extend", "stop")
@@ -292,9 +292,9 @@ def encoded_of(video_id: str) -> Encoded:
 class CoordinatorActor(Handle):
     """The run's named actor: Ray starts it again when it dies, until it is killed or leaves."""
 
-    def __init__(self, world: "World", name: str, arguments: tuple[Any, ...]):
+    def __init__(self, cluster: "Cluster", name: str, arguments: tuple[Any, ...]):
         super().__init__()
-        self.world, self.name, self.arguments = world, name, arguments
+        self.world, self.cluster, self.name, self.arguments = cluster.world, cluster, name, arguments
         self.process: Process | None = None
         self.life: Coordinator | None = None
         self._begun = asyncio.Event()
@@ -304,6 +304,8 @@ class CoordinatorActor(Handle):
         await asyncio.sleep(self.world.soon(10.0 if is_restart else 1.0))
         if self.is_gone:
             return
+        if any(actor.cluster is not self.cluster for actor in self.world.at_work()):
+            self.world.counts["elsewhere"] += 1
         self.process = Process(is_restart)
         token = _process.set(self.process)
         try:
@@ -360,7 +362,7 @@ class CoordinatorActor(Handle):
 
 
 class Cluster:
-    """What drivers and coordinators use of Ray."""
+    """What drivers and coordinators use of Ray; one cluster's named actors are unknown in another."""
 
     def __init__(self, world: "World"):
         self.world = world
@@ -379,15 +381,18 @@ class Cluster:
         wait(asyncio.sleep(self.world.soon()))
         if self._found(name):
             raise ValueError(f"the name {name} is taken")
-        actor = CoordinatorActor(self.world, name, arguments)
+        actor = CoordinatorActor(self, name, arguments)
         self.world.actors.append(actor)
         return actor
 
     def _found(self, name: str) -> CoordinatorActor | None:
-        return next((actor for actor in self.world.actors if actor.name == name and not actor.is_gone), None)
+        return next((actor for actor in self._actors() if actor.name == name), None)
+
+    def _actors(self) -> "Iterator[CoordinatorActor]":
+        return (actor for actor in self.world.actors if actor.cluster is self and not actor.is_gone)
 
     def _named(self, all_namespaces: bool) -> list[dict[str, str]]:
-        return [{"name": a.name, "namespace": session.NAMESPACE} for a in self.world.actors if not a.is_gone]
+        return [{"name": actor.name, "namespace": session.NAMESPACE} for actor in self._actors()]
 
     def get_actor(self, name: str, namespace: str) -> CoordinatorActor:
         wait(asyncio.sleep(self.world.soon()))
@@ -470,7 +475,7 @@ class World:
         self.begun: list[tuple[Process, CoordinatorActor, Coordinator, float]] = []
         self.by_process: dict[Process, CoordinatorActor] = {}
         self.told: list[Told] = []
-        self.cluster = Cluster(self)
+        self.clusters = {address: Cluster(self) for address in ("here", "elsewhere")}
         self.store = self.checkpoint_store()
 
     # chance
@@ -585,7 +590,8 @@ class World:
 
     def made(self, planned: Work, progress: "Progress", signals: Any, options: dict[str, Any]) -> dict[str, Any]:
         driver._signals = signals
-        return driver.make(planned, address="cluster", listener=progress.hear, **options)
+        address = self.random.choice(list(self.clusters)) if "elsewhere" in self.faults else "here"
+        return driver.make(planned, address=address, listener=progress.hear, **options)
 
     def record(self, plan: Plan, is_whole: bool) -> Work:
         plan = self.allowing(plan)
@@ -812,7 +818,7 @@ def world_of(
     patch.setattr(asyncio, "to_thread", world.thread)
     for room in (upkeep, pool):
         patch.setattr(room, "control", control)
-    patch.setattr(pool, "ray", world.cluster)
+    patch.setattr(pool, "ray", world.clusters["here"])
     for room in (coordinator, pool):
         patch.setattr(room, "CheckpointStore", world.checkpoint_store)
     patch.setattr(views, "_opened", world.checkpoint_store)
@@ -849,7 +855,7 @@ def world_of(
     patch.setattr(ray_internals, "most_resources", dict)
     patch.setattr(ray_internals, "is_restarted", is_restarted)
     patch.setattr(coordinator, "exit_actor", lambda: world.by_process[_process.get()].leave())  # type: ignore[index]
-    patch.setattr(session, "connected", lambda address: nullcontext(world.cluster))
+    patch.setattr(session, "connected", lambda address: nullcontext(world.clusters[address]))
 
     def write_views(
         url: str,

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import ray_runs
-from ray_runs import FRAMES_TO_MAKE, NUM_FRAMES, SLOTS, Ended, Inputs, Run
+from ray_runs import FRAMES_TO_MAKE, NUM_FRAMES, SLOTS, Ended, Inputs, Run, wait_until
 
 from ti2v_dist import views
 from ti2v_dist.dataset import read_rows
@@ -82,11 +83,28 @@ def killed_life(run: Run) -> Life:
     return life
 
 
+@contextmanager
+def no_frame_until_it_stops(run: Run) -> Iterator[None]:
+    """Hold the workers: a fast machine would make the rest before the coordinator has heard of a stop."""
+    workers = [pid for pid, command in run.processes().items() if command.startswith("ray::Worker")]
+    assert len(workers) == WORKERS
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+        logs = "ray/session_latest/logs/worker-*.err"
+        wait_until(lambda: any("stopping: " in path.read_text() for path in run.ray_dir.glob(logs)), "stop")
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+
+
 def interrupted_life(run: Run) -> Life:
     life = Life.of(run)
     process = run.start()
     run.await_frames(process, len(run.frames()) + 4)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it too
+    with no_frame_until_it_stops(run):
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Ray's processes get it too
     life.ended = run.finish(process)
     life.previews = len(list(run.output.glob("report/previews/*")))
     life.status = run.ti2v("status", str(run.output), "--json")
@@ -97,7 +115,8 @@ def stopped_life(run: Run) -> Life:
     life = Life.of(run)
     process = run.start()
     run.await_frames(process, len(run.frames()) + 2)
-    views.stop(str(run.output))  # the verb itself takes seconds to start, and the run may be at its end by then
+    with no_frame_until_it_stops(run):
+        views.stop(str(run.output))
     life.ended = run.finish(process)
     life.previews = len(list(run.output.glob("report/previews/*")))
     return life

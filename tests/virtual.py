@@ -43,8 +43,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         try:
             return self.run_until_complete(main)
         finally:
-            for _ in range(3):
-                for task in asyncio.all_tasks(self):
+            while left := asyncio.all_tasks(self):
+                for task in left:
                     task.cancel()
                 self.run_until_complete(asyncio.sleep(0))
             asyncio.set_event_loop(None)
