@@ -174,6 +174,21 @@ def slowly(call: Any) -> Any:
     return staticmethod(slow)
 
 
+def test_what_nobody_tells_a_life_of_is_made_before_its_end(world: World):
+    """Its command has given up, for this life did not answer; or it died before it could ask."""
+    ann, bob = video("ann"), video("bob")
+
+    async def run() -> dict[str, Any]:
+        life = world.begin(world.order(ann))
+        await until(lambda: life.upkeep.plans, "first order")
+        world.order(bob)
+        return await world.end(life)
+
+    assert asyncio.run(run())["status"] == "finished"
+    world.check(ann, bob)
+    assert Orders(world.store).open() == []
+
+
 @pytest.mark.parametrize("has_computed", [False, True])
 def test_18_a_coordinator_that_dies_again_and_again_is_not_begun_without_end(world: World, has_computed: bool):
     order = world.order(video("ann"))

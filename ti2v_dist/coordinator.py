@@ -234,16 +234,27 @@ class Coordinator:
     # The loop
 
     async def _handle_events(self) -> None:
-        while not (self.scheduler.is_idle and self._queue.empty() and not self._awaited) and not self.error:
+        while not self.error:
+            if self._is_idle:
+                await self._take_in_the_rest()
+                if self._is_idle:
+                    break
             for command in self.event_log.handle(*await self._queue.get()):
                 self._spawn(self._do[type(command)](command))
             self._gauge()
         self.accepts = False
 
     @property
-    def _awaited(self) -> bool:
-        """Whether videos are still to come: of a plan that is being read, or longer ones."""
-        return bool(self._unread) or (bool(self.videos.later) and not self.scheduler.stopping)
+    def _is_idle(self) -> bool:
+        """Whether nothing is in hand, and nothing on its way: a plan that is being read, or a longer video."""
+        awaited = bool(self._unread) or (bool(self.videos.later) and not self.scheduler.stopping)
+        return self.scheduler.is_idle and self._queue.empty() and not awaited
+
+    async def _take_in_the_rest(self) -> None:
+        """Before the end, what was asked for and nobody told this life of: its command may have given up, or died."""
+        for number in await self.upkeep.open_orders() if self.accepts else ():
+            if number not in self._orders and self.accepts:
+                self._submit(await self._take_in(number))
 
     def _spawn(self, work: Awaitable[None]) -> asyncio.Future[None]:
         task = asyncio.ensure_future(work)
