@@ -70,6 +70,8 @@ IDS = ("a", "b", "c")
 OUTPUT = "memory://run"
 RUN = CheckpointStore(OUTPUT)
 CONFIG = RunConfig.model_validate({"engine": {"slots": 2}, "cluster": {"workers": 2, "stalled_after_s": 100}})
+HALF = 2500
+"""Schedules that each of two tests plays."""
 END_S = 2 * 3600.0
 """Virtual time at which a run that has not ended hangs."""
 SILENCE_S = 400.0
@@ -77,7 +79,8 @@ SILENCE_S = 400.0
 FAULTS = (
     *("lost_request", "lost_reply", "late", "busy", "outage"),
     *("worker dies", "worker hangs", "worker raises", "value is lost", "late answer", "start fails", "other device"),
-    *("drain", "coordinator dies", "coordinator sleeps", "driver dies", "slow store", "denied", "elsewhere"),
+    *("drain", "coordinator dies", "coordinator sleeps", "driver dies", "slow store", "denied"),
+    *("elsewhere", "zombie", "worst moment"),
 )
 """What may go wrong; each is counted when it strikes."""
 COMMANDS = ("run", "run", "retry", "extend", "stop")
@@ -317,6 +320,11 @@ class CoordinatorActor(Handle):
         self.world.by_process[self.process] = self
         self._begun.set()
 
+    @property
+    def has_calls(self) -> bool:
+        """Whether its workers compute."""
+        return self.life is not None and bool(self.life.scheduler.crew.calls)
+
     def crash(self) -> None:
         """kill -9: Ray begins it anew after a while."""
         assert self.process
@@ -455,7 +463,7 @@ class World:
         self.rate = self.random.choice((0.01, 0.03, 0.1))
         if only:
             self.faults, self.rate = set(only), 0.1
-        self.salts = self.random.choice(((b"0",), (b"0", b"1")))
+        self.salts = (b"0", b"1") if "zombie" in self.faults or self.random.random() < 0.5 else (b"0",)
         """Two workers that computed the same would hide that one of them was superseded."""
         self.call_s = self.random.choice((1.0, 5.0))
         self.is_busy = self.random.random() < 0.1
@@ -540,6 +548,32 @@ class World:
                     actor.crash()
                 elif self.strikes("coordinator sleeps", 0.1):
                     spawn(actor.sleep(self.random.choice((5.0, 30.0, 100.0))))
+                elif actor.has_calls and self.strikes("zombie", 0.3):
+                    spawn(self.zombie(actor))
+
+    async def zombie(self, older: CoordinatorActor) -> None:
+        """A coordinator stops in mid-call; it wakes as its successor in the other cluster computes the same frames."""
+        assert older.process
+        (other,) = (address for address, cluster in self.clusters.items() if cluster is not older.cluster)
+        older.process.awake.clear()
+        command = spawn(self.command(self.run, address=other))
+        for _ in range(120):
+            await asyncio.sleep(0.5)
+            if command.done() or any(a.has_calls for a in self.at_work() if a.cluster is self.clusters[other]):
+                break
+        await asyncio.sleep(self.soon(2 * self.call_s))
+        older.process.awake.set()
+
+    def superseded(self) -> None:
+        """Another owner's frame has taken the place of one of ours: everything else goes wrong as well."""
+        process = _process.get()
+        self.counts["a frame is superseded"] += 1
+        if process and self.strikes("worst moment", 0.8):
+            loop, life = asyncio.get_running_loop(), self.by_process[process].life
+            assert life
+            loop.call_later(self.soon(1.0), life.stop)
+            for worker in process.workers:
+                loop.call_later(self.soon(2 * self.call_s), worker.die)
 
     async def drain(self, node: str) -> None:
         """A notice; then the node is gone, and a while later another one is there."""
@@ -566,6 +600,8 @@ class World:
 
     async def command(self, work: Callable[[], Work], stops: float | None = None, **options: Any) -> str:
         """One command, as the real driver carries it out; how it ended. `stops`: SIGINT after so many seconds."""
+        address = self.random.choice(list(self.clusters)) if "elsewhere" in self.faults else "here"
+        options = {"address": address, **options}
         received: list[int] = []
         loop = asyncio.get_running_loop()
 
@@ -590,8 +626,7 @@ class World:
 
     def made(self, planned: Work, progress: "Progress", signals: Any, options: dict[str, Any]) -> dict[str, Any]:
         driver._signals = signals
-        address = self.random.choice(list(self.clusters)) if "elsewhere" in self.faults else "here"
-        return driver.make(planned, address=address, listener=progress.hear, **options)
+        return driver.make(planned, listener=progress.hear, **options)
 
     def record(self, plan: Plan, is_whole: bool) -> Work:
         plan = self.allowing(plan)
@@ -833,6 +868,13 @@ def world_of(
         return let_go(scheduler, event)
 
     patch.setattr(Scheduler, "_on_class_gone", counted)
+    dropped = Scheduler._on_superseded
+
+    def superseded(scheduler: Scheduler, event: events.Superseded) -> list[events.Command]:
+        world.superseded()
+        return dropped(scheduler, event)
+
+    patch.setattr(Scheduler, "_on_superseded", superseded)
 
     async def entry_of(actor: WorkerActor) -> dict[str, Any]:
         return {"Address": {"NodeID": actor.node, "IPAddress": actor.node}}
@@ -931,6 +973,18 @@ def play(seed: int, failing_starts: float = 0.0, only: frozenset[str] = frozense
         world.counts["virtual seconds"] += round(loop.time())
         world.counts["lives"] += len(world.begun)
         return world.counts
+
+
+def every_promise_is_kept(seeds: range) -> None:
+    """Play these schedules; each fault must strike in some of them."""
+    counts = Counter[str]()
+    with played_control():
+        for seed in seeds:
+            try:
+                counts += play(seed)
+            except BaseException as error:
+                raise AssertionError(f"schedule {seed}") from error
+    assert {fault for fault in FAULTS if counts[fault] < len(seeds) / 100} == set(), "a fault that hardly ever struck"
 
 
 ROOMS = (
