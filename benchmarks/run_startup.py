@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ti2v_dist.worker import FRAME_LOG
+from ti2v_dist.runtime.worker import FRAME_LOG
 
 IMAGE = Path(__file__).resolve().parents[1] / "examples" / "red-circle.png"
 SETTINGS = (

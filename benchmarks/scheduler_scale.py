@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ti2v_dist import events
-from ti2v_dist.scheduler import Scheduler
+from ti2v_dist.scheduling import events
+from ti2v_dist.scheduling.scheduler import Scheduler
 
 CALL_S, STORE_S = 1.0, 0.02
 DEATH_EVERY, DRAIN_EVERY = 5000, 7000  # events

@@ -8,7 +8,7 @@ The output must be a URL or an absolute path. The same job again, under another 
 
 import argparse
 
-from ti2v_dist.cli import plain_manners, run_and_exit
+from ti2v_dist.cli.main import plain_manners, run_and_exit
 from ti2v_dist.config import load_config
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ti2v_dist.checkpoint import CheckpointStore
-from ti2v_dist.record import Tip
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.record import Tip
 from ti2v_dist.video import Chunk, Encoded, SamplingParams, VideoRequest, VideoState
 
 FINGERPRINT = "f" * 64

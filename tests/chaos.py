@@ -29,8 +29,8 @@ from chaos_ray import QUICK_RAY, SITE, Cluster, actors
 from chaos_round import Driver, Output, Round, Stuck, count_recomputed, judge, scratch_folder
 from ray_runs import SLOTS, TI2V, free_ports
 
-from ti2v_dist.store import Store
-from ti2v_dist.worker import FRAME_LOG
+from ti2v_dist.runtime.worker import FRAME_LOG
+from ti2v_dist.storage.objects import Store
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = {

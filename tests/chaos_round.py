@@ -19,7 +19,7 @@ from chaos_log import Fault, RoundLog, Verdict
 from chaos_ray import SITE, Cluster, actors, kill_all, send
 from ray_runs import processes
 
-from ti2v_dist.store import Store
+from ti2v_dist.storage.objects import Store
 
 GAP = 4
 """Frames between a recovery and the next fault, at most."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.state.checkpoint import CheckpointStore
 
 PROMPT = "a red cat"
 TI2V = str(Path(sys.executable).with_name("ti2v"))

@@ -18,7 +18,7 @@ import pytest
 import ray_runs
 from ceph import KEYS, Ceph, missing
 
-from ti2v_dist.store import Store
+from ti2v_dist.storage.objects import Store
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

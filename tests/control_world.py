@@ -33,37 +33,24 @@ from schedules import Campaign
 from simulated import LAST, ROOT, SimulatedFS, following, played, request_of, value
 from virtual import VirtualLoop, blocking, wait
 
-from ti2v_dist import (
-    account,
-    checkpoint,
-    classes,
-    coordinator,
-    dataset,
-    deaths,
-    driver,
-    edits,
-    events,
-    keys,
-    orders,
-    outages,
-    planning,
-    pool,
-    ray_internals,
-    session,
-    upkeep,
-    videos,
-    views,
-)
-from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
-from ti2v_dist.coordinator import Coordinator
 from ti2v_dist.errors import UserError
-from ti2v_dist.ledger import Ledger, Plan
-from ti2v_dist.metrics import Metrics
-from ti2v_dist.orders import Orders
-from ti2v_dist.planning import Work
-from ti2v_dist.scheduler import Scheduler
-from ti2v_dist.store import StoreUnavailable
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.operations import planning
+from ti2v_dist.operations import run as driver
+from ti2v_dist.operations.planning import Work
+from ti2v_dist.outputs import dataset, views
+from ti2v_dist.runtime import account, classes, coordinator, deaths, outages, pool, ray_internals, session, videos
+from ti2v_dist.runtime import ownership as upkeep
+from ti2v_dist.runtime.coordinator import Coordinator
+from ti2v_dist.scheduling import events
+from ti2v_dist.scheduling.scheduler import Scheduler
+from ti2v_dist.state import checkpoint, keys, orders
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.orders import Orders
+from ti2v_dist.storage.objects import StoreUnavailable
+from ti2v_dist.telemetry.metrics import Metrics
 from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
 
 IDS = ("a", "b", "c")

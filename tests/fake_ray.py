@@ -13,14 +13,15 @@ import yaml
 from chains import make_encoded, make_request
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from ti2v_dist import coordinator, dataset, deaths, pool, ray_internals
-from ti2v_dist.account import Account
-from ti2v_dist.checkpoint import CheckpointStore
-from ti2v_dist.codec import WrittenVideo
 from ti2v_dist.config import RunConfig
-from ti2v_dist.coordinator import Coordinator
-from ti2v_dist.ledger import Ledger, Plan
-from ti2v_dist.orders import Orders
+from ti2v_dist.outputs import dataset
+from ti2v_dist.outputs.codec import WrittenVideo
+from ti2v_dist.runtime import coordinator, deaths, pool, ray_internals
+from ti2v_dist.runtime.account import Account
+from ti2v_dist.runtime.coordinator import Coordinator
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.orders import Orders
 from ti2v_dist.video import Chunk, VideoRequest, VideoState
 
 PATIENCE_S = 30.0

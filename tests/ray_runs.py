@@ -24,7 +24,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_models import SIZE, write_tiny_model
 
-from ti2v_dist.worker import FRAME_LOG
+from ti2v_dist.runtime.worker import FRAME_LOG
 
 TI2V = Path(sys.executable).with_name("ti2v")
 SLOTS = 2

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from ti2v_dist import edits, ledger
-from ti2v_dist import store as store_module
-from ti2v_dist.record import Record
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.state import ledger
+from ti2v_dist.state.record import Record
+from ti2v_dist.storage import objects as store_module
 from ti2v_dist.video import Chunk, SamplingParams, VideoRequest, VideoState, canonical_json
 
 LAST = 4

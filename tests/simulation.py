@@ -37,11 +37,11 @@ from simulated import (
 )
 
 import ti2v_dist
-from ti2v_dist import edits
-from ti2v_dist.checkpoint import CheckpointStore, FramesDropped, Settled
-from ti2v_dist.ledger import Ledger, Plan
-from ti2v_dist.record import CorruptRecord, Record, Tip
-from ti2v_dist.store import StoreUnavailable
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.state.checkpoint import CheckpointStore, FramesDropped, Settled
+from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.record import CorruptRecord, Record, Tip
+from ti2v_dist.storage.objects import StoreUnavailable
 from ti2v_dist.video import Chunk, Encoded
 
 IDS = ("a", "b")

@@ -13,9 +13,9 @@ from PIL import Image
 from ray_runs import FRAMES_TO_MAKE, NUM_FRAMES
 from tiny_models import SIZE, write_tiny_model
 
-from ti2v_dist.audit import verify
-from ti2v_dist.checkpoint import CheckpointStore
-from ti2v_dist.record import Record
+from ti2v_dist.operations.verify import verify
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.record import Record
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from chains import (
     same_state,
 )
 
-from ti2v_dist.checkpoint import CheckpointStore
-from ti2v_dist.record import CorruptRecord, RecipeMismatch, Record
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.record import CorruptRecord, RecipeMismatch, Record
 from ti2v_dist.video import Chunk, NonFiniteLatents, VideoState
 
 

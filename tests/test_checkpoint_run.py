@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from chains import K, again, make_request
 
-from ti2v_dist.checkpoint import CheckpointStore, FingerprintMismatch, RequestMismatch
-from ti2v_dist.record import CorruptRecord
+from ti2v_dist.state.checkpoint import CheckpointStore, FingerprintMismatch, RequestMismatch
+from ti2v_dist.state.record import CorruptRecord
 from ti2v_dist.video import Origin, SamplingParams, VideoRequest, check_id
 
 

@@ -17,11 +17,12 @@ from cli_runs import FAST, TI2V, environment, ti2v
 from PIL import Image
 from tiny_models import SIZE, write_tiny_model
 
-from ti2v_dist import models, progress
-from ti2v_dist.cli import app
+from ti2v_dist import models
+from ti2v_dist.cli import progress
+from ti2v_dist.cli.main import app
+from ti2v_dist.cli.progress import ProgressLog
 from ti2v_dist.config import load_config
-from ti2v_dist.progress import ProgressLog
-from ti2v_dist.single import generate
+from ti2v_dist.operations.generate import generate
 
 VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
 
@@ -51,7 +52,7 @@ def row(name: str, **columns: object) -> dict:
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['ti2v', '--help']\n"
-        "from ti2v_dist.cli import main\n"
+        "from ti2v_dist.cli.main import main\n"
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert end.code == 0\n"
         "names = {name.split('.')[0] for name in sys.modules}\n"

@@ -11,7 +11,7 @@ from jsonschema import ValidationError
 from ray._private.label_utils import parse_node_labels_string, validate_node_label_syntax
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from ti2v_dist.spot import CLOUDS
+from ti2v_dist.runtime.spot import CLOUDS
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "clusters").glob("*.yaml"))

@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 from fake_ray import Actor, World, answering, formulas, until, video
 
-from ti2v_dist import disk, edits, events, pool, ray_internals, session, views
-from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
-from ti2v_dist.coordinator import PROTOCOL
-from ti2v_dist.dataset import read_rows, read_summary, write_views
-from ti2v_dist.ledger import Ledger, Plan
-from ti2v_dist.orders import Orders
-from ti2v_dist.planning import Work
-from ti2v_dist.upkeep import Upkeep
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.operations.planning import Work
+from ti2v_dist.outputs import views
+from ti2v_dist.outputs.dataset import read_rows, read_summary, write_views
+from ti2v_dist.runtime import pool, ray_internals, session
+from ti2v_dist.runtime.coordinator import PROTOCOL
+from ti2v_dist.runtime.ownership import Upkeep
+from ti2v_dist.scheduling import events
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.orders import Orders
+from ti2v_dist.storage import disk
 from ti2v_dist.video import Chunk
 
 

@@ -9,14 +9,15 @@ import pytest
 from control_world import Broken, play, played_control
 from virtual import Stuck
 
-from ti2v_dist import session, views
-from ti2v_dist.coordinator import Coordinator
 from ti2v_dist.errors import RunBug
-from ti2v_dist.pool import WorkerPool
-from ti2v_dist.scheduler import Scheduler
-from ti2v_dist.starts import Starts
-from ti2v_dist.upkeep import Upkeep
-from ti2v_dist.videos import Videos
+from ti2v_dist.outputs import views
+from ti2v_dist.runtime import session
+from ti2v_dist.runtime.coordinator import Coordinator
+from ti2v_dist.runtime.ownership import Upkeep
+from ti2v_dist.runtime.pool import WorkerPool
+from ti2v_dist.runtime.videos import Videos
+from ti2v_dist.scheduling.scheduler import Scheduler
+from ti2v_dist.scheduling.starts import Starts
 
 PATIENCE = 1000
 """Schedules within which a mutant must be caught."""

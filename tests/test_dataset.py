@@ -17,12 +17,12 @@ import pytest
 import yaml
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from ti2v_dist import dataset
-from ti2v_dist.codec import CodecError, read_video, write_video
-from ti2v_dist.dataset import failure_row, metadata_row, provenance, store_video
-from ti2v_dist.files import put_bytes, read_view
-from ti2v_dist.tables import METADATA_TYPES, failures_table, metadata_table
-from ti2v_dist.urls import open_filesystem
+from ti2v_dist.outputs import dataset
+from ti2v_dist.outputs.codec import CodecError, read_video, write_video
+from ti2v_dist.outputs.dataset import failure_row, metadata_row, provenance, store_video
+from ti2v_dist.outputs.tables import METADATA_TYPES, failures_table, metadata_table
+from ti2v_dist.storage.files import put_bytes, read_view
+from ti2v_dist.storage.urls import open_filesystem
 from ti2v_dist.video import SamplingParams, VideoRequest, exact_rate
 
 PROMPT = 'a = red; #circle \\ "quoted"\nünï 日本'
@@ -260,7 +260,7 @@ def test_a_failed_copy_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatc
 
 WRITES_VIEWS = """
 import sys
-from ti2v_dist.files import put_bytes, read_view
+from ti2v_dist.storage.files import put_bytes, read_view
 while True:
     for letter in (b"a", b"b"):
         put_bytes(sys.argv[1], "summary.json", letter * 300_000)

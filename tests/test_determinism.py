@@ -89,7 +89,7 @@ import json, os, sys
 import torch
 from ti2v_dist import models
 from ti2v_dist.config import load_config
-from ti2v_dist.worker import Worker
+from ti2v_dist.runtime.worker import Worker
 
 load, told = models.load_model, {}
 

@@ -19,11 +19,11 @@ from ray.cluster_utils import Cluster
 from ray_runs import FRAMES_TO_MAKE, TI2V, Ended, Frames, Inputs, Run, wait_until
 from test_losses import POISON_PATHS
 
-from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import load_config
-from ti2v_dist.losses import Leaving
-from ti2v_dist.metrics import LOSS_REASONS
-from ti2v_dist.worker import FRAMES_AT_ONCE, Worker
+from ti2v_dist.runtime.worker import FRAMES_AT_ONCE, Worker
+from ti2v_dist.scheduling.losses import Leaving
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.telemetry.metrics import LOSS_REASONS
 
 NOTICE_S = 120.0
 

@@ -11,15 +11,17 @@ from chains import FINGERPRINT, make_chunk, make_encoded, make_request
 from PIL import Image
 from tiny_models import SIZE, write_tiny_model
 
-from ti2v_dist import audit, edits, views
-from ti2v_dist.checkpoint import CheckpointStore, FramesDropped, RequestMismatch
 from ti2v_dist.config import RunConfig, load_config
-from ti2v_dist.manifest import make_request as request_of_row
+from ti2v_dist.inputs.manifest import make_request as request_of_row
 from ti2v_dist.models import read_info
-from ti2v_dist.planning import claim, request_defaults
-from ti2v_dist.record import Record
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.operations import verify as audit
+from ti2v_dist.operations.planning import claim, request_defaults
+from ti2v_dist.outputs import views
+from ti2v_dist.runtime.worker import Worker
+from ti2v_dist.state.checkpoint import CheckpointStore, FramesDropped, RequestMismatch
+from ti2v_dist.state.record import Record
 from ti2v_dist.video import Chunk, VideoRequest
-from ti2v_dist.worker import Worker
 
 FRAMES = 7
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import ActorDiedError
 
-from ti2v_dist import events
 from ti2v_dist.errors import InputError
-from ti2v_dist.event_log import EventLog, ReplayDiffers, decoded, encoded, older_of, replay
-from ti2v_dist.scheduler import Scheduler
+from ti2v_dist.scheduling import events
+from ti2v_dist.scheduling.scheduler import Scheduler
+from ti2v_dist.telemetry.event_log import EventLog, ReplayDiffers, decoded, encoded, older_of, replay
 
 GROUPS = st.tuples(st.text(), st.integers(), st.none() | st.floats(allow_nan=False), st.tuples(st.booleans()))
 

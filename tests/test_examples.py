@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import oracle, pixels
-from ti2v_dist.images import load_image
+from ti2v_dist.inputs.images import load_image
 from ti2v_dist.models.shapes import world
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -275,7 +275,7 @@ def test_the_numeric_rooms_import_without_ray_pydantic_or_storage() -> None:
 
 
 def test_the_blocker_blocks() -> None:
-    code = IMPORT_WITHOUT.format(blocked=BLOCKED, modules=["ti2v_dist.store"])
+    code = IMPORT_WITHOUT.format(blocked=BLOCKED, modules=["ti2v_dist.storage.objects"])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "fsspec is not installed here" in done.stderr
 
@@ -302,7 +302,7 @@ def test_the_wheel_holds_the_package_and_the_weights(wheel: Path) -> None:
 def test_the_wheel_has_the_command_the_license_and_the_extras(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     info = wheel.name.rsplit("-", 3)[0] + ".dist-info"
-    assert "ti2v = ti2v_dist.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+    assert "ti2v = ti2v_dist.cli.main:main" in archive.read(f"{info}/entry_points.txt").decode()
     assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
     metadata = archive.read(f"{info}/METADATA").decode()
     assert set(re.findall(r"Provides-Extra: (\w+)", metadata)) == {"s3", "gcs", "azure", "dev"}

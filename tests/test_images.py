@@ -10,9 +10,9 @@ import pytest
 from drawn import encoded, pixels, png_header
 from PIL import Image, ImageCms
 
-from ti2v_dist import images
-from ti2v_dist.images import ImageError, check_image, load_image
-from ti2v_dist.inspection import check_images
+from ti2v_dist.inputs import images
+from ti2v_dist.inputs.images import ImageError, check_image, load_image
+from ti2v_dist.inputs.inspection import check_images
 
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -170,7 +170,7 @@ def test_damage_inside_the_pixels_is_found_by_validate(tmp_path):
 
 
 def test_too_many_bytes_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("ti2v_dist.images.MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr("ti2v_dist.inputs.images.MAX_IMAGE_BYTES", 1000)
     (tmp_path / "a.png").write_bytes(PNG)
     with pytest.raises(ImageError, match="more than the allowed 1,000 bytes"):
         check_image(str(tmp_path / "a.png"))

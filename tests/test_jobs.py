@@ -23,11 +23,11 @@ from PIL import Image
 from ray_runs import free_ports
 from tiny_models import SIZE, write_tiny_model
 
-from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import load_config
-from ti2v_dist.coordinator import PROTOCOL
-from ti2v_dist.planning import pinned
-from ti2v_dist.single import generate
+from ti2v_dist.operations.generate import generate
+from ti2v_dist.operations.planning import pinned
+from ti2v_dist.runtime.coordinator import PROTOCOL
+from ti2v_dist.state.checkpoint import CheckpointStore
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

@@ -15,11 +15,12 @@ import ray_runs
 from ray.cluster_utils import Cluster
 from ray_runs import Inputs, Run
 
-from ti2v_dist import driver, views
-from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import load_config
-from ti2v_dist.dataset import read_rows
 from ti2v_dist.errors import UserError
+from ti2v_dist.operations import run as driver
+from ti2v_dist.outputs import views
+from ti2v_dist.outputs.dataset import read_rows
+from ti2v_dist.state.checkpoint import CheckpointStore
 
 POISON = Path(__file__).parent / "faults" / "poison"
 SMALL: dict[str, Any] = {

@@ -9,15 +9,15 @@ import pytest
 from chains import make_request
 from fsspec.implementations.memory import MemoryFile
 
-from ti2v_dist import edits
-from ti2v_dist import ledger as ledger_module
-from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
-from ti2v_dist.ledger import Ledger, Plan
-from ti2v_dist.orders import Orders
-from ti2v_dist.planning import Work, claim, record
-from ti2v_dist.record import CorruptRecord
-from ti2v_dist.store import Store
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.operations.planning import Work, claim, record
+from ti2v_dist.state import ledger as ledger_module
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.orders import Orders
+from ti2v_dist.state.record import CorruptRecord
+from ti2v_dist.storage.objects import Store
 from ti2v_dist.video import VideoRequest, canonical_json
 
 MANY = 10_000

@@ -14,10 +14,11 @@ from ray_runs import Inputs
 from test_cli import BUG
 from test_losses import POISON_PATHS
 
-from ti2v_dist import driver, log
 from ti2v_dist.config import load_config
 from ti2v_dist.errors import InputError, RunBug
-from ti2v_dist.log import Lines, log_bug, without_secrets
+from ti2v_dist.operations import run as driver
+from ti2v_dist.telemetry import log
+from ti2v_dist.telemetry.log import Lines, log_bug, without_secrets
 
 KEY = "X-Amz-Signature=abc123&X-Amz-Credential=me"
 SIGNED = f"https://user:word@host/a.png?{KEY}"
@@ -124,7 +125,7 @@ def test_imported_into_another_program_it_configures_nothing(tmp_path: Path):
 import logging, warnings
 show = warnings.showwarning
 from ti2v_dist import cli, coordinator, driver, single, worker
-from ti2v_dist.log import LOG, log_bug
+from ti2v_dist.telemetry.log import LOG, log_bug
 assert logging.root.handlers == [] and logging.root.level == logging.WARNING
 assert [type(handler) for handler in LOG.handlers] == [logging.NullHandler]
 assert LOG.level == logging.NOTSET and LOG.propagate and warnings.showwarning is show

@@ -30,19 +30,20 @@ from ray.exceptions import (
 )
 from ray_runs import Ended, Inputs, Run
 
-from ti2v_dist import deaths, events, outages, ray_internals
-from ti2v_dist import pool as pool_module
-from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import load_config
-from ti2v_dist.deaths import ENDS, LIVES, REASONS
-from ti2v_dist.losses import LOSSES, DeviceFailure, DeviceOutOfMemory
-from ti2v_dist.metrics import LOSS_REASONS, Metrics
-from ti2v_dist.outages import Outages
-from ti2v_dist.pool import WorkerPool
-from ti2v_dist.ray_internals import reason_of
-from ti2v_dist.store import StoreUnavailable
-from ti2v_dist.urls import HostUnreachable, Unreachable
-from ti2v_dist.worker import Worker
+from ti2v_dist.runtime import deaths, outages, ray_internals
+from ti2v_dist.runtime import pool as pool_module
+from ti2v_dist.runtime.deaths import ENDS, LIVES, REASONS
+from ti2v_dist.runtime.outages import Outages
+from ti2v_dist.runtime.pool import WorkerPool
+from ti2v_dist.runtime.ray_internals import reason_of
+from ti2v_dist.runtime.worker import Worker
+from ti2v_dist.scheduling import events
+from ti2v_dist.scheduling.losses import LOSSES, DeviceFailure, DeviceOutOfMemory
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.storage.objects import StoreUnavailable
+from ti2v_dist.storage.urls import HostUnreachable, Unreachable
+from ti2v_dist.telemetry.metrics import LOSS_REASONS, Metrics
 
 POISON = Path(__file__).parent / "faults" / "poison"
 POISON_PATHS = os.pathsep.join([str(POISON), *filter(None, [os.environ.get("PYTHONPATH")])])

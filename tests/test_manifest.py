@@ -14,8 +14,8 @@ from drawn import pixels, png_header
 from PIL import Image
 from pyarrow.csv import write_csv
 
-from ti2v_dist.images import load_image
-from ti2v_dist.manifest import RequestDefaults, derive_seed, problem_table, read_manifest
+from ti2v_dist.inputs.images import load_image
+from ti2v_dist.inputs.manifest import RequestDefaults, derive_seed, problem_table, read_manifest
 from ti2v_dist.video import canonical_json
 
 DEFAULTS = RequestDefaults(window=8, vae_factor=8, height=64, width=64, guidance_scale=3.0, seed=5)
@@ -313,7 +313,7 @@ def test_a_manifest_and_its_images_in_a_store(folder):
 STARTS_NO_THREAD = """
 import io, os
 import pyarrow as pa, pyarrow.parquet as pq
-from ti2v_dist.rows import read_table
+from ti2v_dist.inputs.rows import read_table
 file = io.BytesIO()
 pq.write_table(pa.table({"id": ["a"], "x": [1]}), file)
 before = os.listdir("/proc/self/task")

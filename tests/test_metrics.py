@@ -13,9 +13,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from ti2v_dist import metrics as metrics_module
-from ti2v_dist.losses import LOSSES
-from ti2v_dist.metrics import BUCKETS_S, LOSS_REASONS, OUTCOMES, PHASES, Endpoint, Metrics
+from ti2v_dist.scheduling.losses import LOSSES
+from ti2v_dist.telemetry import metrics as metrics_module
+from ti2v_dist.telemetry.metrics import BUCKETS_S, LOSS_REASONS, OUTCOMES, PHASES, Endpoint, Metrics
 
 DASHBOARDS = Path(__file__).parent.parent / "dashboards"
 LABELS = {"phase", "outcome", "error_type", "reason", "le"}

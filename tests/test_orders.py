@@ -15,17 +15,21 @@ import pytest
 from chains import make_request
 from fake_ray import World, formulas, until, video
 
-from ti2v_dist import driver, edits, session, upkeep, views
-from ti2v_dist.audit import _check_table
-from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig
-from ti2v_dist.coordinator import PROTOCOL
-from ti2v_dist.dataset import read_rows
 from ti2v_dist.errors import InputError, RunError
-from ti2v_dist.ledger import Ledger, Plan
-from ti2v_dist.orders import Orders
-from ti2v_dist.planning import Work
-from ti2v_dist.rows import stand_in
+from ti2v_dist.inputs.rows import stand_in
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.operations import run as driver
+from ti2v_dist.operations.planning import Work
+from ti2v_dist.operations.verify import _check_table
+from ti2v_dist.outputs import views
+from ti2v_dist.outputs.dataset import read_rows
+from ti2v_dist.runtime import ownership as upkeep
+from ti2v_dist.runtime import session
+from ti2v_dist.runtime.coordinator import PROTOCOL
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.orders import Orders
 
 
 @pytest.fixture

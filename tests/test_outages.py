@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ti2v_dist import outages
-from ti2v_dist import store as store_module
-from ti2v_dist.metrics import Metrics
-from ti2v_dist.outages import Outages
-from ti2v_dist.store import Store, StoreDenied, StoreUnavailable
+from ti2v_dist.runtime import outages
+from ti2v_dist.runtime.outages import Outages
+from ti2v_dist.storage import objects as store_module
+from ti2v_dist.storage.objects import Store, StoreDenied, StoreUnavailable
+from ti2v_dist.telemetry.metrics import Metrics
 
 
 def test_a_call_waits_for_its_store_and_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

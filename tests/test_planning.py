@@ -9,11 +9,12 @@ from chains import FINGERPRINT, make_encoded
 from PIL import Image
 from tiny_models import SIZE, write_tiny_model
 
-from ti2v_dist import edits, inspection
-from ti2v_dist.checkpoint import CheckpointStore
 from ti2v_dist.config import RunConfig, load_config
-from ti2v_dist.orders import Orders
-from ti2v_dist.planning import RunMismatch, Work, prepare
+from ti2v_dist.inputs import inspection
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.operations.planning import RunMismatch, Work, prepare
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.orders import Orders
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import ray
 from ray import _raylet
 from ray._private.authentication import authentication_utils
 
-from ti2v_dist import ray_internals
-from ti2v_dist.ray_internals import Unreachable, check_reachable, kept_environment
+from ti2v_dist.runtime import ray_internals
+from ti2v_dist.runtime.ray_internals import Unreachable, check_reachable, kept_environment
 
 
 def auth() -> tuple[str, dict[str, str]]:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from chains import make_chunk
 
-from ti2v_dist.record import MAGIC, CorruptRecord, RecipeMismatch, Record, differences
+from ti2v_dist.state.record import MAGIC, CorruptRecord, RecipeMismatch, Record, differences
 
 PRINT_RECORDS = """
 import sys
 from hashlib import sha256
 sys.path.insert(0, "tests")
 from chains import make_chunk, make_encoded, make_request
-from ti2v_dist.record import Record
+from ti2v_dist.state.record import Record
 request = make_request(extra={"b": 1, "a": {"z": [1, 2], "y": None}})
 chunk = make_chunk(1, 7, context=True)
 records = [Record.of_start(request.identity(), make_encoded(), "r"), Record.of_chunk(chunk, "r", "p")]

@@ -14,9 +14,9 @@ from ray_runs import Ended, Inputs, Run
 from refusing import Refusing, refusing
 
 from ti2v_dist.config import load_config
-from ti2v_dist.ledger import Ledger
-from ti2v_dist.planning import prepare
-from ti2v_dist.store import Store
+from ti2v_dist.operations.planning import prepare
+from ti2v_dist.state.ledger import Ledger
+from ti2v_dist.storage.objects import Store
 
 STAYS = "ti2v: warning: old files stay in runs/"
 FRAMES = 5

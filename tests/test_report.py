@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ti2v_dist import report
-from ti2v_dist.codec import write_video
-from ti2v_dist.dataset import metadata_row, store_video
-from ti2v_dist.report import PREVIEW_SIDE, SHEET_VIDEOS, SHOWN_VIDEOS, write_page, write_report
-from ti2v_dist.sheet import CAPTION_LINES, CAPTION_WIDTH, _font, _wrap, contact_sheet, evenly, thumbnail
+from ti2v_dist.outputs import report
+from ti2v_dist.outputs.codec import write_video
+from ti2v_dist.outputs.dataset import metadata_row, store_video
+from ti2v_dist.outputs.report import PREVIEW_SIDE, SHEET_VIDEOS, SHOWN_VIDEOS, write_page, write_report
+from ti2v_dist.outputs.sheet import CAPTION_LINES, CAPTION_WIDTH, _font, _wrap, contact_sheet, evenly, thumbnail
 from ti2v_dist.video import SamplingParams, VideoRequest
 
 PROMPT = '<script>alert("x")</script> & a circle'

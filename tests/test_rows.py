@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ti2v_dist import rows
 from ti2v_dist.errors import InputError
-from ti2v_dist.rows import parse_rows
+from ti2v_dist.inputs import rows
+from ti2v_dist.inputs.rows import parse_rows
 
 LINES = "id,image,prompt\na,ok.png,x\n"
 

@@ -11,7 +11,7 @@ from imageio_ffmpeg import count_frames_and_secs
 from ray_runs import FRAMES_TO_MAKE, NUM_FRAMES, SETTINGS, SLOTS, Run, Undisturbed
 
 from ti2v_dist.config import load_config
-from ti2v_dist.single import generate
+from ti2v_dist.operations.generate import generate
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ import pytest
 import ray_runs
 from ray_runs import FRAMES_TO_MAKE, NUM_FRAMES, SLOTS, Ended, Inputs, Run, wait_until
 
-from ti2v_dist import views
-from ti2v_dist.dataset import read_rows
+from ti2v_dist.outputs import views
+from ti2v_dist.outputs.dataset import read_rows
 
 CALLS = 2
 """Calls in flight of one worker, each of at most SLOTS frames."""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ti2v_dist.crew import CALLS_PER_WORKER
-from ti2v_dist.events import (
+from ti2v_dist.scheduling.crew import CALLS_PER_WORKER
+from ti2v_dist.scheduling.events import (
     Advance,
     CallCancelled,
     CallFailed,
@@ -34,9 +34,9 @@ from ti2v_dist.events import (
     WorkerRefused,
     WorkersWanted,
 )
-from ti2v_dist.losses import LOSSES
-from ti2v_dist.scheduler import MAX_ATTEMPTS, MAX_CRASHES, Scheduler
-from ti2v_dist.starts import MAX_IN_A_ROW
+from ti2v_dist.scheduling.losses import LOSSES
+from ti2v_dist.scheduling.scheduler import MAX_ATTEMPTS, MAX_CRASHES, Scheduler
+from ti2v_dist.scheduling.starts import MAX_IN_A_ROW
 
 GROUP = ("ti2v_zero", 10, 4)
 

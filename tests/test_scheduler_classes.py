@@ -1,6 +1,6 @@
 """Stories of a fleet of two classes of workers, and what becomes of the videos of one that is gone."""
 
-from ti2v_dist.events import (
+from ti2v_dist.scheduling.events import (
     Advance,
     CallFailed,
     ChunkDone,
@@ -23,7 +23,7 @@ from ti2v_dist.events import (
     WorkerLost,
     WorkerReady,
 )
-from ti2v_dist.scheduler import Scheduler
+from ti2v_dist.scheduling.scheduler import Scheduler
 
 A, B = "a" * 64, "b" * 64
 GROUP = ("ti2v_zero", 10, 4)

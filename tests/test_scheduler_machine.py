@@ -7,8 +7,8 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ti2v_dist.crew import CALLS_PER_WORKER
-from ti2v_dist.events import (
+from ti2v_dist.scheduling.crew import CALLS_PER_WORKER
+from ti2v_dist.scheduling.events import (
     Advance,
     CallCancelled,
     CallFailed,
@@ -43,9 +43,9 @@ from ti2v_dist.events import (
     WorkerRefused,
     WorkersWanted,
 )
-from ti2v_dist.losses import LOSSES
-from ti2v_dist.scheduler import MAX_CRASHES, Scheduler
-from ti2v_dist.starts import MAX_PAUSE_S
+from ti2v_dist.scheduling.losses import LOSSES
+from ti2v_dist.scheduling.scheduler import MAX_CRASHES, Scheduler
+from ti2v_dist.scheduling.starts import MAX_PAUSE_S
 
 MOST_VIDEOS, RARE = 4, 4
 NODES = {"good0": "good", "good1": "good", "bad0": "bad", "bad1": "bad", "other0": "other", "other1": "other"}

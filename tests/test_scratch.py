@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ti2v_dist import scratch
-from ti2v_dist.codec import CodecError
-from ti2v_dist.scratch import ScratchFull, full_disk_named, scratch_folder
+from ti2v_dist.outputs.codec import CodecError
+from ti2v_dist.storage import scratch
+from ti2v_dist.storage.scratch import ScratchFull, full_disk_named, scratch_folder
 
 HOLDER = """
 import sys, time
-from ti2v_dist.scratch import scratch_folder
+from ti2v_dist.storage.scratch import scratch_folder
 with scratch_folder() as folder:
     (folder / "video.mp4").write_bytes(b"half")
     print(folder, flush=True)

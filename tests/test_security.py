@@ -29,13 +29,15 @@ import ray_runs
 import typer
 from ray_runs import Inputs, Run
 
-from ti2v_dist import cli, edits, planning
-from ti2v_dist.checkpoint import CheckpointStore
+from ti2v_dist.cli.main import main as cli
 from ti2v_dist.config import load_config
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.store import Store, StoreRefused
-from ti2v_dist.urls import UrlRefused
-from ti2v_dist.worker import Worker
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.operations import planning
+from ti2v_dist.runtime.worker import Worker
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.storage.objects import Store, StoreRefused
+from ti2v_dist.storage.urls import UrlRefused
 
 ROOT = Path(__file__).parent.parent
 VERBS: dict[str, Any] = typer.main.get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
@@ -177,7 +179,7 @@ def test_a_run_of_its_own_ray_leaves_no_token_behind(heard: Heard):
 def test_a_program_that_has_imported_ray_starts_one_that_asks_for_the_token(tmp_path: Path):
     program = """
 import os, ray
-from ti2v_dist.session import connected
+from ti2v_dist.runtime.session import connected
 with connected(None) as ray:
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     print(ray.get(ray.remote(os.getenv).remote("RAY_AUTH_MODE")))

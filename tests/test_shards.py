@@ -10,15 +10,16 @@ from PIL import Image
 from test_dataset import FACTS, moving_square
 from tiny_models import SIZE, write_tiny_model
 
-from ti2v_dist import edits, views
-from ti2v_dist.audit import verify
-from ti2v_dist.checkpoint import CheckpointStore
-from ti2v_dist.codec import read_video, write_video
 from ti2v_dist.config import RunConfig, load_config
-from ti2v_dist.dataset import metadata_row, store_video
 from ti2v_dist.errors import InputError
-from ti2v_dist.planning import Work, prepare
-from ti2v_dist.shards import Shard
+from ti2v_dist.inputs.shards import Shard
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.operations.planning import Work, prepare
+from ti2v_dist.operations.verify import verify
+from ti2v_dist.outputs import views
+from ti2v_dist.outputs.codec import read_video, write_video
+from ti2v_dist.outputs.dataset import metadata_row, store_video
+from ti2v_dist.state.checkpoint import CheckpointStore
 
 
 @pytest.fixture(scope="module")

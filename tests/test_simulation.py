@@ -12,10 +12,11 @@ import pytest
 from simulated import played
 from simulation import FAULTS, Broken, Life, World, campaign, play
 
-from ti2v_dist import edits, frames
-from ti2v_dist.checkpoint import CheckpointStore
-from ti2v_dist.record import Record
-from ti2v_dist.store import KeyExists, Store
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.state import frames
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.record import Record
+from ti2v_dist.storage.objects import KeyExists, Store
 
 SCHEDULES = 5000
 PATIENCE = 3000

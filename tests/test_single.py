@@ -13,15 +13,15 @@ from cli_runs import PROMPT, Killed, generate_arguments, slow_ffmpeg, ti2v, vani
 from PIL import Image
 from tiny_models import SIZE, write_tiny_model
 
-from ti2v_dist.checkpoint import CheckpointStore, RequestMismatch
-from ti2v_dist.codec import read_video
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.engine import Engine, kept_numerics
-from ti2v_dist.images import ImageError
-from ti2v_dist.manifest import make_request
+from ti2v_dist.inputs.images import ImageError
+from ti2v_dist.inputs.manifest import make_request
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.planning import RunMismatch, request_defaults
-from ti2v_dist.single import generate
+from ti2v_dist.operations.generate import generate
+from ti2v_dist.operations.planning import RunMismatch, request_defaults
+from ti2v_dist.outputs.codec import read_video
+from ti2v_dist.state.checkpoint import CheckpointStore, RequestMismatch
 from ti2v_dist.video import Chunk, VideoState
 
 FRAMES = 4

@@ -7,8 +7,8 @@ import pytest
 from metadata_service import MetadataService
 from ray_runs import free_ports, wait_until
 
-from ti2v_dist import spot
-from ti2v_dist.spot import CLOUDS, GCE_NOTICE_S, Notice, first_notice, watch
+from ti2v_dist.runtime import spot
+from ti2v_dist.runtime.spot import CLOUDS, GCE_NOTICE_S, Notice, first_notice, watch
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ti2v_dist import store as store_module
-from ti2v_dist.store import Store, StoreRefused, StoreUnavailable, check_scheme
+from ti2v_dist.storage import objects as store_module
+from ti2v_dist.storage.objects import Store, StoreRefused, StoreUnavailable, check_scheme
 
 
 def test_probe_refuses_what_cannot_be_written(tmp_path, moto_url):
@@ -70,7 +70,7 @@ def test_keys_cannot_leave_the_root(tmp_path):
 
 KILLED = """
 import os, random, signal, sys, time
-from ti2v_dist.store import Store
+from ti2v_dist.storage.objects import Store
 store, seconds, rng = Store(sys.argv[1]), float(sys.argv[2]), random.Random(3)
 round_, end = 0, time.monotonic() + seconds
 while time.monotonic() < end:
@@ -124,7 +124,7 @@ def test_a_disk_without_hard_links_is_refused_with_the_reason_and_a_way_out(tmp_
 
 NOBODY = """
 import os, sys
-from ti2v_dist.store import Store, StoreDenied, StoreRefused
+from ti2v_dist.storage.objects import Store, StoreDenied, StoreRefused
 store = Store(sys.argv[1])
 os.setgid(65534), os.setuid(65534)
 for call in (lambda: store.create("new/k", b"1"), lambda: store.get("secret"), lambda: store.delete("open")):

@@ -16,7 +16,7 @@ import pytest
 from ceph import Ceph
 from ray_runs import free_ports, wait_until
 
-from ti2v_dist.store import KeyExists, Store, StoreRefused, StoreUnavailable
+from ti2v_dist.storage.objects import KeyExists, Store, StoreRefused, StoreUnavailable
 
 
 @pytest.fixture(params=["file", "memory", "moto", "ceph", "azurite", "google"])

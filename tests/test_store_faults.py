@@ -7,8 +7,8 @@ import uuid
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from ti2v_dist import store as store_module
-from ti2v_dist.store import Store, StoreDenied, StoreRefused, StoreUnavailable, transport_errors
+from ti2v_dist.storage import objects as store_module
+from ti2v_dist.storage.objects import Store, StoreDenied, StoreRefused, StoreUnavailable, transport_errors
 
 
 class Overwriting(MemoryFileSystem):

@@ -9,11 +9,13 @@ from fsspec.implementations.memory import MemoryFile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ti2v_dist import edits, keys, views
-from ti2v_dist.checkpoint import CheckpointStore
-from ti2v_dist.dataset import stored_ids
-from ti2v_dist.ledger import Ledger, Plan
-from ti2v_dist.orders import Orders
+from ti2v_dist.operations import edit as edits
+from ti2v_dist.outputs import views
+from ti2v_dist.outputs.dataset import stored_ids
+from ti2v_dist.state import keys
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.orders import Orders
 
 FOLDERS = ("epochs", "stops", "requests", "requests/cat-1", "edits", "edits/cat-1", "videos", "videos/cat-1", "done")
 FOLDERS += ("done/dog", "failed", "failed/eve", "failed/eve/0", "plans", "progress", "usage", "ledger", "fingerprints")
@@ -133,7 +135,7 @@ def test_every_key_that_a_run_makes_is_ours():
 def test_a_folder_in_the_place_of_a_file_is_denied_by_name(tmp_path: Path):
     import pytest
 
-    from ti2v_dist.store import Store, StoreDenied
+    from ti2v_dist.storage.objects import Store, StoreDenied
 
     (tmp_path / "key").mkdir()
     with pytest.raises(StoreDenied, match="a folder is in the place of a file"):

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from ti2v_dist import dataset
-from ti2v_dist.rows import is_taken
-from ti2v_dist.tables import METADATA_TYPES, metadata_table, text_columns
+from ti2v_dist.inputs.rows import is_taken
+from ti2v_dist.outputs import dataset
+from ti2v_dist.outputs.tables import METADATA_TYPES, metadata_table, text_columns
 from ti2v_dist.video import canonical_json
 
 FEW = settings(

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ti2v_dist.threads import STORAGE_THREADS, StorageThreads, use_storage_threads
+from ti2v_dist.runtime.threads import STORAGE_THREADS, StorageThreads, use_storage_threads
 
 
 def test_answers_and_errors_reach_who_waits_for_them():

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from web import Web, refusing_url, serving, wait_for
 
-from ti2v_dist import store, urls
 from ti2v_dist.config import load_config
 from ti2v_dist.errors import InputError
-from ti2v_dist.images import check_image
-from ti2v_dist.inspection import check_images
-from ti2v_dist.manifest import RequestDefaults, read_manifest
-from ti2v_dist.urls import (
+from ti2v_dist.inputs.images import check_image
+from ti2v_dist.inputs.inspection import check_images
+from ti2v_dist.inputs.manifest import RequestDefaults, read_manifest
+from ti2v_dist.storage import objects as store
+from ti2v_dist.storage import urls
+from ti2v_dist.storage.urls import (
     HostUnreachable,
     Unreachable,
     UrlRefused,

@@ -3,7 +3,7 @@
 import json
 from typing import Any, TypedDict
 
-from .errors import InputError
+from ti2v_dist.errors import InputError
 
 
 class PromptFrom(TypedDict):

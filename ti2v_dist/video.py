@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError, UserError
-from .prompts import Prompt, caption, check_prompt, entries, number_at
+from ti2v_dist.errors import InputError, UserError
+from ti2v_dist.prompts import Prompt, caption, check_prompt, entries, number_at
 
 SAMPLER_NAMES = ("ti2v_zero", "ti2v_zero_reference", "replace")
 INIT_NAMES = ("inversion", "gaussian")

@@ -32,7 +32,11 @@ ROWS = [
 SETTINGS = ["engine.slots=1", "sampling.num_inference_steps=2", "sampling.resample_iterations=1"]
 """What a command that goes on with a golden run must say again."""
 INTERRUPTED_AT = 3
-TI2V = [sys.executable, "-c", "from ti2v_dist.cli import main; main()"]  # argv, which run.json keeps, names no machine
+TI2V = [
+    sys.executable,
+    "-c",
+    "from ti2v_dist.cli.main import main; main()",
+]  # argv, which run.json keeps, names no machine
 PATIENCE_S = 180
 
 

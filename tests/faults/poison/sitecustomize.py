@@ -106,4 +106,4 @@ start = os.environ.get("TI2V_POISON_START")
 if poison or start:
     sys.meta_path.insert(0, After("ti2v_dist.engine", _poison_engine))
 if "bug" in poison.values():
-    sys.meta_path.insert(0, After("ti2v_dist.checkpoint", _poison_store))
+    sys.meta_path.insert(0, After("ti2v_dist.state.checkpoint", _poison_store))

@@ -1,0 +1,250 @@
+"""The command line. Every verb is a call or two; the heavy libraries are imported when a verb needs them."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from ti2v_dist.cli import edit_verbs
+from ti2v_dist.cli.terminal import (
+    BAD_INPUT,
+    SOME_FAILED,
+    AddressOption,
+    DetachOption,
+    JsonOption,
+    follow_and_exit,
+    plain_manners,
+    show,
+)
+from ti2v_dist.errors import InputError
+
+if TYPE_CHECKING:
+    from ti2v_dist.config import RunConfig
+
+app = typer.Typer(
+    help="Long videos from an image and a prompt with frozen diffusion models, on any number of machines.",
+    epilog="Anywhere on the command line, --traceback shows the traceback of a bug of ours. "
+    "TI2V_LOG=plain or TI2V_LOG=json in the environment shows the log, and says how a run's actors write theirs.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; repeatable.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="shapes, a diffusers-layout folder, or a hub id.")]
+SlotsOption = Annotated[int | None, typer.Option("--slots", help="Videos in one batch.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Default: derived from the id.")]
+FramesOption = Annotated[int | None, typer.Option("--num-frames", help="Frames of a video.")]
+OutputOption = Annotated[str, typer.Option("--output", help="Folder or URL of the data set.")]
+BelowOption = Annotated[
+    list[str] | None,
+    typer.Option("--images-below", metavar="PLACE", help="Folder or URL that images must lie below; repeatable."),
+]
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Default: as many as the cluster has room for.")]
+
+
+def main() -> None:
+    """Run the command line; exit 2 for bad input, 3 when some rows failed, 130 or 143 when stopped (`stop`: 130)."""
+    with plain_manners():
+        app()
+
+
+@app.command()
+def generate(
+    image: Annotated[str, typer.Option(help="The first frame: a PNG, JPEG or WEBP.")],
+    prompt: Annotated[str, typer.Option(help="What the video shows, or a prompt schedule as JSON.")],
+    output: Annotated[str, typer.Option(help="The mp4 to write; its state lies beside it, in OUTPUT.ti2v/.")],
+    num_frames: FramesOption = None,
+    seed: SeedOption = None,
+    model: ModelOption = None,
+    slots: SlotsOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one video in this process; the same command again resumes it."""
+    from ti2v_dist.cli.progress import ProgressLog
+    from ti2v_dist.operations.generate import generate
+
+    chosen = {"sampling.num_frames": num_frames, "model.id": model, "engine.slots": slots}
+    resolved = _config(config, settings, chosen)
+    with ProgressLog() as log:
+        row = generate(
+            image,
+            prompt,
+            output,
+            seed=seed,
+            config=resolved,
+            listener=lambda frame, num_frames: log.update(frame + 1, num_frames, "denoising"),
+        )
+    show(row, as_json, [output])
+
+
+@app.command()
+def run(
+    manifest: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet with the columns id, image and prompt.")],
+    output: OutputOption,
+    num_frames: FramesOption = None,
+    model: ModelOption = None,
+    slots: SlotsOption = None,
+    workers: WorkersOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    images_below: BelowOption = None,
+    event_log: Annotated[str | None, typer.Option(help="Folder for a record of all decisions; see replay.")] = None,
+    shard: Annotated[str | None, typer.Option(help="As 1/4: every fourth row, with a coordinator of its own.")] = None,
+    address: AddressOption = None,
+    detach: DetachOption = False,
+    takeover: Annotated[bool, typer.Option("--takeover", help="End a coordinator that does not answer.")] = False,
+    allow_inexact: Annotated[
+        bool, typer.Option("--allow-inexact", help="Let videos go on with other machines than those that began them.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make every video of a manifest on Ray; the same command again resumes the run."""
+    chosen = {
+        "sampling.num_frames": num_frames,
+        "model.id": model,
+        "engine.slots": slots,
+        "cluster.workers": workers,
+        "cluster.event_log": event_log,
+        "images_below": images_below or None,
+    }
+    joining: dict[str, Any] = {"address": address, "detach": detach, "takeover": takeover, "shard": shard}
+    resolved = _config(config, settings, chosen)
+    run_and_exit(manifest, output, resolved, as_json, allow_inexact=allow_inexact, **joining)
+
+
+@app.command()
+def demo(output: OutputOption = "runs/demo", as_json: JsonOption = False) -> None:
+    """Make the embedded examples' videos on the CPU with the embedded model, end to end."""
+    chosen = {"engine.slots": 3, "cluster.workers": 2, "model.device": "cpu"}
+    run_and_exit(str(_examples() / "manifest.jsonl"), output, _config(None, None, chosen), as_json)
+
+
+@app.command()
+def validate(
+    manifest: Annotated[str, typer.Argument(help="The manifest to check.")],
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    images_below: BelowOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every row before a GPU is started; exit 2 if anything is wrong."""
+    from ti2v_dist.inputs.manifest import problem_table
+    from ti2v_dist.operations.planning import check_manifest
+
+    chosen = {"model.id": model, "images_below": images_below or None}
+    checked = check_manifest(manifest, _config(config, settings, chosen))
+    rows = problem_table(checked)
+    counts = {"rows": checked.rows, "usable": checked.usable}
+    summary = {**counts, "problems": rows, "warnings": checked.warnings}
+    for warning in checked.warnings:
+        warnings.warn(warning, stacklevel=2)
+    lines = [f"line {row['line']}: {row['message']}" for row in rows]
+    show(summary, as_json, [*lines, f"{checked.usable} rows are usable, {checked.rows - checked.usable} are not"])
+    raise SystemExit(BAD_INPUT if rows else 0)
+
+
+@app.command()
+def status(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: JsonOption = False) -> None:
+    """Show a run's progress, from its store alone."""
+    from ti2v_dist.outputs import views
+
+    found = views.status(output)
+    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
+
+
+@app.command()
+def merge(output: Annotated[str, typer.Argument(help="The output of shards.")], as_json: JsonOption = False) -> None:
+    """Make one data set of what the shards of an output have finished so far; no video is copied."""
+    from ti2v_dist.outputs import views
+
+    found = views.merge(output)
+    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
+
+
+@app.command()
+def stop(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: JsonOption = False) -> None:
+    """Ask a running run to stop cleanly, from anywhere that reaches its output."""
+    from ti2v_dist.outputs import views
+
+    epoch = views.stop(output)
+    show({"output": output, "epoch": epoch}, as_json, [f"{output} will stop after the frames in hand"])
+
+
+@app.command()
+def replay(
+    log: Annotated[str, typer.Argument(help="A file that `ti2v run --event-log` has left.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Decide once more what a run has decided; exit 1 and name the first step that comes out differently."""
+    from ti2v_dist.telemetry.event_log import replay
+
+    steps = replay(log)
+    show({"steps": steps}, as_json, [f"{steps} steps, each with the recorded commands"])
+
+
+@app.command("spot-watch")
+def spot_watch(
+    cloud: Annotated[str, typer.Argument(help="Whose machine this is: aws or gce.")],
+    address: Annotated[str | None, typer.Option(help="Ray cluster of this machine; default RAY_ADDRESS.")] = None,
+    node_id: Annotated[str | None, typer.Option(help="Ray node to drain; default: the one of this machine.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Wait on a spot machine for the notice of its end, then drain its Ray node."""
+    from ti2v_dist.runtime.spot import watch
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise InputError("spot-watch needs the cluster's address: give --address or RAY_ADDRESS")
+    notice = watch(cloud, address, node_id)
+    told = {"message": notice.message, "remaining_s": round(notice.remaining_s, 1)}
+    show(told, as_json, [f"draining: {notice.message}, {notice.remaining_s:.0f} s left"])
+
+
+@app.command()
+def verify(
+    output: Annotated[str, typer.Argument(help="The output of a run.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Compute sampled frames again and compare bits.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every record, finished file and table of a run; exit 3 if anything is wrong."""
+    from ti2v_dist.operations.verify import verify
+
+    found = verify(output, deep)
+    lines = [f"{problem['id']}: {problem['problem']}" for problem in found["problems"]]
+    counts = [f"{key}: {value}" for key, value in found.items() if key != "problems"]
+    show(found, as_json, [*lines, *counts, f"problems: {len(lines)}"])
+    raise SystemExit(SOME_FAILED if lines else 0)
+
+
+def run_and_exit(manifest: str, output: str, config: "RunConfig", as_json: bool, **joining: Any) -> NoReturn:
+    """Run a manifest with progress on stderr, print the summary and end with the run's exit code."""
+    from ti2v_dist.operations.run import run
+
+    follow_and_exit(lambda listener: run(manifest, output, config, listener=listener, **joining), as_json)
+
+
+def _examples() -> Path:
+    """In a wheel the examples lie in the package, in a checkout beside it."""
+    package = Path(__file__).parent.parent
+    inside = package / "examples"
+    return inside if inside.exists() else package.parent / "examples"
+
+
+def _config(path: Path | None, settings: list[str] | None, chosen: dict[str, Any]) -> "RunConfig":
+    from ti2v_dist.config import load_config
+
+    flags = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
+    return load_config(path, [*flags, *(settings or [])])
+
+
+for _verb in edit_verbs.VERBS:
+    app.command()(_verb)

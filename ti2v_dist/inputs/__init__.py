@@ -1,0 +1,1 @@
+"""What a user gives: the rows of a manifest, and their images."""

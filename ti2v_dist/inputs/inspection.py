@@ -1,0 +1,97 @@
+"""A manifest's images, all of them, each read once: in threads that hold no process, and past servers that are away."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from queue import Empty, SimpleQueue
+
+from ti2v_dist.inputs.images import ImageError, check_image
+from ti2v_dist.storage.urls import HostUnreachable, Unreachable, UrlRefused, server_of
+
+READERS = 8
+MAX_SILENT = 3
+"""After so many of its images, one after the other, a server that says nothing at all is not asked for the others."""
+
+
+class ImageUnreachable(ImageError):
+    """The server of an image had no whole answer: the image may be good, and `ti2v retry` reads it again."""
+
+
+def check_images(
+    urls: Iterable[str], allow_http: bool = False, below: tuple[str, ...] = ()
+) -> dict[str, ImageError | UrlRefused]:
+    """The errors of those images that have one.
+
+    One image that a server does not give is that image's error. Raises `Unreachable` where a whole store is away (no
+    image of it could be read, or none of the last few), and `StoreDenied`: what is true of every image is nobody's
+    row's fault.
+    """
+    return _Inspection(allow_http, below).of(sorted(set(urls)))
+
+
+class _Inspection:
+    def __init__(self, allow_http: bool, below: tuple[str, ...]):
+        self.allow_http, self.below = allow_http, below
+        self.todo: SimpleQueue[str] = SimpleQueue()
+        self.done: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
+        self.silent: Counter[str] = Counter()
+
+    def of(self, urls: list[str]) -> dict[str, ImageError | UrlRefused]:
+        for url in urls:
+            self.todo.put(url)
+        for _ in range(min(READERS, len(urls))):
+            # A pool's threads would be waited for when the process is to end, and what they read may never come.
+            threading.Thread(target=self._work, daemon=True).start()
+        found: dict[str, ImageError | UrlRefused] = {}
+        unreachable: dict[str, Unreachable] = {}
+        answered: set[str] = set()
+        for _ in urls:
+            url, error = self.done.get()
+            server = server_of(url)
+            if isinstance(error, Unreachable):
+                is_store_away = not isinstance(error, HostUnreachable) and self.silent[server] >= MAX_SILENT
+                if is_store_away:
+                    self._raise(error)
+                unreachable.setdefault(server, error)
+                found[url] = ImageUnreachable(f"image {error}")
+            elif isinstance(error, ImageError | UrlRefused):
+                found[url] = error
+                answered.add(server)
+            elif error:
+                self._raise(error)
+            else:
+                answered.add(server)
+        for server, error in unreachable.items():
+            if server not in answered and not isinstance(error, HostUnreachable):
+                raise error
+        return found
+
+    def _raise(self, error: BaseException) -> None:
+        """Let the readers end with what they have in hand."""
+        while True:
+            try:
+                self.todo.get_nowait()
+            except Empty:
+                raise error from None
+
+    def _work(self) -> None:
+        while True:
+            try:
+                url = self.todo.get_nowait()
+            except Empty:
+                return
+            self.done.put((url, self._check(url)))
+
+    def _check(self, url: str) -> BaseException | None:
+        server = server_of(url)
+        if self.silent[server] >= MAX_SILENT:
+            kind = HostUnreachable if server.startswith("http") else Unreachable
+            return kind(f"{url!r} was not asked for: {server} gave no answer for {MAX_SILENT} images before it")
+        try:
+            check_image(url, self.allow_http, self.below)
+        except BaseException as exc:  # whatever it is, the thread that waits must hear of it
+            is_silent = isinstance(exc, Unreachable) and not exc.answered
+            self.silent[server] = self.silent[server] + 1 if is_silent else 0
+            return exc
+        self.silent[server] = 0
+        return None

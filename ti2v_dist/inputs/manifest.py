@@ -1,0 +1,288 @@
+"""Manifests in: rows of JSONL, CSV or Parquet to requests, and everything that is wrong with them.
+
+A `Problem` makes the manifest itself unusable; a `RowFailure` is one bad row beside which the others run.
+"""
+
+import hashlib
+import posixpath
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+from ti2v_dist.errors import InputError
+from ti2v_dist.inputs.checks import (
+    REQUIRED,
+    BadValue,
+    Problem,
+    check_columns,
+    check_row,
+    check_twins,
+    failure_ids,
+    first_lines,
+    warn_near_names,
+)
+from ti2v_dist.inputs.images import ImageError
+from ti2v_dist.inputs.inspection import check_images
+from ti2v_dist.inputs.rows import COLUMN_TYPES, MAX_BYTES, Row, check_count, parse_rows
+from ti2v_dist.outputs.tables import text_columns
+from ti2v_dist.prompts import entries, read_prompt
+from ti2v_dist.storage.objects import StoreDenied
+from ti2v_dist.storage.urls import Unreachable, UrlRefused, absolute_url, read_bytes, resolve_url
+from ti2v_dist.video import SamplingParams, VideoRequest, canonical_json
+
+T = TypeVar("T")
+SEED_BITS = 53
+
+
+@dataclass(frozen=True)
+class RequestDefaults:
+    """What a row does not say: the model's window (frames) and VAE factor, and the run's settings.
+
+    Sizes in pixels. `context_frames` None means window - 1; `seed` is the run's, from which a row's own is derived.
+    """
+
+    window: int
+    vae_factor: int
+    height: int
+    width: int
+    guidance_scale: float
+    fps: float = 8
+    num_frames: int = 16
+    negative_prompt: str = ""
+    sampler: str = "ti2v_zero"
+    num_inference_steps: int = 10
+    resample_iterations: int = 4
+    context_frames: int | None = None
+    t_start: int | None = None
+    init: str = "inversion"
+    seed: int = 0
+    allow_http: bool = False
+    images_below: tuple[str, ...] = ()
+
+    def request(self, **given: Any) -> VideoRequest:
+        """A request with the run's settings but for `given`, field names of `VideoRequest` and `SamplingParams`.
+
+        Raises `ValueError` naming the bad value. `image` must be absolute; without a seed one is derived from the id.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | given
+        if values["context_frames"] is None:
+            values["context_frames"] = self.window - 1
+        if "seed" not in given:
+            values["seed"] = derive_seed(self.seed, given["id"])
+        params = SamplingParams(**{f.name: values[f.name] for f in fields(SamplingParams)})
+        own = {f.name: values[f.name] for f in fields(VideoRequest) if f.name in values}
+        request = VideoRequest(**own, params=params)
+        request.check_against_model(self.window, self.vae_factor)
+        return request
+
+
+@dataclass(frozen=True)
+class RowFailure:
+    """A row that cannot become a video, or a video that failed; `columns` are all of the row's own columns.
+
+    `field` names the offending column where one is known; `attempts` is 0 for a row that was never started.
+    """
+
+    line: int
+    id: str
+    image: str
+    columns: dict[str, Any]
+    error_type: str
+    error_message: str
+    field: str | None = None
+    attempts: int = 0
+
+    def to_row(self) -> dict[str, Any]:
+        """One flat JSON object: the row's own columns, and beside them what went wrong."""
+        wrong = {"error_type": self.error_type, "error_message": self.error_message, "attempts": self.attempts}
+        return {**self.columns, "line": self.line, "id": self.id, "image": self.image, **wrong}
+
+
+@dataclass
+class Manifest:
+    """What a manifest holds. `lines` maps each id to its line; `warnings` are for the user's eyes only.
+
+    With a problem nothing of it is run. `rows` counts all its rows, `variations` included.
+    """
+
+    sha256: str = ""
+    requests: list[VideoRequest] = field(default_factory=list)
+    failures: list[RowFailure] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    lines: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+
+    @property
+    def usable(self) -> int:
+        """How many rows a run would make."""
+        return 0 if self.problems else len(self.requests)
+
+
+def read_manifest(
+    url: str,
+    defaults: RequestDefaults,
+    variations: int = 1,
+    needs_image: Callable[[str], bool] = lambda video_id: True,
+    takes: Callable[[int], bool] = lambda line: True,
+) -> Manifest:
+    """Read and check a manifest (`.jsonl`, `.csv` or `.parquet`) with the images of those ids that need theirs.
+
+    Rows of lines that it does not take make no request; what is wrong with the manifest itself is told all the same.
+
+    Never raises for what is wrong with the manifest or a row: it is all in the result. Raises `Unreachable` and
+    `StoreDenied` where a store is away or refuses everything.
+    """
+    try:
+        data = read_bytes(url, MAX_BYTES, allow_http=defaults.allow_http)
+        parsed = list(parse_rows(url, data))
+        check_count(len(parsed) * variations)
+    except (Unreachable, StoreDenied):  # which say nothing of the manifest
+        raise
+    except (OSError, ValueError) as exc:
+        return Manifest(problems=[Problem(0, None, url, f"manifest {url!r} cannot be read: {exc}")])
+    manifest = Manifest(hashlib.sha256(data).hexdigest())
+    manifest.problems += [Problem(row.line, None, row.text, row.error) for row in parsed if row.error]
+    if not parsed:
+        manifest.problems.append(Problem(0, None, url, f"manifest {url!r} has no row"))
+    rows = list(expand([row for row in parsed if not row.error], variations))
+    manifest.rows = sum(takes(row.line) for row in rows) + sum(bool(row.error) for row in parsed)
+    columns = first_lines(rows)
+    manifest.warnings += warn_near_names(columns)
+    manifest.problems += check_columns(url, columns) if rows else []
+    manifest.problems += check_twins(rows)
+    manifest.problems = sorted(_distinct(manifest.problems), key=lambda problem: problem.line)
+    bad_lines = {problem.line for problem in manifest.problems}
+    folder = posixpath.dirname(absolute_url(url))
+    _fill(
+        manifest, [row for row in rows if takes(row.line) and row.line not in bad_lines], folder, defaults, needs_image
+    )
+    manifest.warnings += _warn_text(manifest.requests)
+    return manifest
+
+
+def expand(rows: Iterable[Row], variations: int) -> Iterator[Row]:
+    """Each row `variations` times with ids `<id>-000`, `<id>-001`, ... and seeds of their own; once means unchanged."""
+    if variations < 1:
+        raise InputError(f"variations is {variations!r}; it must be at least 1")
+    for row in rows:
+        row_id, seed = row.columns.get("id"), row.columns.get("seed")
+        if variations == 1 or not isinstance(row_id, str):
+            yield row
+            continue
+        for number in range(variations):
+            columns = {**row.columns, "id": f"{row_id}-{number:03d}"}
+            if type(seed) is int and seed >= 0:
+                columns["seed"] = derive_seed(seed, columns["id"])
+            yield replace(row, columns=columns)
+
+
+def derive_seed(run_seed: int, video_id: str) -> int:
+    """A video's seed from its run's seed and its id: the first 53 bits of the sha256 of both.
+
+    53 bits, since the seed is written into JSON, and many readers of JSON hold numbers as doubles.
+    """
+    digest = hashlib.sha256(canonical_json([run_seed, video_id])).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
+
+
+def make_request(columns: dict[str, Any], folder: str, defaults: RequestDefaults) -> VideoRequest:
+    """One row as a request; `ValueError` names the bad value. A relative image is taken from `folder`."""
+    given = {name: columns[name] for name in COLUMN_TYPES if columns.get(name) is not None}
+    for name in REQUIRED:
+        if name not in given:
+            raise InputError(f"{name} is missing")
+    written = given["image"]
+    image = resolve_url(written, folder, defaults.allow_http)
+    extra = {name: value for name, value in columns.items() if name not in COLUMN_TYPES}
+    own = {"image": image, "image_uri": written, "prompt": read_prompt(given["prompt"]), "extra": extra}
+    return defaults.request(**{**given, **own})
+
+
+def problem_table(manifest: Manifest) -> list[dict[str, Any]]:
+    """Everything wrong with a manifest, in the order of its lines: line, id, field, value, message."""
+    table = [
+        {"line": p.line, "id": p.value if p.field == "id" else None, "field": p.field, "value": p.value}
+        | {"message": p.message}
+        for p in manifest.problems
+    ]
+    for failure in manifest.failures:
+        value = failure.columns.get(failure.field) if failure.field else None
+        entry = {"line": failure.line, "id": failure.id, "field": failure.field, "value": value}
+        table.append(entry | {"message": failure.error_message})
+    return sorted(table, key=lambda entry: entry["line"])
+
+
+def _fill(
+    manifest: Manifest, rows: list[Row], folder: str, defaults: RequestDefaults, needs_image: Callable[[str], bool]
+) -> None:
+    """Sort rows into requests and failures, reading each image that is needed once."""
+    made: list[VideoRequest | ValueError] = []
+    for row in rows:
+        try:
+            check_row(row)
+            made.append(make_request(row.columns, folder, defaults))
+        except ValueError as exc:
+            made.append(exc)
+    ids = failure_ids(rows)
+    manifest.lines |= {video_id: row.line for video_id, row in zip(ids, rows, strict=True)}
+    pairs = zip(ids, rows, strict=True)
+    images = [_image_of(row.columns, folder, defaults) if needs_image(video_id) else None for video_id, row in pairs]
+    checked = check_images({image for image in images if image}, defaults.allow_http, defaults.images_below)
+    for row, video_id, request, image in zip(rows, ids, made, images, strict=True):
+        errors = [request] if isinstance(request, ValueError) else []
+        errors += [checked[image]] if image in checked else []
+        if isinstance(request, VideoRequest) and not errors:
+            manifest.requests.append(request)
+            manifest.warnings += _warn_size(request, row.line, defaults)
+            manifest.warnings += _warn_unreached(request, row.line)
+        else:
+            manifest.failures.append(_failure(row, video_id, errors))
+    manifest.warnings = list(_distinct(manifest.warnings))
+
+
+def _image_of(columns: dict[str, Any], folder: str, defaults: RequestDefaults) -> str | None:
+    """The absolute image URL of a row, None where there is none that may be read."""
+    if not isinstance(columns.get("image"), str):
+        return None
+    try:
+        return resolve_url(columns["image"], folder, defaults.allow_http)
+    except UrlRefused:
+        return None
+
+
+def _failure(row: Row, video_id: str, errors: list[ValueError]) -> RowFailure:
+    first, columns = errors[0], row.columns
+    named = first.field if isinstance(first, BadValue) else str(first).split()[0]
+    is_image = isinstance(first, ImageError | UrlRefused)
+    image = columns.get("image") or ""
+    return RowFailure(
+        line=row.line,
+        id=video_id,
+        image=image if isinstance(image, str) else canonical_json(image).decode(),
+        columns=columns,
+        error_type=type(first).__name__,
+        error_message="; ".join(map(str, errors)),
+        field="image" if is_image else named if named in columns or named in COLUMN_TYPES else None,
+    )
+
+
+def _warn_text(requests: list[VideoRequest]) -> Iterator[str]:
+    for name in text_columns(request.extra for request in requests):
+        yield f"column {name!r} has values of different types, or of none that Parquet has: its values become JSON text"
+
+
+def _warn_size(request: VideoRequest, line: int, defaults: RequestDefaults) -> list[str]:
+    size, own = f"{request.width}x{request.height}", f"{defaults.width}x{defaults.height}"
+    return [] if size == own else [f"line {line}: the size {size} is not the run's {own}; quality may suffer"]
+
+
+def _warn_unreached(request: VideoRequest, line: int) -> Iterator[str]:
+    for entry in entries(request.prompt):
+        if entry["from_frame"] >= request.num_frames:
+            begin, count = entry["from_frame"], request.num_frames
+            yield f"line {line}: the prompt from frame {begin} on waits for an extension: the video has {count} frames"
+
+
+def _distinct(items: Iterable[T]) -> list[T]:
+    return list({repr(item): item for item in items}.values())

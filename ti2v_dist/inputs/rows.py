@@ -1,0 +1,315 @@
+"""Rows of a manifest: JSONL, CSV and Parquet bytes to plain JSON values with their line numbers."""
+
+import codecs
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ti2v_dist.errors import InputError
+from ti2v_dist.inputs.values import check_text, check_type, plain
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMN_TYPES: dict[str, type] = {
+    "id": str,
+    "image": str,
+    "prompt": str,
+    "negative_prompt": str,
+    "seed": int,
+    "num_frames": int,
+    "fps": float,
+    "height": int,
+    "width": int,
+    "guidance_scale": float,
+    "num_inference_steps": int,
+    "resample_iterations": int,
+    "context_frames": int,
+    "sampler": str,
+}
+"""The reserved columns. A setting's column that is absent, null or an empty CSV cell takes the run's value."""
+OUTPUT_COLUMNS = frozenset(
+    {
+        "file_name",
+        "text",
+        "image_sha256",
+        "image_uri",
+        "duration_s",
+        "codec",
+        "bytes",
+        "frames_sha256",
+        "file_sha256",
+        "model_id",
+        "model_revision",
+        "sampler_params",
+        "device_seconds",
+        "device",
+        "started_at",
+        "finished_at",
+        "ti2v_version",
+        "run_id",
+        "synthetic",
+        "line",
+        "error_type",
+        "error_message",
+        "attempts",
+    }
+)
+"""The output's own columns: a passed-through column of such a name would be lost."""
+READERS_OWN = frozenset({"video", "videos", "file_names"})
+READERS_ENDINGS = ("_file_name", "_file_names")
+"""Names, beside `file_name`, that `datasets.load_dataset` takes for files of its own: a column of such a name would
+replace the videos, or be opened as one."""
+EXCERPT = 80
+MAX_ROWS = 1_000_000
+"""Videos of a manifest: a plan of more would not be read back (`ledger.MAX_PLAN_BYTES`)."""
+MAX_BYTES = 2**29
+"""Of a manifest's file, and of a Parquet file unpacked."""
+PARQUET_BATCH = 256
+"""Rows unpacked at once: few, since a small file may hold one long text for all of its rows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its line counted from 1 and its columns, or why it is no row and the text that stood there.
+
+    `faults` are those of its columns that hold what no row may, with the reason; an excerpt stands in their place.
+    """
+
+    line: int
+    columns: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+    text: str = ""
+    faults: tuple[tuple[str, str], ...] = ()
+
+
+def stand_in(line: int) -> str:
+    """What the failure of a row without a legal id is kept under; more may follow where a row has this for its id."""
+    return f"line-{line:06d}"
+
+
+def is_taken(name: str) -> bool:
+    """Whether a passed-through column of this name would be lost: it is the output's own, or its reader's.
+
+    A name with a NUL is cut at it by Arrow.
+    """
+    return name in OUTPUT_COLUMNS or name in READERS_OWN or name.endswith(READERS_ENDINGS) or "\0" in name
+
+
+def is_a(name: str, value: Any) -> bool:
+    """Whether a cell holds what its reserved column must; a whole number will do for a number, true will not."""
+    expected = COLUMN_TYPES[name]
+    if name == "prompt" and isinstance(value, list):  # a prompt schedule
+        return True
+    accepted = (int, float) if expected is float else expected
+    return isinstance(value, accepted) and not isinstance(value, bool)
+
+
+def parse_rows(name: str, data: bytes) -> Iterator[Row]:
+    """The rows of a manifest whose format is that of the ending of its `name`; `ValueError` for any other.
+
+    Raises `ValueError` too, perhaps after some rows, for a file that is not of that format or too large.
+    """
+    for ending, parse in PARSERS.items():
+        if name.lower().endswith(ending):
+            return _counted(parse(data))
+    raise InputError(f"{name!r} must end in one of {', '.join(PARSERS)}")
+
+
+def check_count(rows: int) -> None:
+    """Raise `ValueError` for more rows than a manifest may have."""
+    if rows > MAX_ROWS:
+        raise InputError(f"it has more than the allowed {MAX_ROWS:,} rows; split it over several outputs")
+
+
+def _counted(rows: Iterator[Row]) -> Iterator[Row]:
+    for count, row in enumerate(rows, start=1):
+        check_count(count)
+        yield row
+
+
+def _utf8(data: bytes) -> bytes:
+    """Text as UTF-8 without a byte order mark; UTF-16 and UTF-32, which spreadsheets and shells write, by their marks.
+
+    Raises `ValueError` for UTF-16 without one.
+    """
+    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+    marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    encoding = next((name for mark, name in marks.items() if data.startswith(mark)), None)
+    if encoding == "utf-8-sig":
+        return data[len(codecs.BOM_UTF8) :]
+    try:
+        data = data.decode(encoding).encode() if encoding else data
+    except UnicodeDecodeError as exc:
+        raise InputError(f"it begins as {encoding} and goes on otherwise ({exc}); save it as UTF-8") from exc
+    if len(head := data[:2]) == 2 and 0 in head and not encoding:
+        raise InputError("it looks like UTF-16 without a byte order mark; save it as UTF-8")
+    return data
+
+
+def _parse_jsonl(data: bytes) -> Iterator[Row]:
+    for line, raw in enumerate(io.BytesIO(_utf8(data)), start=1):
+        if raw.strip():
+            yield _json_row(line, raw)
+
+
+def _json_row(line: int, raw: bytes) -> Row:
+    excerpt = raw.decode(errors="replace").strip()[:EXCERPT]
+    try:
+        value = json.loads(raw.decode(), object_pairs_hook=_unique)
+    except UnicodeDecodeError as exc:
+        return Row(line, error=f"not JSON: {exc}; save it as UTF-8", text=excerpt)
+    except (ValueError, RecursionError) as exc:
+        return Row(line, error=f"not JSON: {exc}", text=excerpt)
+    if not isinstance(value, dict):
+        return Row(line, error=f"a row must be a JSON object, not {type(value).__name__}", text=excerpt)
+    return _row(line, value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the name {_twice(name for name, _ in pairs)[0]} stands twice in one object")
+    return found
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    return sorted(repr(name) for name, count in Counter(names).items() if count > 1)
+
+
+def _row(line: int, columns: dict[str, Any], missing_nan: bool = False) -> Row:
+    """A row of plain JSON values. `missing_nan` takes NaN for a missing value, as pandas writes one."""
+    kept, faults = {}, []
+    for name, value in columns.items():
+        try:
+            check_text(name)
+        except ValueError as exc:
+            return Row(line, error=f"the name of a column holds {exc}")
+        try:
+            kept[name] = _whole(name, plain(value, missing_nan))
+        except ValueError as exc:
+            kept[name] = f"{value!a:.{EXCERPT}}"
+            faults.append((name, f"column {name!r} holds {exc}"))
+    return Row(line, kept, faults=tuple(faults))
+
+
+def _whole(name: str, value: Any) -> Any:
+    """16.0 as 16 in a column of whole numbers: that is how many tools write them."""
+    is_whole = COLUMN_TYPES.get(name) is int and isinstance(value, float) and value.is_integer()
+    return int(value) if is_whole else value
+
+
+def _parse_csv(data: bytes) -> Iterator[Row]:
+    try:
+        text = _utf8(data).decode()
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        raise InputError(f"line {line} is not UTF-8: {exc}; save it as UTF-8") from exc
+    # The limit of a cell is the process's, so all is read before anybody else may see it raised.
+    previous = csv.field_size_limit(MAX_BYTES)
+    try:
+        return iter(list(_counted(_csv_rows(text))))
+    finally:
+        csv.field_size_limit(previous)
+
+
+def _csv_rows(text: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    names: list[str] = []
+    begins = 1
+    try:
+        for cells in reader:
+            if not names and cells:
+                names = cells
+                if twice := _twice(names):
+                    yield Row(1, error=f"the header names {', '.join(twice)} twice", text=",".join(names)[:EXCERPT])
+                    return
+            elif len(cells) == len(names):
+                row = {name: _csv_cell(name, cell) for name, cell in zip(names, cells, strict=True)}
+                yield Row(reader.line_num, row)
+            elif cells:
+                error = f"the row has {len(cells)} cells and the header {len(names)}"
+                yield Row(reader.line_num, error=error, text=str(cells)[:EXCERPT])
+            begins = reader.line_num + 1
+    except csv.Error as exc:
+        where = "" if begins == reader.line_num else f" (in the row that begins on line {begins})"
+        yield Row(reader.line_num, error=f"not CSV: {exc}{where}")
+
+
+def _delimiter(text: str) -> str:
+    """A comma, or the semicolon or tab of a header that would have but one column otherwise."""
+    header = text.lstrip("\r\n").partition("\n")[0]
+    return next((mark for mark in ";\t" if mark in header and "," not in header), ",")
+
+
+def _csv_cell(name: str, text: str) -> Any:
+    """Numbers only in the columns that need them, so that a label 007 stays 007; an empty setting is none."""
+    kind = COLUMN_TYPES.get(name, str)
+    if kind is str or not text:
+        return text if kind is str and (text or name not in COLUMN_TYPES) else None
+    try:
+        return int(text) if kind is int and "." not in text else _whole(name, _finite(text))
+    except ValueError:
+        return text
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+def read_table(data: bytes, columns: list[str] | None = None) -> "pa.Table":
+    """A Parquet file's table, or some columns of it; raises `pa.ArrowException`.
+
+    On this thread alone: Arrow's own threads, when they let go of a Python object while the interpreter ends, abort it.
+    `pq.read_table` would start one even when told not to.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
+
+
+def _parse_parquet(data: bytes) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        check_count(file.metadata.num_rows)
+        if twice := _twice(file.schema_arrow.names):
+            raise InputError(f"it has two columns {', '.join(twice)}")
+        for column in file.schema_arrow:
+            check_type(column.name, column.type)
+        line = size = 0
+        for batch in file.iter_batches(PARQUET_BATCH, use_threads=False):
+            size += batch.nbytes
+            if size > MAX_BYTES:
+                raise InputError(f"it unpacks to more than the allowed {MAX_BYTES:,} bytes")
+            columns = {name: _python(name, batch.column(name)) for name in batch.schema.names}
+            for values in zip(*columns.values(), strict=True):
+                line += 1
+                yield _row(line, dict(zip(columns, values, strict=True)), missing_nan=True)
+    except (pa.ArrowException, OSError) as exc:
+        raise InputError(f"not Parquet: {exc}") from exc
+
+
+def _python(name: str, array: "pa.Array") -> list[Any]:
+    try:
+        return array.to_pylist()
+    except (ValueError, OverflowError) as exc:  # a date after the year 9999
+        raise InputError(f"column {name!r} of type {array.type} cannot be read: {exc}; write it as text") from exc
+
+
+PARSERS: dict[str, Callable[[bytes], Iterator[Row]]] = {
+    ".jsonl": _parse_jsonl,
+    ".csv": _parse_csv,
+    ".parquet": _parse_parquet,
+}

@@ -1,0 +1,150 @@
+"""One video in this process, no cluster: the same records, the same worker and the same bits as a run."""
+
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ti2v_dist.config import RunConfig
+from ti2v_dist.errors import InputError, begun
+from ti2v_dist.inputs.images import load_image
+from ti2v_dist.inputs.manifest import make_request
+from ti2v_dist.models import read_info
+from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.operations.planning import claim, pinned, request_defaults
+from ti2v_dist.outputs import dataset
+from ti2v_dist.prompts import Prompt
+from ti2v_dist.runtime.worker import Worker
+from ti2v_dist.state.checkpoint import CheckpointStore, FingerprintMismatch
+from ti2v_dist.state.record import differences
+from ti2v_dist.storage.urls import absolute_url
+from ti2v_dist.video import NonFiniteLatents, VideoRequest, check_id
+
+
+def generate(
+    image: str,
+    prompt: Prompt,
+    output: str | Path,
+    *,
+    seed: int | None = None,
+    config: RunConfig | None = None,
+    listener: Callable[[int, int], None] = lambda frame, num_frames: None,
+) -> dict[str, Any]:
+    """Make one video and write it to `output`, an mp4 on a local disk. `prompt` is a text or a prompt schedule.
+
+    Every frame is committed to `<output>.ti2v/`, so the same call goes on where a killed one stopped, or does nothing
+    when the video is finished. The id is the output's stem; without a seed one is derived from it. `listener` gets the
+    last finished frame and the number of frames. Returns the metadata row.
+
+    Raises:
+        RunMismatch, RequestMismatch, FingerprintMismatch: the state belongs to another video; the difference is shown.
+        ImageError: the image cannot be read.
+        NonFiniteLatents: the model produced NaN or infinity.
+        ValueError: no video can be written to `output`, or what is there was not made here.
+    """
+    config, began = pinned(_for_one_video(config or RunConfig())), time.time()
+    output = _checked_output(output)
+    state_url = f"{output}.ti2v"
+    request = _requested(config, {"id": output.stem, "image": image, "prompt": prompt, "seed": seed})
+    store, worker = CheckpointStore(state_url), Worker(config, state_url)
+    with ExitStack() as stack:
+        numerics = None
+        if store.read_run() is None:
+            # Whatever may turn out to be wrong must do so before anything is written, or a corrected call is refused.
+            if output.exists():
+                problem = f"output {str(output)!r} exists, and {state_url!r} does not"
+                raise InputError(f"{problem}: move it away or name another")
+            load_image(request.image, request.height, request.width, config.allow_http, config.images_below)
+            numerics = _opened(worker, request, stack)
+        claim(store, config, {"output": str(output)}, one_class=True)
+        store.claim_request(request)
+        done = store.read_done(request.id)
+        if done and output.exists() and hashlib.sha256(output.read_bytes()).hexdigest() == done["file_sha256"]:
+            return done
+        fingerprint = _the_only_class(store, numerics or _opened(worker, request, stack))
+        with begun():
+            facts = {"run_id": config.run_id(state_url), "started_at": began}
+            facts["device_seconds"] = _advance_to_end(worker, store, request, fingerprint, listener)
+            with worker.write_video(request) as written:
+                dataset.move_video(written, output)
+                row = worker.row(request, written, output.name, facts)
+            return store.finish(request.id, row)
+
+
+def _the_only_class(store: CheckpointStore, numerics: dict[str, Any]) -> str:
+    """The fingerprint of the video; `FingerprintMismatch` where this process would go on with other bits."""
+    stored = store.read_fingerprint()
+    if stored and (lines := differences(stored, numerics)):
+        raise FingerprintMismatch("\n".join(["this video began under another fingerprint:", *lines]))
+    return store.claim_fingerprint(numerics)
+
+
+def _opened(worker: Worker, request: VideoRequest, stack: ExitStack) -> dict[str, Any]:
+    """Load the model, and let `stack` put torch's settings back: the process is the caller's."""
+    from ti2v_dist.engine import kept_numerics
+
+    stack.enter_context(kept_numerics())
+    return worker.open(request)
+
+
+def _requested(config: RunConfig, row: dict[str, Any]) -> VideoRequest:
+    """The request of the row, with a warning for each word that the model does not know."""
+    info = read_info(config.model.id, config.model.revision)
+    image = row["image"]
+    located = {**row, "image": absolute_url(image)}
+    request = replace(make_request(located, os.getcwd(), request_defaults(config, info)), image_uri=image)
+    for warning in lost_words(info, (*request.texts, request.negative_prompt)):
+        warnings.warn(warning, stacklevel=3)
+    return request
+
+
+def _for_one_video(config: RunConfig) -> RunConfig:
+    """One slot, unless another number was asked for: a run's slots give a run's bits."""
+    if "slots" in config.engine.model_fields_set:
+        return config
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"slots": 1})})
+
+
+def _checked_output(output: str | Path) -> Path:
+    """The absolute path of the mp4; `ValueError` unless one can be written there."""
+    if "://" in str(output):
+        raise InputError(f"output {str(output)!r} is a URL; generate writes to a local disk, `ti2v run` to any URL")
+    path = Path(os.path.abspath(output))
+    if path.suffix.lower() != ".mp4":
+        raise InputError(f"output {str(output)!r} must end in .mp4")
+    try:
+        check_id(path.stem)
+    except ValueError as error:
+        raise InputError(f"output {str(output)!r}: the name without .mp4 is the video's id, and {error}") from None
+    if path.is_dir():
+        raise InputError(f"output {str(output)!r} is a folder; name the mp4 to write")
+    for folder in path.parents:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"output {str(output)!r} lies in {str(folder)!r}, which is a file and not a folder")
+    return path
+
+
+def _advance_to_end(
+    worker: Worker,
+    store: CheckpointStore,
+    request: VideoRequest,
+    fingerprint: str,
+    listener: Callable[[int, int], None],
+) -> float:
+    """Commit what is left of the video; returns the seconds spent on the device, to a thousandth."""
+    seconds, loaded = 0.0, store.load(request, fingerprint)
+    state, tip = loaded or store.begin(request, worker.encode(request)[0], fingerprint)
+    listener(state.frame, request.num_frames)
+    while not state.is_complete:
+        (result,), took = worker.advance([state])
+        if isinstance(result, NonFiniteLatents):
+            raise result
+        settled = store.commit(result, tip)
+        state, tip, seconds = state.push(settled.chunk), settled.tip, seconds + took
+        listener(state.frame, request.num_frames)
+    return round(seconds, 3)

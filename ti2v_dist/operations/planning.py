@@ -1,0 +1,271 @@
+"""A manifest against an output: everything that can be checked, and the plan of what is to be done. No GPU, no Ray."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ti2v_dist import __version__
+from ti2v_dist.config import RunConfig, stored_identity
+from ti2v_dist.errors import InputError
+from ti2v_dist.inputs.manifest import Manifest, RequestDefaults, read_manifest
+from ti2v_dist.inputs.shards import Shard, check_whole, taken
+from ti2v_dist.inputs.shards import claim as claim_shard
+from ti2v_dist.models import ModelInfo, read_info
+from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.outputs.dataset import is_stored, stored_ids
+from ti2v_dist.state import keys
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.ledger import FEW_VIDEOS, Ledger, Plan
+from ti2v_dist.state.record import differences
+from ti2v_dist.storage.urls import absolute_url
+from ti2v_dist.video import VideoRequest
+
+STORE_THREADS = 16
+CLASS_SETTINGS = {"model": ("device", "dtype", "attention"), "engine": ("slots", "threads")}
+"""What a resumed run may have otherwise than it began: videos stay with workers like those that began them."""
+
+
+class ManifestError(InputError):
+    """The manifest is unusable; the message names every line."""
+
+
+class RunMismatch(InputError):
+    """The output belongs to a run with other settings; the message prints the difference."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A plan, the run whose it is, and the ids of the plan that are final already.
+
+    `is_whole` says that the plan is a whole manifest, so that rows of earlier ones that it lacks are the run's no more.
+    """
+
+    store: CheckpointStore
+    config: RunConfig
+    plan: Plan
+    final: set[str]
+    is_whole: bool
+    run_id: str = ""
+    """The one that the run began with; by default that of `config`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run_id", self.run_id or self.config.run_id(self.store.url))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a coordinator must agree in before it is given this work."""
+        return {"run_id": self.run_id, "output": self.store.url}
+
+    @property
+    def is_done(self) -> bool:
+        """True when nothing is left to do."""
+        return all(request.id in self.final for request in self.plan.requests)
+
+
+def request_defaults(config: RunConfig, info: ModelInfo) -> RequestDefaults:
+    """What a manifest's row gets for a column that it does not have."""
+    chosen = config.sampling
+    return RequestDefaults(
+        window=info.window,
+        vae_factor=info.vae_factor,
+        height=chosen.height or info.height,
+        width=chosen.width or info.width,
+        fps=chosen.fps or info.fps,
+        num_frames=chosen.num_frames,
+        guidance_scale=chosen.guidance_scale or info.guidance_scale,
+        num_inference_steps=chosen.num_inference_steps,
+        resample_iterations=chosen.resample_iterations,
+        context_frames=chosen.context_frames or info.window - 1,
+        sampler=chosen.sampler,
+        t_start=chosen.t_start,
+        init=chosen.init,
+        negative_prompt=chosen.negative_prompt,
+        seed=config.seed,
+        allow_http=config.allow_http,
+        images_below=config.images_below,
+    )
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The same settings with a hub model's commit for its revision: a branch may move between two workers' starts."""
+    commit = read_info(config.model.id, config.model.revision).revision
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
+
+
+def check_manifest(
+    url: str,
+    config: RunConfig,
+    needs_image: Callable[[str], bool] = lambda video_id: True,
+    takes: Callable[[int], bool] = lambda line: True,
+) -> Manifest:
+    """A manifest with all that is wrong with it, and warnings, for the model that `config` names; needs no device.
+
+    The images of ids that do not need theirs are not read, nor is anything of lines that are not taken.
+    """
+    info = read_info(config.model.id, config.model.revision)
+    defaults = request_defaults(config, info)
+    # Settings that no row could be made with are the run's mistake, not each row's.
+    defaults.request(id="x", image="/x.png", prompt="x")
+    manifest = read_manifest(url, defaults, config.variations, needs_image, takes)
+    prompts = (prompt for request in manifest.requests for prompt in (*request.texts, request.negative_prompt))
+    manifest.warnings += lost_words(info, prompts)
+    return manifest
+
+
+def prepare(
+    manifest_url: str, output_url: str, config: RunConfig, shard: str | None = None, allow_inexact: bool = False
+) -> Work:
+    """Check everything that can be checked without a GPU, and record the run and its plan in the output.
+
+    With a `shard`, as "1/4", the run is that of some of the rows, in a folder of the output.
+
+    Only videos that are not begun yet need their image: the others have it in the store, as frame 0.
+
+    Raises:
+        ManifestError: the manifest is unusable; every line is named.
+        RunMismatch, RequestMismatch: the output was begun with other settings or another request.
+        StoreRefused: the output's store does not keep what it accepted.
+    """
+    output_url = absolute_url(output_url)
+    if "/working_dir_files/" in output_url:
+        raise InputError(
+            f"output {output_url!r} lies in the job's temporary copy of the working directory: "
+            "give an absolute path or a URL"
+        )
+    config, facts = pinned(config), {"shard": shard} if shard else {}
+    if shard:
+        output_url = claim_shard(output_url, Shard.parse(shard), without_class(config.identity()))
+    else:
+        check_whole(output_url)
+    store = CheckpointStore(output_url)
+    run = store.read_run()  # of a format that is not known, nothing else may be looked at
+    imaged = store.imaged_ids()
+    manifest = check_manifest(manifest_url, config, lambda video_id: video_id not in imaged, taken(facts))
+    for warning in manifest.warnings:
+        warnings.warn(warning, stacklevel=2)
+    raise_unusable(manifest_url, manifest)
+    if run:  # with other settings, nothing is written
+        _raise_mismatch(store, config, run)
+    requests = _with_edits(store, {request.id: request for request in manifest.requests})
+    lines = {**dict.fromkeys(requests, 0), **manifest.lines}
+    refused = tuple(failure.to_row() for failure in manifest.failures)
+    plan = Plan(tuple(requests.values()), lines, refused, allow_inexact=allow_inexact)
+    facts |= {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
+    return record(store, config, plan, facts, is_whole=True)
+
+
+def raise_unusable(url: str, manifest: Manifest) -> None:
+    """Raise `ManifestError`, naming every line, for a manifest with problems."""
+    if manifest.problems:
+        lines = [f"  line {problem.line}: {problem.message}" for problem in manifest.problems]
+        raise ManifestError(f"{url} is unusable:\n" + "\n".join(lines))
+
+
+def _with_edits(store: CheckpointStore, requests: dict[str, VideoRequest]) -> dict[str, VideoRequest]:
+    """The manifest's requests, each in its newest generation, and behind them those of forks."""
+
+    def newest(video_id: str) -> VideoRequest:
+        if video_id in requests:
+            store.claim_request(requests[video_id])
+        found = store.read_request(video_id)
+        assert found, video_id
+        return found
+
+    edited = store.edits()
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
+        return requests | dict(zip(edited, pool.map(newest, edited), strict=True))
+
+
+def record(
+    store: CheckpointStore, config: RunConfig, plan: Plan, facts: dict[str, Any], is_whole: bool = False
+) -> Work:
+    """Compare a plan with what the output holds, and keep both the plan and the run's description there.
+
+    What is final costs nothing: the newest hint of this very plan names it. Without one, or when nothing seems left to
+    do, the records are looked at, and the requests that were begun are compared.
+    """
+    ledger = Ledger(store)
+    work = Work(store, config, plan, ledger.hinted(plan) or set(), is_whole)
+    is_known = bool(work.final) and not work.is_done
+    if not is_known:
+        if lost := _lost(store, plan) - set(plan.remake):  # a file that was lost is made again
+            plan = replace(plan, remake=tuple(sorted({*plan.remake, *lost})))
+        work = Work(store, config, plan, ledger.scan(plan), is_whole)
+    if not work.is_done:
+        store.probe()
+    run = claim(store, config, {"output": store.url, "argv": sys.argv, **facts})
+    if not is_known:
+        begun = _begun(store, plan)
+        with ThreadPoolExecutor(STORE_THREADS) as pool:
+            list(pool.map(store.claim_request, (request for request in plan.requests if request.id in begun)))
+            list(pool.map(lambda row: _refuse(store, row), plan.refused))
+    if not work.is_done:
+        ledger.write_plan(plan)
+    return replace(work, run_id=run["run_id"])
+
+
+def _lost(store: CheckpointStore, plan: Plan) -> set[str]:
+    """Finished videos of the plan without their file."""
+    if len(plan.requests) > FEW_VIDEOS:
+        return (set(store.done_ids()) - stored_ids(store.url)) & plan.lines.keys()
+
+    def is_lost(request: VideoRequest) -> bool:
+        row = store.read_done(request.id)
+        return row is not None and not is_stored(store.url, row["file_name"])
+
+    return _those(plan, is_lost)
+
+
+def _begun(store: CheckpointStore, plan: Plan) -> set[str]:
+    if len(plan.requests) > FEW_VIDEOS:
+        return store.begun_ids()
+    return _those(plan, lambda request: store.read_request(request.id, 0) is not None)
+
+
+def _those(plan: Plan, is_one: Callable[[VideoRequest], bool]) -> set[str]:
+    """Ids of the plan's videos of which this is true, asked of a few at once."""
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
+        found = zip(plan.requests, pool.map(is_one, plan.requests), strict=True)
+        return {request.id for request, is_true in found if is_true}
+
+
+def _refuse(store: CheckpointStore, row: dict[str, Any]) -> None:
+    if row not in store.read_failures(row["id"]):
+        store.fail(row["id"], row)
+
+
+def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any], one_class: bool = False) -> dict[str, Any]:
+    """Settle `run.json`: what the run is, with `facts` beside it; returns what is there.
+
+    Raises `RunMismatch` where it is another run's. Settings of the workers alone make another class of the same run,
+    unless it is to have `one_class`.
+    """
+    run_id, versions = config.run_id(store.url), {"ti2v_dist": __version__, "python": sys.version.split()[0]}
+    settings = {"identity": config.identity(), "config": config.model_dump(mode="json")}
+    mine = {"format": keys.FORMAT, "run_id": run_id, **settings, "versions": versions, **facts}
+    stored = store.claim_run(mine)
+    _raise_mismatch(store, config, stored, one_class)
+    return stored
+
+
+def _raise_mismatch(store: CheckpointStore, config: RunConfig, stored: dict[str, Any], one_class: bool = False) -> None:
+    identities = (stored_identity(stored), config.identity())
+    lines = differences(*(one if one_class else without_class(one) for one in identities))
+    if config.output.keyframe_interval:  # left out, it is the run's
+        chosen = {"output": config.output.model_dump(mode="json")}
+        lines += differences({"output": stored.get("config", {}).get("output", {})}, chosen)
+    if lines:
+        raise RunMismatch(f"{store.url} was begun with other settings:\n" + "\n".join(lines))
+
+
+def without_class(identity: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings without those that decide only of which class its workers are: fingerprints tell of these."""
+    return {
+        section: {name: value for name, value in values.items() if name not in CLASS_SETTINGS.get(section, ())}
+        if isinstance(values, dict)
+        else values
+        for section, values in identity.items()
+    }

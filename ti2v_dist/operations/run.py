@@ -1,0 +1,220 @@
+"""Makes a plan's videos on Ray: starts or joins a cluster, starts the coordinator or attaches to it, follows it."""
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ti2v_dist.config import RunConfig
+from ti2v_dist.errors import InputError, RunBug, RunError, begun
+from ti2v_dist.operations.planning import Work, prepare
+from ti2v_dist.outputs import dataset, views
+from ti2v_dist.runtime import session
+from ti2v_dist.runtime.tally import counted
+from ti2v_dist.state.ledger import Ledger
+from ti2v_dist.state.orders import Orders
+from ti2v_dist.telemetry.log import log_format
+
+POLL_S = 0.5
+SIGNAL_POLL_S = 0.05
+WAITING_FOR_WORKERS_S = 10
+ENDING = ("stopping", "writing")
+"""How the phases begin in which a run waits for no worker."""
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def run(
+    manifest: str,
+    output: str,
+    config: RunConfig | None = None,
+    *,
+    shard: str | None = None,
+    address: str | None = None,
+    detach: bool = False,
+    takeover: bool = False,
+    allow_inexact: bool = False,
+    listener: Listener = lambda progress: None,
+) -> dict[str, Any]:
+    """Make every video of a manifest; the same call again goes on where an interrupted one stopped.
+
+    `shard`, as "1/4", makes the videos of every fourth row, in a folder of the output.
+    Starts a local Ray unless `address` or RAY_ADDRESS names a cluster; there, `detach` returns at once and leaves the
+    run going, and `takeover` ends a coordinator of this run that does not answer. With `allow_inexact`, videos go on
+    with workers of another class where none of their own is left; that is recorded. `listener` gets the progress twice
+    a second. Returns the summary that is also written to `summary.json`: its `status` is "finished", "failed_rows",
+    "interrupted" or "running"; `signal` is the one that interrupted it.
+    """
+    log_format()
+    address = check_address(address, detach)
+    work = prepare(manifest, output, config or RunConfig(), shard, allow_inexact)
+    return make(work, address=address, detach=detach, takeover=takeover, listener=listener)
+
+
+def check_address(address: str | None, detach: bool) -> str | None:
+    """The cluster to join, None for a local one of our own; `ValueError` if that one would have to be left going."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address == "local":
+        address = None
+    if detach and not address:
+        raise InputError("--detach needs a cluster that outlives this process: give --address or RAY_ADDRESS")
+    return address
+
+
+def make(
+    work: Work,
+    *,
+    address: str | None = None,
+    detach: bool = False,
+    takeover: bool = False,
+    listener: Listener = lambda progress: None,
+) -> dict[str, Any]:
+    """Make what is left of a prepared plan, as `run` does."""
+    if work.is_done:
+        with begun():
+            return _refresh(work, listener)
+    # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
+    with session.connected(address) as ray, _signals() as received:
+        orders, summary = Orders(work.store), None
+        if not session.is_at_work(ray, work, takeover):
+            _tell_of_others(work, orders)
+        order = orders.place(work.plan, work.is_whole)
+        with begun():
+            while summary is None:  # else that coordinator took nothing in any more: the next one finds it open
+                if received:
+                    orders.end(order, "interrupted")
+                if end := orders.end_of(order):
+                    summary = _told(work, end)
+                    break
+                coordinator = session.coordinator(ray, work, order, address is not None, takeover)
+                takeover = False
+                try:
+                    summary = _follow(ray, coordinator, work, order, detach, received, listener)
+                except RunError as error:
+                    if received:
+                        orders.end(order, "interrupted")  # whoever wakes, or comes next, does not go on with it
+                    is_gone = isinstance(error, session.CoordinatorDied)
+                    # It has told others of the end, or made room for one that goes on with all that is open.
+                    if not is_gone or not (orders.end_of(order) or session.is_at_work(ray, work, False)):
+                        raise
+        return {**summary, **({"signal": received[0]} if received else {})}
+
+
+def _tell_of_others(work: Work, orders: Orders) -> None:
+    """Warn of what is made beside this plan: whoever begins a run takes in all that was asked of it."""
+    if others := [order for order in orders.open() if order.plan != work.plan.sha256]:
+        warnings.warn(
+            f"what {len(others)} earlier command(s) asked of this run has no end, and is made too; `ti2v stop` ends it",
+            stacklevel=3,
+        )
+
+
+def _told(work: Work, end: dict[str, Any]) -> dict[str, Any]:
+    """How an order came out, of which nobody else can tell any more: the summary, or its error raised."""
+    if error := end.get("error"):
+        raise RunError(error)
+    return {**dataset.read_summary(work.store.url), "status": end["status"]}
+
+
+def _refresh(work: Work, listener: Listener) -> dict[str, Any]:
+    """The end of a run of which nothing is left to make: what people read of it, where that has changed."""
+    failed = {row["id"] for row in work.plan.refused} | work.final & set(work.store.failed_ids())
+    tally = counted(work.plan.requests, work.final, failed)
+
+    def tell(phase: str) -> None:
+        counts = {"finished": tally.finished, "failed": tally.failed, "frames": tally.done, "frames_left": tally.left}
+        listener({**counts, "frames_per_second": 0.0, "phase": phase, "note": None})
+
+    summary = dataset.read_summary(work.store.url)
+    if not (work.plan.requests or work.plan.refused) and summary.get("status") == "finished":
+        return summary  # nothing was asked for, and nothing is to be told
+    order = _order_of(work)
+    final = {request.id: request.generation for request in work.plan.requests if request.id in work.final}
+    summary = views.refresh(work.store, Orders(work.store).lines().keys(), final, tell)
+    if order is not None:
+        Orders(work.store).end(order, summary["status"])
+    return summary
+
+
+def _order_of(work: Work) -> int | None:
+    """The open order for a plan that is made: one that lacks nothing but its end, or that says what the run is now."""
+    orders = Orders(work.store)
+    is_new = work.is_whole and orders.newest_whole() != work.plan.sha256
+    if not is_new and work.plan.sha256 not in {order.plan for order in orders.open()}:
+        return None
+    Ledger(work.store).write_plan(work.plan)
+    return orders.place(work.plan, work.is_whole)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one dies."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def on_signal(number: int, _: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _follow(
+    ray: Any,
+    coordinator: session.Handle,
+    work: Work,
+    order: int,
+    detach: bool,
+    received: list[int],
+    listener: Listener,
+) -> dict[str, Any] | None:
+    """Wait for the end of the run, or until it goes on alone, passing its progress on and a signal to the coordinator.
+
+    None where the run has ended without this order, which it took in no more: the coordinator then makes room.
+    """
+    orders, stopping, shown = Orders(work.store), False, set[str]()
+    # What `prepare` met itself is told already.
+    kinds = ("metrics", "report") if work.store.store.tidy_problem else ("metrics", "report", "tidy")
+    while True:
+        progress, summary, covers = coordinator.ask("report", order)
+        has_time = progress["seconds"] <= WAITING_FOR_WORKERS_S or progress["phase"].startswith(ENDING)
+        if not progress["note"] and progress["workers_ready"] == 0 and not has_time:
+            progress["note"] = session.waiting_for(ray, work.config)
+        problems = [progress.get(f"{kind}_problem") for kind in kinds]
+        for problem in (*problems, *progress["warnings"]):
+            if problem and problem not in shown:
+                shown.add(problem)
+                warnings.warn(problem, stacklevel=2)
+        listener(progress)
+        if (not covers or (detach and not summary)) and (end := orders.end_of(order)):
+            return _told(work, end)
+        if summary and not covers:
+            time.sleep(session.MAKE_ROOM_S)  # those whose order it covers read the summary
+            coordinator.kill()
+            return None
+        if summary:
+            if progress.get("bug"):
+                raise RunBug(progress["error"], progress["bug"])
+            if progress["error"]:
+                raise RunError(progress["error"])
+            return summary
+        if covers and detach:
+            return {"status": "running", "output": work.store.url}
+        if received:
+            # Each time: a coordinator that was started again meanwhile has not heard.
+            stopping = True
+            coordinator.ask("stop")
+        next_poll = time.monotonic() + POLL_S
+        while time.monotonic() < next_poll and (stopping or not received):
+            time.sleep(SIGNAL_POLL_S)

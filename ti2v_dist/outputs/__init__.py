@@ -1,0 +1,1 @@
+"""What a user gets: mp4s, tables, reports."""

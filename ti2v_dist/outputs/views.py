@@ -1,0 +1,195 @@
+"""What people read of a run, rebuilt from its store alone: tables, card, summary, report, status."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ti2v_dist.errors import InputError
+from ti2v_dist.inputs.shards import FOLDER, Shard, check_whole, shards_of
+from ti2v_dist.outputs import dataset
+from ti2v_dist.outputs.report import write_page, write_report
+from ti2v_dist.runtime.tally import counted
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.fingerprints import described
+from ti2v_dist.state.ledger import Ledger
+from ti2v_dist.state.orders import Orders
+from ti2v_dist.storage.urls import absolute_url
+from ti2v_dist.video import VideoRequest
+
+READERS = 16
+WRITING_TABLES, WRITING_REPORT = "writing the tables", "writing the report"
+
+
+def write(
+    store: CheckpointStore,
+    ids: Set[str],
+    pending: Collection[str],
+    this_life: dict[str, Any],
+    check: Callable[[], None] = lambda: None,
+    final: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Write the tables, the card and the summary of a run anew where they have changed; returns the summary.
+
+    `ids` are the manifest's, `pending` those of them that are being worked on, an earlier failure or not. `this_life`
+    is what one life of the coordinator has counted; it goes into the summary as it is. `usage` is of all lives. `check`
+    is called before each file, and raises where the views are somebody else's to write by now. `final` are generations
+    that are known to have ended, for listings may lag behind.
+    """
+    rows, failures, unfinished = _ends(store, ids, pending, final or {})
+    summary = {
+        "status": "interrupted" if unfinished else "failed_rows" if failures else "finished",
+        "run_id": (store.read_run() or {}).get("run_id"),
+        "output": store.url,
+        "dataset": f"{store.url}/{dataset.VIDEOS}" if rows else "none: no video is finished",
+        "report": f"{store.url}/report/index.html",
+        "contact_sheet": f"{store.url}/report/contact_sheet.png",
+        "rows": len(ids),
+        "finished": len(rows),
+        "failed": len(failures),
+        "frames": sum(row["num_frames"] for row in rows),
+        "classes": described(store.fingerprints()),
+        "inexact": sorted(row["id"] for row in rows if row.get("class_changes")),
+        "usage": Ledger(store).usage(),
+        "this_life": this_life,
+    }
+    dataset.write_views(store.url, rows, failures, summary, check)
+    return summary
+
+
+def _ends(
+    store: CheckpointStore, ids: Set[str], pending: Collection[str], final: Mapping[str, int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Set[str]]:
+    """The rows of the finished videos, those of the failures, and the ids that have no end yet."""
+    made = Ledger(store).done_rows(ids, final)
+    finished = {video_id for video_id, generation in made if generation >= final.get(video_id, 0)}
+    ended = {*store.failed_ids(), *final.keys() - finished}
+    failed = sorted(video_id for video_id in ended if video_id in ids and video_id not in pending)
+    with ThreadPoolExecutor(READERS) as pool:
+        failures = [attempts[-1] for attempts in pool.map(store.read_failures, failed) if attempts]
+    done = {*store.done_ids(), *final.keys() & finished}
+    return list(made.values()), failures, (ids - done - {row["id"] for row in failures}) | set(pending)
+
+
+def merge(output: str) -> dict[str, Any]:
+    """Write one table, one card and one list of failures over all shards of an output; returns counts.
+
+    All come from the shards' records, so a column has one form though it had two in the shards' own tables.
+    """
+    output = absolute_url(output)
+    rows: dict[str, dict[str, Any]] = {}
+    failures: list[dict[str, Any]] = []
+    for shard, store in _shards(output):
+        made, failed, _ = _ends(store, Orders(store).lines().keys(), (), {})
+        folder = f"{shard.folder}/{dataset.VIDEOS}"
+        rows |= {row["id"]: {**row, "file_name": f"{folder}/{row['file_name']}"} for row in made}
+        failures += failed
+    dataset.write_merged(output, list(rows.values()), failures, f"{FOLDER}/*/{dataset.VIDEOS}")
+    return {"dataset": output, "finished": len(rows), "failed": len(failures)}
+
+
+def _shards(output: str) -> Iterator[tuple[Shard, CheckpointStore]]:
+    """The shards that were begun. Raises `InputError` for an output that has none."""
+    found = shards_of(output)
+    if not found:
+        raise InputError(f"{output!r} has no shards; give the --output of `ti2v run --shard`")
+    for shard in found:
+        store = CheckpointStore(f"{output}/{shard.folder}")
+        if store.read_run() is not None:
+            yield shard, store
+
+
+def write_gallery(output: str, with_pictures: bool = True) -> None:
+    """Write the report of the videos that the tables name; without new pictures it decodes no video."""
+    rows = dataset.read_rows(output)
+    if with_pictures:
+        write_report(output, rows)
+    else:
+        write_page(output, rows)
+
+
+def refresh(
+    store: CheckpointStore, ids: Set[str], final: Mapping[str, int], tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """The views of a run at which nobody works, without a new life; returns the summary. `tell` hears each phase."""
+    tell(WRITING_TABLES)
+    summary = write(store, ids, (), dataset.read_summary(store.url).get("this_life", {}), final=final)
+    tell(WRITING_REPORT)
+    write_gallery(store.url)
+    return summary
+
+
+def status(output: str) -> dict[str, Any]:
+    """How far a run is, from its store alone: rows, finished, failed, frames, and those of videos in progress.
+
+    `refused` of the failed rows never became a video. `frames` of `frames_total` are settled, frame 0 not counted.
+    Of an output with shards it is their sum, and how far each is. Raises `ValueError` where no run was begun.
+    """
+    if found := shards_of(output):
+        return _status_of_all(absolute_url(output), len(found))
+    store = _opened(output)
+    orders = Orders(store)
+    ids = orders.lines().keys()
+    done, failed = ids & set(store.done_ids()), ids & set(store.failed_ids())
+    frames = {video_id: frame for video_id, frame in store.last_frames().items() if video_id in ids - done - failed}
+    newest: dict[str, VideoRequest] = {}
+    for request in sorted((r for plan in orders.plans() for r in plan.requests), key=lambda r: r.generation):
+        newest[request.id] = request
+    tally = counted(newest.values(), done, failed)
+    tally.recall(frames, ())
+    run, summary = store.read_run() or {}, dataset.read_summary(store.url)
+    known = store.fingerprints()
+    return {
+        "output": store.url,
+        "run_id": run.get("run_id"),
+        "rows": summary.get("rows", run.get("rows")),
+        "finished": len(done),
+        "failed": len(failed),
+        "refused": len(failed - store.begun_ids()),
+        "frames": tally.done,
+        "frames_total": tally.total,
+        "in_progress": frames,
+        "epoch": store.current_epoch(),
+        "classes": described(known),
+        "inexact": _inexact(store, frames.keys()) if len(known) > 1 else [],
+        "workers_refused": store.refusals(),
+        "metrics_url": summary.get("this_life", {}).get("metrics_url"),
+    }
+
+
+def _status_of_all(output: str, count: int) -> dict[str, Any]:
+    each = {shard.folder: status(store.url) for shard, store in _shards(output)}
+    summed = ("rows", "finished", "failed", "refused", "frames", "frames_total")
+    total = {name: sum(found[name] or 0 for found in each.values()) for name in summed}
+    told = {folder: ", ".join(f"{name} {found[name]}" for name in summed) for folder, found in each.items()}
+    return {"output": output, "shards": count, "begun": len(each), **total, **told}
+
+
+def _inexact(store: CheckpointStore, in_progress: Collection[str]) -> list[str]:
+    """Ids of videos that have changed their class, the unfinished ones among them."""
+    finished = Ledger(store).done_rows(set(store.done_ids())).values()
+    with ThreadPoolExecutor(READERS) as pool:
+        begun = dict(zip(in_progress, pool.map(store.classes, in_progress), strict=True))
+    changed = {video_id for video_id, classes in begun.items() if len(classes) > 1}
+    return sorted(changed | {row["id"] for row in finished if row.get("class_changes")})
+
+
+def stop(output: str) -> int:
+    """Ask whoever owns the run to stop; returns that epoch. Raises `ValueError` where no run was begun.
+
+    It holds whatever becomes of that owner: what was asked for so far is at its end, until a command asks for it again.
+    """
+    store = _opened(output)
+    orders = Orders(store)
+    for order in orders.open():
+        orders.end(order.number, "interrupted")
+    epoch = store.current_epoch()
+    store.request_stop(epoch)
+    return epoch
+
+
+def _opened(output: str) -> CheckpointStore:
+    store = CheckpointStore(absolute_url(output))
+    if store.read_run() is None:
+        check_whole(output)
+        raise InputError(f"{output!r} holds no run; give the --output of `ti2v run`")
+    return store

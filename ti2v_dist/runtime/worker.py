@@ -1,0 +1,209 @@
+"""Worker: pins one Engine on one device and computes what it is asked. It decides nothing and remembers no video.
+
+The coordinator makes it a Ray actor; `generate` uses it in its own process.
+"""
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import islice, pairwise
+from typing import Any
+
+import numpy as np
+
+from ti2v_dist import __version__
+from ti2v_dist.config import RunConfig, keyframe_interval
+from ti2v_dist.inputs.images import load_image
+from ti2v_dist.outputs import codec, dataset
+from ti2v_dist.scheduling.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.fingerprints import differing
+from ti2v_dist.telemetry.log import LOG, begin
+from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState, canonical_json, canonical_sha256
+
+FRAME_LOG = "TI2V_FRAME_LOG"
+"""Environment variable: a file to which each computed frame is appended and synced, `<id> <frame> <pid>` a line.
+
+It outlives the process, so it is how frames that were computed twice are counted after a kill.
+"""
+
+
+OUT_OF_MEMORY = re.compile(r"(?:CUDA|CUBLAS|CUDNN|cuDNN).*(?:out of memory|ALLOC_FAILED)")
+FRAMES_AT_ONCE = 16
+"""Frames decoded before they go to the codec: what bounds the memory of a long video."""
+
+
+class Worker:
+    """One frozen model on one device. `open` first; every other call returns its value and the seconds it took.
+
+    Any call may raise `DeviceOutOfMemory`, or `DeviceFailure`, after which only a new process can compute.
+    """
+
+    def __init__(self, config: RunConfig, output_url: str, log_fields: dict[str, object] | None = None):
+        """`log_fields` are given to an actor, whose process then writes its log."""
+        if log_fields is not None:
+            begin(**log_fields)
+        self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
+        self.leaving = False
+
+    def open(self, largest: VideoRequest | None = None) -> dict[str, Any]:
+        """Load the model; returns what decides the bits of a frame and of a file, for the run's fingerprint.
+
+        On a GPU the batch of `largest` is tried at once: what does not fit must show before the run has a frame.
+        """
+        import torch
+
+        from ti2v_dist.engine import Engine
+        from ti2v_dist.models import load_model, read_info
+
+        wanted = self.config.model
+        device = wanted.device if wanted.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = wanted.dtype if wanted.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
+        self.info = read_info(wanted.id, wanted.revision)
+        with self._device_errors():
+            model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention)
+            self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
+            if largest and device == "cuda":
+                self.engine.warm_up(largest)
+        self.numerics = {**self.engine.report(), **codec.codec_versions()}
+        LOG.info("loaded the model onto %s", self.numerics["device"])
+        return self.numerics
+
+    def leave(self) -> None:
+        """Begin no further call, and give up the file in hand: each raises `Leaving`. Answers beside a call in hand."""
+        self.leaving = True
+        LOG.info("told to leave")
+
+    def encode(self, request: VideoRequest) -> tuple[Encoded, float]:
+        """Read and preprocess the image, encode it and the prompts. Raises what `load_image` does, `CorruptRecord`."""
+        began = self._begin()
+        image_HWC = self._origins_image(request)
+        if image_HWC is None:
+            allowed = (self.config.allow_http, self.config.images_below)
+            image_HWC = load_image(request.image, request.height, request.width, *allowed)
+        with self._device_errors():
+            return self.engine.encode(request, image_HWC), time.perf_counter() - began
+
+    def advance(self, states: list[VideoState]) -> tuple[list[Chunk | NonFiniteLatents], float]:
+        """The next chunk of each video, in one batch."""
+        began = self._begin()
+        with self._device_errors():
+            results = self.engine.advance(states)
+        seconds = time.perf_counter() - began
+        log = os.environ.get(FRAME_LOG)
+        if log:
+            _append_frames(log, results)
+        return results, seconds
+
+    def finish(self, request: VideoRequest, facts: dict[str, Any]) -> tuple[dict[str, Any], float]:
+        """Decode the settled latents into an mp4 of the data set; returns its metadata row.
+
+        `facts` are what only the coordinator knows: run_id, device_seconds, started_at.
+        """
+        began = self._begin()
+        with self.write_video(request) as written:
+            file_name = dataset.store_video(self.output_url, request.id, written)
+            row = self.row(request, written, file_name, facts)
+        return row, time.perf_counter() - began
+
+    def write_video(self, request: VideoRequest) -> AbstractContextManager[codec.WrittenVideo]:
+        """The settled video as a temporary mp4, decoded a few frames at a time."""
+        provenance = dataset.provenance(request, self.info.model_id, self.info.revision)
+        provenance |= {"class_changes": changes} if (changes := self._class_changes(request)) else {}
+        interval = keyframe_interval(self.store.read_run() or {}, request.fps)
+        return codec.write_video(self._frames(request), request.fps, provenance, interval)
+
+    def row(
+        self, request: VideoRequest, written: codec.WrittenVideo, file_name: str, facts: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The metadata row of a finished video."""
+        image = self.store.first_image(request.id)
+        own = {
+            "image_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
+            "model_id": self.info.model_id,
+            "model_revision": self.info.revision,
+            "device": self.numerics["device"],
+            "finished_at": time.time(),
+            "ti2v_version": __version__,
+        }
+        row = dataset.metadata_row(request, written, file_name, own | facts)
+        changes = self._class_changes(request)
+        return row | ({"class_changes": canonical_json(changes).decode()} if changes else {})
+
+    def _class_changes(self, request: VideoRequest) -> list[dict[str, Any]]:
+        """From which frames on others than who began the video have made it; after the last one, who made the file."""
+        if len(known := self.store.fingerprints()) < 2:
+            return []
+        made = [begun for begun in self.store.classes(request.id) if begun[0] < request.num_frames]
+        made.append((request.num_frames, canonical_sha256(self.numerics)))
+        return [
+            {
+                "frame": frame,
+                "fingerprint": now,
+                "device": known[now].get("device"),
+                "differs": differing(known[before], known[now]),
+            }
+            for (_, before), (frame, now) in pairwise(made)
+            if before != now
+        ]
+
+    def _origins_image(self, request: VideoRequest) -> np.ndarray | None:
+        """A fork's first frame, as long as its origin has it: the file that it came from may be gone."""
+        try:
+            return self.store.first_image(request.origin.id) if request.origin else None
+        except KeyError:
+            return None
+
+    def _begin(self) -> float:
+        self._heed_notice()
+        return time.perf_counter()
+
+    def _heed_notice(self) -> None:
+        if self.leaving:
+            raise Leaving("this worker is to leave")
+
+    def _frames(self, request: VideoRequest) -> Iterator[np.ndarray]:
+        """uint8 frames_HWC: the preprocessed image itself (Algorithm 1, line 5), then the decoded latents."""
+        yield self.store.first_image(request.id)
+        latents = islice(self.store.latents(request.id), request.num_frames - 1)
+        while batch := list(islice(latents, FRAMES_AT_ONCE)):
+            # A long video takes longer than a notice: its frames are settled, and others decode them as well.
+            self._heed_notice()
+            with self._device_errors():
+                frames_FHWC = self.engine.decode(np.stack(batch))
+            yield from frames_FHWC
+
+    @contextmanager
+    def _device_errors(self) -> Iterator[None]:
+        """Give torch's errors of a device the names by which they are told apart."""
+        import torch
+
+        try:
+            yield
+        except RuntimeError as error:
+            # Beside torch's own allocator, CUDA's libraries run out of memory in words of their own.
+            if isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)):
+                raise DeviceOutOfMemory(
+                    f"engine.slots is {self.config.engine.slots}; {FEWER_SLOTS}: {error}"
+                ) from error
+            if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+                raise DeviceFailure(str(error)) from error
+            raise
+
+
+def _append_frames(path: str, results: list[Chunk | NonFiniteLatents]) -> None:
+    lines = [
+        f"{chunk.video_id} {frame} {os.getpid()}\n"
+        for chunk in results
+        if isinstance(chunk, Chunk)
+        for frame in range(chunk.first_frame, chunk.last_frame + 1)
+    ]
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(descriptor, "".join(lines).encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

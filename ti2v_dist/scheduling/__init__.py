@@ -1,0 +1,1 @@
+"""Who works next: pure decisions. No clock, no IO, no torch, no Ray."""

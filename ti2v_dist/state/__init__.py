@@ -1,0 +1,1 @@
+"""What survives: records, requests, plans, orders. The only room that knows `.ti2v/`."""

@@ -1,0 +1,308 @@
+"""URLs that may be read, and reading them: the one way in for images, manifests and models."""
+
+import asyncio
+import os
+import posixpath
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
+
+from ti2v_dist.errors import InputError, UserError
+from ti2v_dist.storage.objects import ATTEMPTS, StoreDenied, StoreUnavailable, persist
+from ti2v_dist.storage.verdicts import refuses_whoever_asks, status_of, transport_errors, words_of
+from ti2v_dist.video import check_choice
+
+if TYPE_CHECKING:
+    import aiohttp
+
+SCHEMES = ("file", "s3", "gs", "az", "hf", "memory")
+HTTP_SCHEMES = ("http", "https")
+SILENCE_S = 10.0
+"""A server that sends nothing for so long is asked again."""
+READ_S = 300.0
+"""A read that takes longer is given up, however much still arrives."""
+MAX_REDIRECTS = 5
+_REDIRECTS = {301, 302, 303, 307, 308}
+_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure", "httpx", "httpx2"}
+
+
+class UrlRefused(InputError):
+    """A URL of a scheme that is not on the allow-list, a chained one, or one outside the places that are allowed."""
+
+
+class Unreachable(UserError, ConnectionError):
+    """A server gave no whole answer in all tries. That says nothing of the file: another time it may be read."""
+
+    answered = False
+    """Whether it said anything at all."""
+
+
+class HostUnreachable(Unreachable):
+    """The same of a web server, one among many: no run is to wait for it."""
+
+
+class _GaveUp(Exception):
+    """A read took longer than `READ_S`."""
+
+
+def check_url(url: str, allow_http: bool = False) -> str:
+    """Return `url` if it is a local path or of an allowed scheme; raise `UrlRefused` before any client sees it."""
+    if url.startswith("/"):
+        return url
+    if "::" in url:
+        raise UrlRefused(f"{url!r} is a chained URL (::); give the file itself")
+    if "://" not in url:
+        return url
+    choices = SCHEMES + HTTP_SCHEMES if allow_http else SCHEMES
+    try:
+        check_choice(f"the scheme of {url!r}", url.split("://")[0], choices)
+    except ValueError as exc:
+        hint = "" if allow_http or not url.startswith(HTTP_SCHEMES) else " (http only when it is explicitly allowed)"
+        raise UrlRefused(f"{exc}, or a local path{hint}") from None
+    return url
+
+
+def absolute_url(url: str) -> str:
+    """A local path made absolute, a `file://` URL as the path that it names, any other URL without closing slashes.
+
+    Only a `file://` URL is percent-decoded, once: in a plain path `%20` is what it says. A slash at the end of a web
+    address is part of it.
+    """
+    if url.startswith("file://"):
+        return os.path.abspath(_file_path(url))
+    if "://" not in url or url.startswith("/"):
+        return os.path.abspath(url)
+    scheme, rest = url.split("://", 1)
+    return url if scheme in HTTP_SCHEMES else f"{scheme}://{rest.rstrip('/')}"
+
+
+def _file_path(url: str) -> str:
+    host, slash, path = url.removeprefix("file://").partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise UrlRefused(f"{url!r} names the host {host!r}; write file:///PATH for a file of this machine")
+    try:
+        return "/" + unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise UrlRefused(f"{url!r} is not UTF-8 when it is percent-decoded") from None
+
+
+def resolve_url(url: str, folder: str, allow_http: bool = False) -> str:
+    """`url` as an absolute path or URL, relative ones taken from `folder` (an absolute path or URL)."""
+    check_url(url, allow_http)
+    if "://" in url or url.startswith("/"):
+        return absolute_url(url)
+    if "://" not in folder:
+        return os.path.normpath(os.path.join(folder, url))
+    scheme, path = folder.split("://", 1)
+    return f"{scheme}://{posixpath.normpath(posixpath.join(path, url))}"
+
+
+def confined(url: str, places: tuple[str, ...]) -> str:
+    """`url` as it is to be opened if it lies in or below one of `places`; raise `UrlRefused` if not.
+
+    Neither `..` nor a symbolic link leads out, and `/data` is not above `/data2`. Without places all is allowed.
+    """
+    if not places:
+        return url
+    # What was looked at is what is opened: a link may be turned elsewhere meanwhile.
+    opened = url if "://" in url else os.path.realpath(url)
+    parts = _parts(opened)
+    if parts and any(parts[: len(place)] == place for place in map(_parts, map(_real, places)) if place):
+        return opened
+    raise UrlRefused(f"{url!r} is not below {' or '.join(map(repr, places))}, where images must be (images_below)")
+
+
+def _real(place: str) -> str:
+    place = absolute_url(place)
+    return place if "://" in place else os.path.realpath(place)
+
+
+def _parts(url: str) -> list[str]:
+    """Scheme, server or bucket, and the segments of the path; nothing for a URL that steps back."""
+    if "://" not in url:
+        return ["file", *url.split("/")[1:]] if url != "/" else ["file"]
+    scheme, rest = url.split("://", 1)
+    if scheme in HTTP_SCHEMES:
+        try:
+            split = urlsplit(url)
+            port = split.port or {"http": 80, "https": 443}[scheme]
+        except ValueError:
+            return []
+        rest = f"{split.hostname}:{port}{split.path}"
+    decoded = rest
+    while decoded != (decoded := unquote(decoded)):  # some servers decode more than once
+        pass
+    if ".." in decoded.replace("\\", "/").split("/"):
+        return []
+    return [scheme, *rest.rstrip("/").split("/")]
+
+
+def server_of(url: str) -> str:
+    """Who must answer for a URL: scheme and host or bucket; "file" for a local path."""
+    return "file" if "://" not in url else "/".join(url.split("/", 3)[:3])
+
+
+def open_filesystem(url: str, allow_http: bool = False, **options: Any) -> tuple[Any, str]:
+    """The fsspec file system of an allowed `url` and the path in it; `ValueError` names a missing extra."""
+    import fsspec
+
+    target = absolute_url(check_url(url, allow_http))
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if target.startswith("s3://") and endpoint:
+        # Servers other than AWS seldom resolve a host name for each bucket.
+        options["config_kwargs"] = {**options.get("config_kwargs", {}), "s3": {"addressing_style": "path"}}
+        options["endpoint_url"] = endpoint  # by which fsspec tells the clients that it keeps apart
+    try:
+        if "://" not in target:  # a path holds what it holds: no chain, no protocol
+            return fsspec.filesystem("file", **options), target
+        return fsspec.core.url_to_fs(target, **options)
+    except ImportError as exc:
+        raise InputError(f"{url!r} needs a storage client that is not installed: {exc}") from exc
+
+
+def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, below: tuple[str, ...] = ()) -> bytes:
+    """The bytes of a file; `InputError` if it has more than `limit`, `UrlRefused` if it is not `below` one of these.
+
+    Whatever comes of a busy or silent server is asked again. Raises `FileNotFoundError` for what does not exist,
+    `PermissionError` for what is not permitted, another OSError if the file cannot be read, `Unreachable` when no try
+    had a whole answer, and `StoreDenied` where a store refuses whoever asks, whatever is asked for.
+    """
+    target = confined(absolute_url(check_url(url, allow_http)), below)
+    scheme = target.split("://")[0] if "://" in target else "file"
+    try:
+        data = persist(url, _reader(url, target, scheme, limit, below), transport_errors(scheme))
+    except StoreUnavailable as exc:
+        raise _unreachable(url, scheme, f"no answer in {ATTEMPTS} tries", exc.__cause__ or exc) from exc
+    except _GaveUp as exc:
+        raise _unreachable(url, scheme, f"not whole after {READ_S:.0f} s", exc) from exc
+    except Exception as exc:
+        cause = exc.__cause__ if isinstance(exc, StoreDenied) and isinstance(exc.__cause__, Exception) else exc
+        if status_of(cause) == 416:  # how stores say that not even the first byte is there
+            return b""
+        if (named := _named(url, cause, is_answer=cause is not exc)) is exc:
+            raise
+        raise named from exc
+    if limit is not None and len(data) > limit:
+        raise InputError(f"{url!r} has more than the allowed {limit:,} bytes")
+    return data
+
+
+def _unreachable(url: str, scheme: str, what: str, cause: BaseException) -> Unreachable:
+    kind = HostUnreachable if scheme in HTTP_SCHEMES else Unreachable
+    error = kind(f"{url!r} cannot be read: {what} from {server_of(absolute_url(url))}: {cause}")
+    error.answered = isinstance(cause, _Busy)
+    return error
+
+
+def _reader(url: str, target: str, scheme: str, limit: int | None, below: tuple[str, ...]) -> Callable[[], bytes]:
+    """One try of a read of no more than a byte above `limit`."""
+    end = None if limit is None else limit + 1
+    if scheme == "file":
+        return lambda: _read_file(url, target, end)
+    options: dict[str, Any] = {}
+    if scheme == "s3":  # tries are counted here alone
+        options["config_kwargs"] = {"read_timeout": SILENCE_S, "retries": {"total_max_attempts": 1}}
+    fs, path = open_filesystem(target, allow_http=True, **options)
+    if scheme == "s3":
+        fs.retries = 1
+    if scheme in HTTP_SCHEMES:
+        return lambda: _in_time(fs, _read_http, fs, target, end, below)
+    if fs.async_impl:
+        return lambda: _in_time(fs, fs._cat_file, path, start=0, end=end)
+    return lambda: fs.cat_file(path, start=0, end=end)
+
+
+def _read_file(url: str, path: str, end: int | None) -> bytes:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{url!r} is not a file" if os.path.exists(path) else f"{url!r} does not exist")
+    with open(path, "rb") as file:
+        return file.read(-1 if end is None else end)
+
+
+def _in_time(fs: Any, call: Callable[..., Any], *arguments: Any, **options: Any) -> bytes:
+    """Wait for a coroutine of the file system's loop, so that Ctrl-C is heard meanwhile."""
+    from fsspec.asyn import sync
+
+    began = time.monotonic()
+    try:
+        return cast(bytes, sync(fs.loop, call, *arguments, timeout=READ_S, **options))
+    except TimeoutError as exc:
+        if time.monotonic() - began < READ_S:  # the client's own
+            raise TimeoutError(str(exc) or "it did not answer in time") from exc
+        raise _GaveUp(f"the last byte did not come in {READ_S:.0f} s") from None
+
+
+def _named(url: str, exc: Exception, is_answer: bool) -> Exception:
+    """The error of a read by its right name, or as it is; `is_answer` where the server has said so for certain."""
+    status = status_of(exc)
+    if refuses_whoever_asks(exc):
+        return StoreDenied(f"{url!r} cannot be read: {words_of(exc)}")
+    if status == 404 or (isinstance(exc, FileNotFoundError) and not str(exc).endswith("is not a file")):
+        return FileNotFoundError(f"{url!r} does not exist")
+    if status == 403 or isinstance(exc, PermissionError):
+        return PermissionError(f"{url!r} is not permitted: {exc}")
+    if type(exc).__name__ == "ParamValidationError":
+        return InputError(f"{url!r} is no URL of an object: {exc}")
+    # Clients have families of errors of their own.
+    is_clients = type(exc).__module__.split(".")[0] in _CLIENTS
+    kind = OSError if is_answer else Unreachable
+    return kind(f"{url!r} cannot be read: {words_of(exc)}") if is_clients else exc
+
+
+class _Busy(ConnectionError):
+    """A web server's answer that another time may be another one."""
+
+
+async def _read_http(fs: Any, url: str, end: int | None, below: tuple[str, ...]) -> bytes:
+    """The body of a web address. A redirect may not lead where the address itself might not."""
+    import aiohttp
+
+    session = await fs.set_session()
+    timeout = aiohttp.ClientTimeout(total=None, connect=SILENCE_S, sock_connect=SILENCE_S, sock_read=SILENCE_S)
+    try:
+        for _ in range(MAX_REDIRECTS + 1):
+            address = fs.encode_url(url)
+            confined(str(address), below)
+            async with session.get(address, timeout=timeout, allow_redirects=False) as reply:
+                if reply.status in _REDIRECTS and "Location" in reply.headers:
+                    url = urljoin(str(reply.url), reply.headers["Location"])
+                    if urlsplit(url).scheme not in HTTP_SCHEMES:
+                        raise UrlRefused(f"the server sends on to {url!r}, which is no web address")
+                    continue
+                await _check_status(reply)
+                return await _body(reply, end)
+        raise OSError(f"{url!r} is behind more than {MAX_REDIRECTS} redirects")
+    except aiohttp.InvalidURL as exc:
+        raise InputError(f"{url!r} is not a web address") from exc
+    except TimeoutError as exc:
+        raise ConnectionError(f"it sent nothing for {SILENCE_S:.0f} s") from exc
+    except aiohttp.ClientConnectorDNSError as exc:
+        raise ConnectionError(f"there is no such host: {exc}") from exc
+    except aiohttp.ClientPayloadError as exc:
+        raise _Busy(f"its answer was cut short: {exc}") from exc
+    except aiohttp.ClientError as exc:
+        raise ConnectionError(str(exc) or type(exc).__name__) from exc
+
+
+async def _check_status(reply: "aiohttp.ClientResponse") -> None:
+    said = f"the server answers {reply.status} {reply.reason or ''}".rstrip()
+    if reply.status in (404, 410):
+        raise FileNotFoundError(said)
+    if reply.status in (401, 403, 407, 451):
+        raise PermissionError(said)
+    if reply.status in (408, 425, 429) or reply.status >= 500:
+        wait_s = reply.headers.get("Retry-After", "")
+        await asyncio.sleep(min(float(wait_s), SILENCE_S) if wait_s.isdecimal() and wait_s.isascii() else 0)
+        raise _Busy(said)
+    if reply.status != 200:
+        raise OSError(f"{str(reply.url)!r} cannot be read: {said}")
+
+
+async def _body(reply: "aiohttp.ClientResponse", end: int | None) -> bytes:
+    data = bytearray()
+    async for chunk in reply.content.iter_any():
+        data += chunk
+        if end is not None and len(data) >= end:
+            break
+    return bytes(data)
