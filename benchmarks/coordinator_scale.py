@@ -30,15 +30,16 @@ from typing import Any
 import numpy as np
 
 from ti2v_dist.config import RunConfig
-from ti2v_dist.runtime import coordinator, pool, ray_internals
-from ti2v_dist.runtime import ownership as upkeep
+from ti2v_dist.latents import Chunk, Encoded, VideoState
+from ti2v_dist.runtime import coordinator, pool, ray_internals, upkeep
 from ti2v_dist.runtime.account import Account
 from ti2v_dist.runtime.coordinator import Coordinator
 from ti2v_dist.state import frames
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
-from ti2v_dist.video import Chunk, Encoded, SamplingParams, VideoRequest, VideoState
+from ti2v_dist.state.plan import Plan
+from ti2v_dist.video import SamplingParams, VideoRequest
 
 LATENT_CHW, TEXT_LD, IMAGE_HWC, CONTEXT = (4, 32, 32), (77, 1024), (256, 256, 3), 7
 KEPT = (".ti2v/plans/", ".ti2v/orders/", ".ti2v/ends/", ".ti2v/epochs/", ".ti2v/fingerprint")

@@ -22,9 +22,10 @@ import torch
 from benchmarks import oracle, quality_table
 from benchmarks.quality_rows import GROUPS, SPLIT, HeldOut, Row, requests_of, rows_of
 from ti2v_dist.engine import Engine
+from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.shapes import world
-from ti2v_dist.video import Chunk, NonFiniteLatents, VideoRequest, VideoState
+from ti2v_dist.video import VideoRequest
 
 SAVE_EVERY_FRAMES = 8
 README = Path(__file__).resolve().parents[1] / "README.md"

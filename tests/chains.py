@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from ti2v_dist.latents import Chunk, Encoded, VideoState
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import Tip
-from ti2v_dist.video import Chunk, Encoded, SamplingParams, VideoRequest, VideoState
+from ti2v_dist.video import SamplingParams, VideoRequest
 
 FINGERPRINT = "f" * 64
 K = 3

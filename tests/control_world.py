@@ -33,25 +33,38 @@ from schedules import Campaign
 from simulated import LAST, ROOT, SimulatedFS, following, played, request_of, value
 from virtual import VirtualLoop, blocking, wait
 
+import ti2v_dist
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import UserError
-from ti2v_dist.operations import edit as edits
-from ti2v_dist.operations import planning
-from ti2v_dist.operations import run as driver
-from ti2v_dist.operations.planning import Work
+from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
+from ti2v_dist.operations import driver, edit, planning
 from ti2v_dist.outputs import dataset, views
-from ti2v_dist.runtime import account, classes, coordinator, deaths, outages, pool, ray_internals, session, videos
-from ti2v_dist.runtime import ownership as upkeep
+from ti2v_dist.runtime import (
+    account,
+    classes,
+    coordinator,
+    deaths,
+    outages,
+    patience,
+    places,
+    pool,
+    ray_internals,
+    session,
+    upkeep,
+    videos,
+)
 from ti2v_dist.runtime.coordinator import Coordinator
+from ti2v_dist.runtime.work import Work
 from ti2v_dist.scheduling import events
 from ti2v_dist.scheduling.scheduler import Scheduler
 from ti2v_dist.state import checkpoint, keys, orders
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
+from ti2v_dist.state.plan import Plan
 from ti2v_dist.storage.objects import StoreUnavailable
 from ti2v_dist.telemetry.metrics import Metrics
-from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
+from ti2v_dist.video import VideoRequest
 
 IDS = ("a", "b", "c")
 OUTPUT = "memory://run"
@@ -631,10 +644,10 @@ class World:
 
     def retry(self) -> Work:
         found = [self.store.read_request(video_id) for video_id in self.store.failed_ids()]
-        return edits.to_make(self.store, *filter(None, found))
+        return edit.to_make(self.store, *filter(None, found))
 
     def extend(self, video_id: str) -> Work:
-        return edits.to_make(self.store, edits.extend(self.store, video_id, "+1"))
+        return edit.to_make(self.store, edit.extend(self.store, video_id, "+1"))
 
     async def user(self) -> None:
         """Somebody who gives commands, and sometimes goes away in the middle of one."""
@@ -835,10 +848,10 @@ def world_of(
         wait(asyncio.sleep(seconds))
 
     clock = SimpleNamespace(monotonic=loop.time, time=loop.time, sleep=sleep)
-    for room in (outages, pool, videos, account, driver, session, classes):
+    for room in (outages, pool, patience, videos, account, driver, session, classes):
         patch.setattr(room, "time", clock)
     patch.setattr(asyncio, "to_thread", world.thread)
-    for room in (upkeep, pool):
+    for room in (upkeep, places):
         patch.setattr(room, "control", control)
     patch.setattr(pool, "ray", world.clusters["here"])
     for room in (coordinator, pool):
@@ -846,7 +859,7 @@ def world_of(
     patch.setattr(views, "_opened", world.checkpoint_store)
 
     patch.setattr(
-        edits, "record", lambda store, config, plan, facts: planning.record(store, config, world.allowing(plan), facts)
+        edit, "record", lambda store, config, plan, facts: planning.record(store, config, world.allowing(plan), facts)
     )
     let_go = Scheduler._on_class_gone
 
@@ -912,11 +925,11 @@ def played_control() -> Iterator[pytest.MonkeyPatch]:
     """What is the same in every world."""
     with played() as patch:
         inline = lambda threads: nullcontext(SimpleNamespace(map=map))  # noqa: E731
-        for room in (planning, views, edits, orders):
+        for room in (planning, views, edit, orders):
             patch.setattr(room, "ThreadPoolExecutor", inline)
         patch.setattr(checkpoint.CheckpointStore, "probe", lambda store: None)
         patch.setattr(planning, "_lost", lambda store, plan: set())
-        patch.setattr(edits, "_config", lambda store: CONFIG)
+        patch.setattr(edit, "config_of", lambda store: CONFIG)
         patch.setattr(views, "write_gallery", lambda *arguments: None)
         patch.setattr(coordinator, "begin", lambda **fields: None)
         patch.setattr(coordinator, "use_storage_threads", lambda: None)
@@ -974,47 +987,15 @@ def every_promise_is_kept(seeds: range) -> None:
     assert {fault for fault in FAULTS if counts[fault] < len(seeds) / 100} == set(), "a fault that hardly ever struck"
 
 
-ROOMS = (
-    "coordinator",
-    "videos",
-    "upkeep",
-    "account",
-    "tally",
-    "pool",
-    "deaths",
-    "outages",
-    "scheduler",
-    "crew",
-    "turns",
-    "kinds",
-    "line",
-    "classes",
-)
-ROOMS += (
-    "starts",
-    "events",
-    "losses",
-    "driver",
-    "session",
-    "planning",
-    "edits",
-    "views",
-    "ledger",
-    "orders",
-    "checkpoint",
-    "frames",
-    "requests",
-    "fingerprints",
-    "store",
-)
-"""The code that is played."""
+ROOMS = ("state", "scheduling", "runtime", "operations")
+"""Where the code lies that is played."""
 
 
 def campaign(path: Path | None) -> Campaign:
     """Many schedules, added up in a JSON file by the code that played them."""
-    package = Path(coordinator.__file__).parent
+    package = Path(ti2v_dist.__file__).parent
     own = [Path(__file__), Path(simulated.__file__), Path(virtual.__file__)]
-    return Campaign(path, [*own, *(package / f"{room}.py" for room in ROOMS)], play)
+    return Campaign(path, [*own, *(file for room in ROOMS for file in sorted((package / room).glob("*.py")))], play)
 
 
 if __name__ == "__main__":

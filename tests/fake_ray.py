@@ -14,15 +14,17 @@ from chains import make_encoded, make_request
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from ti2v_dist.config import RunConfig
+from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.outputs import dataset
 from ti2v_dist.outputs.codec import WrittenVideo
 from ti2v_dist.runtime import coordinator, deaths, pool, ray_internals
 from ti2v_dist.runtime.account import Account
 from ti2v_dist.runtime.coordinator import Coordinator
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
-from ti2v_dist.video import Chunk, VideoRequest, VideoState
+from ti2v_dist.state.plan import Plan
+from ti2v_dist.video import VideoRequest
 
 PATIENCE_S = 30.0
 Hook = Callable[["Actor", str, tuple[Any, ...]], Awaitable[None]]

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from ti2v_dist.operations import edit as edits
+from ti2v_dist.canonical import canonical_json
+from ti2v_dist.latents import Chunk, VideoState
+from ti2v_dist.operations import collect, repair
 from ti2v_dist.state import ledger
 from ti2v_dist.state.record import Record
-from ti2v_dist.storage import objects as store_module
-from ti2v_dist.video import Chunk, SamplingParams, VideoRequest, VideoState, canonical_json
+from ti2v_dist.storage import objects
+from ti2v_dist.video import SamplingParams, VideoRequest
 
 LAST = 4
 ROOT = "bucket/run"
@@ -122,14 +124,15 @@ def played() -> Iterator[pytest.MonkeyPatch]:
     cannot leave.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "time", SimpleNamespace(sleep=lambda seconds: None))
+        patch.setattr(objects, "time", SimpleNamespace(sleep=lambda seconds: None))
         patch.setattr(ledger, "ThreadPoolExecutor", lambda threads: nullcontext(SimpleNamespace(map=map)))
         patch.setattr(Record, "from_bytes", lru_cache(4096)(Record.from_bytes))
         read, requests = VideoRequest.from_json, {}
         patch.setattr(VideoRequest, "from_json", lambda data: once(requests, canonical_json(data), lambda: read(data)))
         for method in (VideoRequest.to_json, VideoRequest.identity, VideoRequest.recipe):
             patch.setattr(VideoRequest, method.__name__, kept(method))
-        patch.setattr(edits, "is_whole", lambda store, video_id: store.read_done(video_id) is not None)
+        for room in (collect, repair):
+            patch.setattr(room, "is_whole", lambda store, video_id: store.read_done(video_id) is not None)
         yield patch
 
 

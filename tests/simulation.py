@@ -37,12 +37,13 @@ from simulated import (
 )
 
 import ti2v_dist
-from ti2v_dist.operations import edit as edits
+from ti2v_dist.latents import Chunk, Encoded
+from ti2v_dist.operations import collect
 from ti2v_dist.state.checkpoint import CheckpointStore, FramesDropped, Settled
-from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.ledger import Ledger
+from ti2v_dist.state.plan import Plan
 from ti2v_dist.state.record import CorruptRecord, Record, Tip
 from ti2v_dist.storage.objects import StoreUnavailable
-from ti2v_dist.video import Chunk, Encoded
 
 IDS = ("a", "b")
 FINGERPRINT = "f" * 64
@@ -167,7 +168,7 @@ class Collector(Life):
     def _live(self, _: str | None = None) -> None:
         try:
             for _again in range(self.world.random.choice((1, 5, 20))):
-                self._ask(edits.gc, self.store, True, True)
+                self._ask(collect.gc, self.store, True, True)
         except Crash:
             pass
 
@@ -362,7 +363,7 @@ class World:
         return found[0]
 
 
-ROOMS = ("store", "record", "frames", "checkpoint", "ledger", "edits", "video")
+ROOMS = ("storage/objects", "state/record", "state/frames", "state/checkpoint", "state/ledger", "operations/collect")
 """The code that is played."""
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from chains import K, again, frame_key, make_chunk, make_encoded, make_request, same_state
 
+from ti2v_dist.latents import VideoState
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import CorruptRecord, RecipeMismatch, Record, Tip
-from ti2v_dist.video import Origin, VideoRequest, VideoState
+from ti2v_dist.video import Origin, VideoRequest
 
 MACHINES = [{"device": name, "weights_sha256": "w"} for name in ("a100", "h100", "cpu")]
 

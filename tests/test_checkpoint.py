@@ -24,9 +24,9 @@ from chains import (
     same_state,
 )
 
+from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import CorruptRecord, RecipeMismatch, Record
-from ti2v_dist.video import Chunk, NonFiniteLatents, VideoState
 
 
 @pytest.fixture(params=["file", "memory"])

@@ -13,7 +13,9 @@ import pytest
 from chains import make_chunk, make_encoded
 from fake_ray import Actor, World, formulas, next_latents, until, video
 
+from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.config import RunConfig, load_config
+from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.operations import planning
 from ti2v_dist.operations.planning import RunMismatch, claim
 from ti2v_dist.outputs import dataset, views
@@ -21,9 +23,8 @@ from ti2v_dist.runtime import classes
 from ti2v_dist.runtime.coordinator import PROTOCOL, Coordinator
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import Plan
+from ti2v_dist.state.plan import Plan
 from ti2v_dist.state.record import Record
-from ti2v_dist.video import Chunk, VideoState, canonical_sha256
 
 A, B = "formula", "another"
 SHAS = {device: canonical_sha256({"device": device}) for device in (A, B)}

@@ -344,10 +344,11 @@ def test_an_ascii_terminal_gets_the_report_escaped(folder, model):
 
 BUG = """
 import sys
-from ti2v_dist import cli, views
+from ti2v_dist.cli.main import main
+from ti2v_dist.outputs import views
 views.status = lambda output: {}["nothing"]
 sys.argv = ["ti2v", *sys.argv[1:]]
-cli.main()
+main()
 """
 
 

@@ -12,19 +12,20 @@ import pytest
 from fake_ray import Actor, World, answering, formulas, until, video
 
 from ti2v_dist.config import RunConfig
-from ti2v_dist.operations import edit as edits
-from ti2v_dist.operations.planning import Work
+from ti2v_dist.latents import Chunk
+from ti2v_dist.operations import collect
 from ti2v_dist.outputs import views
 from ti2v_dist.outputs.dataset import read_rows, read_summary, write_views
-from ti2v_dist.runtime import pool, ray_internals, session
+from ti2v_dist.runtime import patience, ray_internals, session
 from ti2v_dist.runtime.coordinator import PROTOCOL
-from ti2v_dist.runtime.ownership import Upkeep
+from ti2v_dist.runtime.upkeep import Upkeep
+from ti2v_dist.runtime.work import Work
 from ti2v_dist.scheduling import events
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
+from ti2v_dist.state.plan import Plan
 from ti2v_dist.storage import disk
-from ti2v_dist.video import Chunk
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_3_the_value_of_a_lost_worker_counts_for_nothing(world: World):
 
     async def run() -> dict[str, Any]:
         life = world.begin(world.order(*videos))
-        call, first = life.pool._answer, list[str]()
+        call, first = life.pool.patience.answer, list[str]()
 
         async def answered(number: int, method: str, reply: Any) -> Any:
             value = await call(number, method, reply)
@@ -153,7 +154,7 @@ def test_3_the_value_of_a_lost_worker_counts_for_nothing(world: World):
                 await asyncio.sleep(0.05)
             return value
 
-        life.pool._answer = answered
+        life.pool.patience.answer = answered
         return await world.end(life)
 
     summary = asyncio.run(run())
@@ -293,7 +294,7 @@ def test_12_a_worker_that_does_not_answer_is_told_of_and_given_up(world: World):
 def test_12_a_start_that_hangs_is_one_that_fails(world: World, monkeypatch: pytest.MonkeyPatch):
     """It had its place; one that waits for a place waits for as long as it takes."""
     ann = video("ann", 5)
-    monkeypatch.setattr(pool, "PLACES_POLL_S", 0.05)
+    monkeypatch.setattr(patience, "PLACES_POLL_S", 0.05)
     monkeypatch.setattr(ray_internals, "actor_entry", answering({"Address": {"NodeID": "n0", "IPAddress": "10.0.0.7"}}))
 
     async def run() -> tuple[dict[str, Any], list[str]]:
@@ -402,10 +403,10 @@ def test_18_a_file_that_the_tables_name_is_not_deleted(world: World):
     old, new = ({**row, "file_name": f"videos/00/{name}"} for name in names)
     world.store.finish("ann", new)
     write_views(world.output, [old], [], {})
-    assert edits.gc(world.store, delete=True)["orphans"] == []
+    assert collect.gc(world.store, delete=True)["orphans"] == []
     assert (folder / names[0]).exists()
     write_views(world.output, [new], [], {})
-    assert edits.gc(world.store, delete=True)["orphans"] == [f"dataset/videos/00/{names[0]}"]
+    assert collect.gc(world.store, delete=True)["orphans"] == [f"dataset/videos/00/{names[0]}"]
     assert sorted(path.name for path in folder.iterdir()) == [names[1]]
 
 

@@ -13,8 +13,9 @@ from ti2v_dist.errors import RunBug
 from ti2v_dist.outputs import views
 from ti2v_dist.runtime import session
 from ti2v_dist.runtime.coordinator import Coordinator
-from ti2v_dist.runtime.ownership import Upkeep
+from ti2v_dist.runtime.patience import Patience
 from ti2v_dist.runtime.pool import WorkerPool
+from ti2v_dist.runtime.upkeep import Upkeep
 from ti2v_dist.runtime.videos import Videos
 from ti2v_dist.scheduling.scheduler import Scheduler
 from ti2v_dist.scheduling.starts import Starts
@@ -83,9 +84,9 @@ MUTANTS = {
     ),
     "11: an error of Ray's ends the run": Mutant(60, WorkerPool, "_try", "if isinstance(error, ENDS):", "if True:"),
     "12: who hangs is waited for": Mutant(
-        *(100, WorkerPool, "_answer"), "raise Stalled(", "await asyncio.Event().wait(); raise Stalled("
+        *(100, Patience, "answer"), "raise Stalled(", "await asyncio.Event().wait(); raise Stalled("
     ),
-    "12: who hangs at its start is waited for": Mutant(320, WorkerPool, "_opened", "if placed and", "if False and"),
+    "12: who hangs at its start is waited for": Mutant(320, Patience, "opened", "if placed and", "if False and"),
     "13: what is dropped is waited for": Mutant(
         *(680, Scheduler, "_on_superseded", "self._unsettled.discard(video.id)", "pass"),
         ("zombie", "worst moment", "worker dies"),

@@ -13,15 +13,16 @@ from tiny_models import SIZE, write_tiny_model
 
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.inputs.manifest import make_request as request_of_row
+from ti2v_dist.latents import Chunk
 from ti2v_dist.models import read_info
-from ti2v_dist.operations import edit as edits
-from ti2v_dist.operations import verify as audit
+from ti2v_dist.operations import collect, edit, repair
 from ti2v_dist.operations.planning import claim, request_defaults
+from ti2v_dist.operations.verify import verify
 from ti2v_dist.outputs import views
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.state.checkpoint import CheckpointStore, FramesDropped, RequestMismatch
 from ti2v_dist.state.record import Record
-from ti2v_dist.video import Chunk, VideoRequest
+from ti2v_dist.video import VideoRequest
 
 FRAMES = 7
 
@@ -92,7 +93,7 @@ def request_(tmp_path: Path, config: RunConfig) -> VideoRequest:
 def test_an_extended_video_is_the_one_that_was_long_from_the_start(place, elsewhere, request_):
     short = place.make(request_)
     before = place.records("cat")
-    longer = edits.extend(place.store, "cat", "+3")
+    longer = edit.extend(place.store, "cat", "+3")
     assert (longer.num_frames, longer.generation) == (FRAMES + 3, 1)
     place.computed.clear()
     row = place.make(longer)
@@ -112,33 +113,33 @@ def test_an_extended_video_is_the_one_that_was_long_from_the_start(place, elsewh
 
 def test_the_same_extension_again_goes_on_and_then_adds(place, request_):
     place.make(request_)
-    longer = edits.extend(place.store, "cat", "+3")
+    longer = edit.extend(place.store, "cat", "+3")
     place.make(longer, until=8)
-    assert edits.extend(place.store, "cat", "+3") == longer
-    assert edits.extend(place.store, "cat", str(FRAMES + 3)) == longer
+    assert edit.extend(place.store, "cat", "+3") == longer
+    assert edit.extend(place.store, "cat", str(FRAMES + 3)) == longer
     assert place.store.edits() == {"cat": [1]}
     assert place.store.current_epoch() == 0, "nobody is disturbed"
     place.make(longer)
-    assert edits.extend(place.store, "cat", str(FRAMES + 3)) == longer
-    assert edits.extend(place.store, "cat", "+3").num_frames == FRAMES + 6
+    assert edit.extend(place.store, "cat", str(FRAMES + 3)) == longer
+    assert edit.extend(place.store, "cat", "+3").num_frames == FRAMES + 6
 
 
 @pytest.mark.parametrize(("asked", "made"), [("+5", 12), ("+2", 9), ("+1", 8)])
 def test_an_extension_that_is_not_finished_is_replaced_by_another(place, elsewhere, request_, asked, made):
     place.make(request_)
-    place.make(edits.extend(place.store, "cat", "+300"), until=9)
+    place.make(edit.extend(place.store, "cat", "+300"), until=9)
     with pytest.raises(ValueError, match="num_frames is 7; video 'cat' has 7 frames already"):
-        edits.extend(place.store, "cat", "7")
-    other = edits.extend(place.store, "cat", asked)
+        edit.extend(place.store, "cat", "7")
+    other = edit.extend(place.store, "cat", asked)
     assert (other.num_frames, other.generation) == (made, 2)
     assert place.store.current_epoch() == 1, "whoever is at work on the 300 steps down"
-    assert edits.extend(place.store, "cat", asked) == other
+    assert edit.extend(place.store, "cat", asked) == other
     row = place.make(other)
     assert place.computed == list(range(1, max(9, made)))
     assert elsewhere.mp4(elsewhere.make(replace(request_, num_frames=made))) == place.mp4(row)
     assert place.store.finished() == {"cat": 2}
     views.write(place.store, {"cat"}, (), {})
-    assert audit.verify(place.url, deep=True)["problems"] == []
+    assert verify(place.url, deep=True)["problems"] == []
 
 
 @pytest.mark.parametrize(
@@ -153,12 +154,12 @@ def test_an_extension_that_is_not_finished_is_replaced_by_another(place, elsewhe
 def test_what_is_no_extension_is_refused(place, request_, asked, said):
     place.store.claim_request(request_)
     with pytest.raises(ValueError, match="'cat' is not finished; extend it when it is"):
-        edits.extend(place.store, "cat", "+3")
+        edit.extend(place.store, "cat", "+3")
     place.store.finish("cat", {"num_frames": FRAMES})
     with pytest.raises(ValueError, match=said):
-        edits.extend(place.store, "cat", asked)
+        edit.extend(place.store, "cat", asked)
     with pytest.raises(ValueError, match="has no video 'dog' yet"):
-        edits.extend(place.store, "dog", "+3")
+        edit.extend(place.store, "dog", "+3")
     assert place.store.edits() == {}
 
 
@@ -167,7 +168,7 @@ def test_what_is_no_extension_is_refused(place, request_, asked, said):
 
 def test_a_fork_is_the_video_that_its_schedule_makes_from_the_start(place, elsewhere, request_):
     place.make(request_)
-    asked = edits.fork(place.store, "cat", 3, "a blue dog", "dog")
+    asked = edit.fork(place.store, "cat", 3, "a blue dog", "dog")
     place.computed.clear()
     os.unlink(request_.image)
     row = place.make(asked)
@@ -181,12 +182,12 @@ def test_a_fork_is_the_video_that_its_schedule_makes_from_the_start(place, elsew
     assert row["text"] == "a red cat; from frame 4: a blue dog"
     cat, dog = (list(place.store.latents(video_id, 0)) for video_id in ("cat", "dog"))
     assert [np.array_equal(a, b) for a, b in zip(cat, dog, strict=True)] == [True] * 4 + [False] * 3
-    assert edits.fork(place.store, "cat", 3, "a blue dog", "dog") == asked
+    assert edit.fork(place.store, "cat", 3, "a blue dog", "dog") == asked
 
 
 def test_a_fork_that_was_killed_while_it_copied_goes_on(place, elsewhere, request_):
     place.make(request_)
-    asked = edits.fork(place.store, "cat", 4, "a blue dog")
+    asked = edit.fork(place.store, "cat", 4, "a blue dog")
     assert asked.id == "cat-from-4"
     place.make(asked, until=5)
     for name in ("0000000004", "0000000003"):
@@ -201,8 +202,8 @@ def test_a_fork_that_was_killed_while_it_copied_goes_on(place, elsewhere, reques
 def test_a_fork_whose_origin_is_gone_is_made_from_the_image(place, elsewhere, request_):
     """gc of the other one can cost work, and nothing else."""
     place.make(request_)
-    asked = edits.fork(place.store, "cat", 3, "a blue dog", "dog")
-    assert edits.gc(place.store, delete=True, drop_frames=True)["frames_of"] == [], "an unfinished fork needs them"
+    asked = edit.fork(place.store, "cat", 3, "a blue dog", "dog")
+    assert collect.gc(place.store, delete=True, drop_frames=True)["frames_of"] == [], "an unfinished fork needs them"
     place.store.drop_frames("cat", 0)
     place.make(asked)
     elsewhere.make(replace(asked, origin=None))
@@ -211,7 +212,7 @@ def test_a_fork_whose_origin_is_gone_is_made_from_the_image(place, elsewhere, re
 
 def test_what_is_no_fork_is_refused(place, request_):
     place.make(request_, until=4)
-    fork = lambda *more: edits.fork(place.store, "cat", *more)  # noqa: E731
+    fork = lambda *more: edit.fork(place.store, "cat", *more)  # noqa: E731
     for frame in (-1, 4, 99):
         with pytest.raises(ValueError, match=f"from_frame is {frame}; video 'cat' has no such frame yet"):
             fork(frame, "x")
@@ -238,7 +239,7 @@ def test_what_is_no_fork_is_refused(place, request_):
 
 def test_gc_lists_first_and_deletes_only_what_no_finished_video_needs(place, request_):
     short = place.make(request_)
-    row = place.make(edits.extend(place.store, "cat", "+3"))
+    row = place.make(edit.extend(place.store, "cat", "+3"))
     # A worker that died between its mp4 and `done`: this video is not finished, whatever lies there.
     place.store.claim_request(replace(request_, id="dog"))
     for name in ("ab/dog-00000000.mp4", "ab/dog-11111111.mp4"):
@@ -254,32 +255,32 @@ def test_gc_lists_first_and_deletes_only_what_no_finished_video_needs(place, req
     os.utime(Path(place.url, ".ti2v", "probe", "abc"), (0, 0))
 
     everything = sorted(str(path) for path in Path(place.url).rglob("*"))
-    found = edits.gc(place.store)
+    found = collect.gc(place.store)
     assert sorted(str(path) for path in Path(place.url).rglob("*")) == everything
     assert found["orphans"] == [f"dataset/{short['file_name']}"]
     assert set(found["leftovers"]) == {*(str(path.relative_to(place.url)) for path in stale), ".ti2v/probe/abc"}
-    assert edits.gc(place.store, delete=True) == {**found, "deleted": True}
+    assert collect.gc(place.store, delete=True) == {**found, "deleted": True}
     gone = set(everything) - {str(path) for path in Path(place.url).rglob("*")}
     named = [*stale, Path(place.url, ".ti2v/probe/abc"), Path(place.url, "dataset", short["file_name"])]
     assert gone == {str(path) for path in named}
     assert place.mp4(row)
-    assert edits.gc(place.store)["orphans"] == []
+    assert collect.gc(place.store)["orphans"] == []
 
 
 def test_dropped_frames_are_gone_for_good(place, request_):
     row = place.make(request_)
     place.make(replace(request_, id="dog"), until=3)
-    assert edits.gc(place.store, drop_frames=True)["frames_of"] == ["cat"]
+    assert collect.gc(place.store, drop_frames=True)["frames_of"] == ["cat"]
     assert len(place.records("cat")) == FRAMES
-    assert edits.gc(place.store, delete=True, drop_frames=True)["frames_of"] == ["cat"]
+    assert collect.gc(place.store, delete=True, drop_frames=True)["frames_of"] == ["cat"]
     assert place.records("cat") == {}
     assert len(place.records("dog")) == 3
     assert place.mp4(row)
     assert place.store.read_done("cat") == row
     for ask in (
-        lambda: edits.extend(place.store, "cat", "+3"),
-        lambda: edits.fork(place.store, "cat", 3, "x", "cow"),
-        lambda: edits.repair(place.store, "cat"),
+        lambda: edit.extend(place.store, "cat", "+3"),
+        lambda: edit.fork(place.store, "cat", 3, "x", "cow"),
+        lambda: repair.repair(place.store, "cat"),
         lambda: place.make(request_),
     ):
         with pytest.raises(FramesDropped, match="'cat' is finished and gc dropped its frames"):
@@ -290,7 +291,7 @@ def test_dropped_frames_are_gone_for_good(place, request_):
 def test_frames_stay_while_they_are_all_that_is_left_of_a_video(place, request_):
     row = place.make(request_)
     Path(place.url, "dataset", row["file_name"]).unlink()
-    assert edits.gc(place.store, delete=True, drop_frames=True)["frames_of"] == []
+    assert collect.gc(place.store, delete=True, drop_frames=True)["frames_of"] == []
     assert len(place.records("cat")) == FRAMES
     place.make(request_)
     assert place.mp4(row)
@@ -304,13 +305,13 @@ def test_a_video_is_extended_or_loses_its_frames_never_both(tmp_path, first):
     store.commit(make_chunk(1), tip)
     store.finish("cat-1", {"num_frames": 40})
     if first == "extend":
-        edits.extend(store, "cat-1", "+3")
+        edit.extend(store, "cat-1", "+3")
         assert not store.drop_frames("cat-1", 0), "gc had seen the video before it was extended"
         assert len(store.store.list(".ti2v/videos/cat-1")) == 2
     else:
         assert store.drop_frames("cat-1", 0)
         with pytest.raises(FramesDropped):
-            edits.extend(store, "cat-1", "+3")
+            edit.extend(store, "cat-1", "+3")
         assert store.drop_frames("cat-1", 0), "a second collector ends what the first began"
 
 
@@ -350,12 +351,12 @@ def test_a_repaired_video_has_the_bytes_that_it_had(place, request_, frame, chan
     row = place.make(request_)
     before, epoch = place.records("cat"), place.store.current_epoch()
     change(Path(place.url, ".ti2v", "videos", "cat", f"{frame:010d}"))
-    assert len(edits.repair(place.store, "cat")["damage"]) == 1
+    assert len(repair.repair(place.store, "cat")["damage"]) == 1
     assert place.store.current_epoch() == epoch + 1, "an owner at work steps down"
     assert sorted(place.records("cat")) == [f"{number:010d}" for number in range(frame)]
     quarantine = place.store.store.list(".ti2v/quarantine/cat")
     assert [int(name.partition("-")[0]) for name in quarantine] == kept
-    assert edits.repair(place.store, "cat")["damage"] == []
+    assert repair.repair(place.store, "cat")["damage"] == []
     place.computed.clear()
     assert place.make(request_) == row
     assert place.records("cat") == before
@@ -364,9 +365,9 @@ def test_a_repaired_video_has_the_bytes_that_it_had(place, request_, frame, chan
 
 def test_a_whole_video_needs_no_repair(place, request_):
     place.make(request_)
-    assert edits.repair(place.store, "cat") == {"id": "cat", "damage": [], "moved": []}
+    assert repair.repair(place.store, "cat") == {"id": "cat", "damage": [], "moved": []}
     with pytest.raises(ValueError, match="has no video 'dog' yet"):
-        edits.repair(place.store, "dog")
+        repair.repair(place.store, "dog")
 
 
 # several classes
@@ -388,8 +389,8 @@ def test_a_deep_check_computes_what_machines_of_its_class_have_made(place, reque
         (FRAMES, place.worker.numerics["device"]),
     ]
     assert b'"class_changes":[{"device":"another"' in place.mp4(row)
-    found = audit.verify(place.url, deep=True)
+    found = verify(place.url, deep=True)
     assert [problem["problem"] for problem in found["problems"]] == ["dataset/metadata.parquet does not list it"]
     views.write(place.store, {"cat"}, (), {})
-    assert audit.verify(place.url, deep=True) == {**found, "problems": [], "frames_computed_again": 2}
+    assert verify(place.url, deep=True) == {**found, "problems": [], "frames_computed_again": 2}
     assert views.status(place.url)["inexact"] == ["cat"]

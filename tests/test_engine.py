@@ -11,12 +11,13 @@ from tiny_models import SIZE, WINDOW, write_tiny_model
 from torch import Tensor
 
 from ti2v_dist.engine import DECODE_BATCH, Engine
+from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.base import VideoModel
 from ti2v_dist.prompts import Prompt, PromptFrom
 from ti2v_dist.samplers import sample_ti2v_zero
 from ti2v_dist.samplers.noise import KeyedNoise
-from ti2v_dist.video import Chunk, NonFiniteLatents, SamplingParams, VideoRequest, VideoState
+from ti2v_dist.video import SamplingParams, VideoRequest
 
 K = WINDOW - 1
 PARAMS = SamplingParams(num_inference_steps=2, resample_iterations=2, guidance_scale=3.0, context_frames=K)

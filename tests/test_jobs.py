@@ -336,6 +336,14 @@ def test_a_killed_coordinator_starts_again_and_its_driver_waits(cluster, project
     assert joined.records() == undisturbed
 
 
+IMPATIENT = """
+from ti2v_dist.cli.main import main
+from ti2v_dist.runtime import session
+session.ANSWER_TIMEOUT_S = 5
+main()
+"""
+
+
 def test_a_coordinator_that_does_not_answer_is_taken_over_when_told(cluster, project, settings, undisturbed, tmp_path):
     joined = Joined(cluster, project, tmp_path / "out", settings)
     left = joined.run("--detach")
@@ -343,8 +351,7 @@ def test_a_coordinator_that_does_not_answer_is_taken_over_when_told(cluster, pro
     joined.await_records()
     stopped = joined.coordinator()
     os.kill(stopped, signal.SIGSTOP)
-    impatient = "from ti2v_dist import cli, driver; driver.ANSWER_TIMEOUT_S = 2; cli.main()"
-    command, env = [sys.executable, "-c", impatient, *joined.command()], environment(**joined.auth)
+    command, env = [sys.executable, "-c", IMPATIENT, *joined.command()], environment(**joined.auth)
     attached = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=PATIENCE_S)
     assert attached.returncode == 1, attached.stderr
     assert "--takeover" in attached.stderr

@@ -17,7 +17,7 @@ from ray_runs import Inputs, Run
 
 from ti2v_dist.config import load_config
 from ti2v_dist.errors import UserError
-from ti2v_dist.operations import run as driver
+from ti2v_dist.operations import driver
 from ti2v_dist.outputs import views
 from ti2v_dist.outputs.dataset import read_rows
 from ti2v_dist.state.checkpoint import CheckpointStore

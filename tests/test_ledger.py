@@ -9,16 +9,19 @@ import pytest
 from chains import make_request
 from fsspec.implementations.memory import MemoryFile
 
+from ti2v_dist.canonical import canonical_json
 from ti2v_dist.config import RunConfig
-from ti2v_dist.operations import edit as edits
-from ti2v_dist.operations.planning import Work, claim, record
+from ti2v_dist.operations import edit
+from ti2v_dist.operations.planning import claim, record
+from ti2v_dist.runtime.work import Work
 from ti2v_dist.state import ledger as ledger_module
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
+from ti2v_dist.state.plan import Plan
 from ti2v_dist.state.record import CorruptRecord
 from ti2v_dist.storage.objects import Store
-from ti2v_dist.video import VideoRequest, canonical_json
+from ti2v_dist.video import VideoRequest
 
 MANY = 10_000
 
@@ -202,7 +205,7 @@ def extension(monkeypatch: pytest.MonkeyPatch, videos: int, frames: int) -> tupl
     for frame in range(frames):
         put(store, f".ti2v/videos/v0/{frame:010d}", b"x")
     with counting(monkeypatch) as counts:
-        work = edits.to_make(store, edits.extend(store, "v0", "+8"))
+        work = edit.to_make(store, edit.extend(store, "v0", "+8"))
     assert [request.num_frames for request in work.plan.requests] == [frames + 8]
     assert (work.final, work.plan.remake) == (set(), ())
     return counts[0], counts[1]

@@ -16,7 +16,7 @@ from test_losses import POISON_PATHS
 
 from ti2v_dist.config import load_config
 from ti2v_dist.errors import InputError, RunBug
-from ti2v_dist.operations import run as driver
+from ti2v_dist.operations import driver
 from ti2v_dist.telemetry import log
 from ti2v_dist.telemetry.log import Lines, log_bug, without_secrets
 
@@ -124,7 +124,9 @@ def test_imported_into_another_program_it_configures_nothing(tmp_path: Path):
     program = """
 import logging, warnings
 show = warnings.showwarning
-from ti2v_dist import cli, coordinator, driver, single, worker
+from ti2v_dist.cli import main
+from ti2v_dist.operations import driver, generate
+from ti2v_dist.runtime import coordinator, worker
 from ti2v_dist.telemetry.log import LOG, log_bug
 assert logging.root.handlers == [] and logging.root.level == logging.WARNING
 assert [type(handler) for handler in LOG.handlers] == [logging.NullHandler]

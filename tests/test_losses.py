@@ -84,7 +84,7 @@ def test_a_call_that_ray_itself_fails_costs_its_worker_and_not_the_run(
         monkeypatch.setattr(pool_module, "ray", FakeRay())
         monkeypatch.setattr(ray_internals, "actor_entry", answering({}))
         monkeypatch.setattr(deaths, "DEATH_IS_TOLD_S", 0.0)
-        pool._answer = broken
+        pool.patience.answer = broken
         return await pool.call(3, ("a",), "encode")
 
     assert asyncio.run(ask()) is None

@@ -15,21 +15,20 @@ import pytest
 from chains import make_request
 from fake_ray import World, formulas, until, video
 
+from ti2v_dist.columns import stand_in
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError, RunError
-from ti2v_dist.inputs.rows import stand_in
-from ti2v_dist.operations import edit as edits
-from ti2v_dist.operations import run as driver
-from ti2v_dist.operations.planning import Work
+from ti2v_dist.operations import driver, edit
 from ti2v_dist.operations.verify import _check_table
 from ti2v_dist.outputs import views
 from ti2v_dist.outputs.dataset import read_rows
-from ti2v_dist.runtime import ownership as upkeep
-from ti2v_dist.runtime import session
+from ti2v_dist.runtime import session, upkeep
 from ti2v_dist.runtime.coordinator import PROTOCOL
+from ti2v_dist.runtime.work import Work
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
+from ti2v_dist.state.plan import Plan
 
 
 @pytest.fixture
@@ -127,8 +126,8 @@ def test_16_nobody_speaks_of_a_row_that_was_taken_out_of_the_manifest(world: Wor
     described = json.loads((Path(world.output) / "run.json").read_text())
     (Path(world.output) / "run.json").write_text(json.dumps({**described, "config": {}, "identity": {}}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edits, "record", lambda store, config, plan, facts: plan)
-        asked: Any = edits.retry(world.store)
+        patch.setattr(edit, "record", lambda store, config, plan, facts: plan)
+        asked: Any = edit.retry(world.store)
         assert asked.requests == ()
 
 

@@ -9,14 +9,14 @@ import pytest
 
 from ti2v_dist.runtime import outages
 from ti2v_dist.runtime.outages import Outages
-from ti2v_dist.storage import objects as store_module
+from ti2v_dist.storage import objects
 from ti2v_dist.storage.objects import Store, StoreDenied, StoreUnavailable
 from ti2v_dist.telemetry.metrics import Metrics
 
 
 def test_a_call_waits_for_its_store_and_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(outages, "TOLD_AFTER_S", 0.2)
-    monkeypatch.setattr(store_module, "ATTEMPTS", 1)
+    monkeypatch.setattr(objects, "ATTEMPTS", 1)
     store, metrics = Store(str(tmp_path / "out")), Metrics()
     link, away = os.link, [True]
 

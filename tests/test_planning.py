@@ -11,8 +11,9 @@ from tiny_models import SIZE, write_tiny_model
 
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.inputs import inspection
-from ti2v_dist.operations import edit as edits
-from ti2v_dist.operations.planning import RunMismatch, Work, prepare
+from ti2v_dist.operations import edit
+from ti2v_dist.operations.planning import RunMismatch, prepare
+from ti2v_dist.runtime.work import Work
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.orders import Orders
 
@@ -145,11 +146,11 @@ def test_retry_reads_the_images_of_rows_without_a_first_frame_alone(place, read)
     place.begin(work, "ann")
     place.store.fail("ann", {"id": "ann", "attempts": 3})
     read.clear()
-    work = edits.retry(place.store)
+    work = edit.retry(place.store)
     assert (ids(work), refused(work), read) == (["ann"], {"cid": "ImageError"}, ["cid"])
     place.rows[2]["image"] = "bob.png"
     place.prepare()
-    work = edits.retry(place.store)
+    work = edit.retry(place.store)
     assert (ids(work), refused(work), work.final) == (["ann", "cid"], {}, set())
 
 
@@ -164,12 +165,12 @@ def test_retry_finds_the_image_where_it_lies_today(place):
     for name in ("m.jsonl", "ann.png"):
         (place.folder / name).rename(moved / name)
     (Path(place.output) / "run.json").write_text(json.dumps({**described, "manifest": str(moved / "m.jsonl")}))
-    work = edits.retry(place.store)
+    work = edit.retry(place.store)
     assert [request.image for request in work.plan.requests] == [str(moved / "ann.png")]
     (moved / "ann.png").unlink()
-    assert refused(edits.retry(place.store)) == {"ann": "ImageError"}
+    assert refused(edit.retry(place.store)) == {"ann": "ImageError"}
     (moved / "m.jsonl").unlink()
-    assert ids(edits.retry(place.store)) == ["ann"], "what was asked for is in the store"
+    assert ids(edit.retry(place.store)) == ["ann"], "what was asked for is in the store"
 
 
 def test_retry_asks_for_what_was_asked_for(place):
@@ -178,7 +179,7 @@ def test_retry_asks_for_what_was_asked_for(place):
     place.store.fail("ann", {"id": "ann", "attempts": 1})
     place.rows[0]["prompt"] = "another"
     (place.folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in place.rows))
-    assert [request.prompt for request in edits.retry(place.store).plan.requests] == ["a ann"]
+    assert [request.prompt for request in edit.retry(place.store).plan.requests] == ["a ann"]
 
 
 def test_a_row_without_an_id_is_mended_by_giving_it_one(place):
@@ -188,7 +189,7 @@ def test_a_row_without_an_id_is_mended_by_giving_it_one(place):
     assert (ids(work), refused(work)) == (["ann", "cid"], {"line-000002": "BadValue"})
     place.rows[1]["id"] = "bob"
     (place.folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in place.rows))
-    work = edits.retry(place.store)
+    work = edit.retry(place.store)
     assert (ids(work), refused(work)) == (["bob"], {})
     assert work.plan.lines == {"bob": 2}
     assert Orders(place.store).lines() == {"ann": 1, "bob": 2, "cid": 3}

@@ -12,14 +12,15 @@ import pytest
 from chains import FINGERPRINT, make_encoded, make_request
 from PIL import Image
 
+from ti2v_dist.canonical import canonical_json
 from ti2v_dist.inputs.manifest import RequestDefaults, read_manifest
-from ti2v_dist.inputs.rows import read_table
 from ti2v_dist.outputs.dataset import failure_row
 from ti2v_dist.outputs.tables import failures_table
 from ti2v_dist.prompts import PromptFrom, caption, changed, check_prompt, number_at
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import CorruptRecord, Record
-from ti2v_dist.video import SamplingParams, VideoRequest, canonical_json
+from ti2v_dist.storage.parquet import read_table
+from ti2v_dist.video import SamplingParams, VideoRequest
 
 TWO: list[PromptFrom] = [{"from_frame": 0, "prompt": "a cat"}, {"from_frame": 3, "prompt": "a dog"}]
 

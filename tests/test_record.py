@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from chains import make_chunk
 
-from ti2v_dist.state.record import MAGIC, CorruptRecord, RecipeMismatch, Record, differences
+from ti2v_dist.canonical import differences
+from ti2v_dist.state.record import MAGIC, CorruptRecord, RecipeMismatch, Record
 
 PRINT_RECORDS = """
 import sys

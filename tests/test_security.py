@@ -32,12 +32,11 @@ from ray_runs import Inputs, Run
 from ti2v_dist.cli.main import main as cli
 from ti2v_dist.config import load_config
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.operations import edit as edits
-from ti2v_dist.operations import planning
+from ti2v_dist.operations import edit, planning
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.storage.addresses import UrlRefused
 from ti2v_dist.storage.objects import Store, StoreRefused
-from ti2v_dist.storage.urls import UrlRefused
 
 ROOT = Path(__file__).parent.parent
 VERBS: dict[str, Any] = typer.main.get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
@@ -383,7 +382,7 @@ def test_every_reader_keeps_images_below_their_place(place: Path, given: Inputs,
     work = planning.prepare("rows.jsonl", "kept", config)
     assert {row["error_type"] for row in work.plan.refused} == {"UrlRefused"}
     monkeypatch.chdir("/")
-    again = edits.retry(CheckpointStore(str(place / "kept")))
+    again = edit.retry(CheckpointStore(str(place / "kept")))
     assert (again.plan.requests, len(again.plan.refused)) == ((), 2)
     (request,) = planning.check_manifest(
         str(place / "rows.jsonl"), load_config(None, [f"model.id={given.model}", f"images_below=[{secret}]"])

@@ -13,12 +13,13 @@ from tiny_models import SIZE, write_tiny_model
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import Shard
-from ti2v_dist.operations import edit as edits
-from ti2v_dist.operations.planning import Work, prepare
+from ti2v_dist.operations import edit
+from ti2v_dist.operations.planning import prepare
 from ti2v_dist.operations.verify import verify
 from ti2v_dist.outputs import views
 from ti2v_dist.outputs.codec import read_video, write_video
 from ti2v_dist.outputs.dataset import metadata_row, store_video
+from ti2v_dist.runtime.work import Work
 from ti2v_dist.state.checkpoint import CheckpointStore
 
 
@@ -71,7 +72,7 @@ def test_a_retry_of_a_shard_reads_the_rows_of_that_shard(place: Place):
     assert [row["id"] for row in work.plan.refused] == ["v2", "v4"]
     path = place.folder / "m.jsonl"
     path.write_text(path.read_text().replace('"num_frames": -1', '"num_frames": 2'))
-    assert sorted(ids(edits.retry(work.store))) == ["v2", "v4"]
+    assert sorted(ids(edit.retry(work.store))) == ["v2", "v4"]
 
 
 @pytest.mark.parametrize("text", ["2", "0/2", "3/2", "1/0", "a/b", "1/2/3", "-1/2"])
@@ -90,7 +91,7 @@ def test_an_output_keeps_the_number_and_the_settings_of_its_shards(place: Place)
         with pytest.raises(InputError, match=r"has 2 shards; give the folder of one, as .*/shards/1-of-2"):
             whole()
     with pytest.raises(InputError, match="has 2 shards"):
-        edits.opened(place.output)
+        edit.opened(place.output)
 
 
 def test_the_output_of_a_whole_run_takes_no_shard(place: Place):

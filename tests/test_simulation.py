@@ -12,7 +12,7 @@ import pytest
 from simulated import played
 from simulation import FAULTS, Broken, Life, World, campaign, play
 
-from ti2v_dist.operations import edit as edits
+from ti2v_dist.operations import collect
 from ti2v_dist.state import frames
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import Record
@@ -108,8 +108,8 @@ def a_failure_beats_a_success(patch: pytest.MonkeyPatch) -> None:
 
 
 def gc_of_an_unfinished_video(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(edits, "_droppable", lambda store: store.last_frames())
-    patch.setattr(edits, "is_whole", lambda *_: True)
+    patch.setattr(collect, "_droppable", lambda store: store.last_frames())
+    patch.setattr(collect, "is_whole", lambda *_: True)
 
 
 def frames_go_before_the_tombstone_is_settled(patch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ti2v_dist.storage import objects as store_module
+from ti2v_dist.storage import objects
 from ti2v_dist.storage.objects import Store, StoreRefused, StoreUnavailable, check_scheme
 
 
@@ -22,7 +22,7 @@ def test_probe_refuses_what_cannot_be_written(tmp_path, moto_url):
 
 
 def test_an_s3_server_that_is_gone_is_unavailable(moto_url, monkeypatch):
-    monkeypatch.setattr(store_module, "ATTEMPTS", 2)
+    monkeypatch.setattr(objects, "ATTEMPTS", 2)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     store = Store(moto_url)
@@ -104,7 +104,7 @@ def test_a_killed_writer_leaves_whole_keys_or_none(tmp_path):
 
 
 def test_an_object_too_large_for_one_put_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "MAX_OBJECT_BYTES", 10)
+    monkeypatch.setattr(objects, "MAX_OBJECT_BYTES", 10)
     with pytest.raises(ValueError, match="k has 11 bytes"):
         Store(str(tmp_path)).create("k", b"x" * 11)
 

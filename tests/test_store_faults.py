@@ -7,7 +7,7 @@ import uuid
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from ti2v_dist.storage import objects as store_module
+from ti2v_dist.storage import objects
 from ti2v_dist.storage.objects import Store, StoreDenied, StoreRefused, StoreUnavailable, transport_errors
 
 
@@ -59,7 +59,7 @@ def s3_error(status: int, code: str) -> OSError:
 
 @pytest.fixture
 def faulty(monkeypatch):
-    monkeypatch.setattr(store_module, "RETRY_BASE_S", 0.0)
+    monkeypatch.setattr(objects, "RETRY_BASE_S", 0.0)
     store = Store(f"memory://{uuid.uuid4().hex}")
     store.fs = Faulty(skip_instance_cache=True)
     store.fs.faults = []
@@ -147,7 +147,7 @@ def test_credentials_that_lapsed_are_asked_again_for_the_client_may_have_new_one
     for error in lapsed:
         faulty.fs.faults = [(False, error)]
         faulty.settle("k", b"mine")
-        faulty.fs.faults = [(False, error)] * store_module.ATTEMPTS
+        faulty.fs.faults = [(False, error)] * objects.ATTEMPTS
         with pytest.raises(StoreDenied):
             faulty.create("other", b"mine")
         assert not faulty.fs.faults
@@ -191,7 +191,7 @@ def test_a_store_whose_quota_is_used_up_pauses_the_run(faulty, error):
 
 
 def test_an_error_that_nobody_knows_is_asked_again_and_then_an_outage(faulty):
-    faulty.fs.faults = [(False, OSError(errno.EIO, "Input/output error"))] * store_module.ATTEMPTS
+    faulty.fs.faults = [(False, OSError(errno.EIO, "Input/output error"))] * objects.ATTEMPTS
     with pytest.raises(StoreUnavailable, match="Input/output"):
         faulty.create("k", b"mine")
 
@@ -216,7 +216,7 @@ def test_a_refused_delete_of_what_nobody_needs_is_told_once(faulty, monkeypatch)
 
 
 def test_silence_and_a_full_disk_are_unavailable_and_a_refusal_is_itself(faulty):
-    faulty.fs.faults = [(False, TimeoutError())] * store_module.ATTEMPTS
+    faulty.fs.faults = [(False, TimeoutError())] * objects.ATTEMPTS
     with pytest.raises(StoreUnavailable, match="k: no answer"):
         faulty.create("k", b"1")
     faulty.fs.faults = [(False, OSError(errno.ENOSPC, "full")), (False, AssertionError("a full disk is not retried"))]

@@ -9,13 +9,14 @@ from fsspec.implementations.memory import MemoryFile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ti2v_dist.operations import edit as edits
+from ti2v_dist.operations import collect
 from ti2v_dist.outputs import views
 from ti2v_dist.outputs.dataset import stored_ids
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
+from ti2v_dist.state.plan import Plan
 
 FOLDERS = ("epochs", "stops", "requests", "requests/cat-1", "edits", "edits/cat-1", "videos", "videos/cat-1", "done")
 FOLDERS += ("done/dog", "failed", "failed/eve", "failed/eve/0", "plans", "progress", "usage", "ledger", "fingerprints")
@@ -67,7 +68,7 @@ def seen(store: CheckpointStore, plan: Plan) -> dict:
         "stored": stored_ids(store.url),
         "damage": [store.damage(video_id) for video_id in ("cat-1", "dog")],
         "retry": store.failed_ids(),
-        "gc": {key: value for key, value in edits.gc(store, drop_frames=True).items() if key != "strays"},
+        "gc": {key: value for key, value in collect.gc(store, drop_frames=True).items() if key != "strays"},
     }
 
 
@@ -101,7 +102,7 @@ def test_no_name_of_others_changes_what_is_known(name: str):
     for key in mp4s:
         put(store, key, b"\0")
     assert seen(store, plan) == before
-    found = edits.gc(store, delete=True)
+    found = collect.gc(store, delete=True)
     assert set(found["strays"]) == strays | mp4s
     assert all(f"{store.store.root}/{key}" in store.store.fs.store for key in strays | mp4s), "never deleted"
     assert Ledger(store).note(plan, {"dog", "eve"}) is None

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from ti2v_dist.inputs.rows import is_taken
+from ti2v_dist.canonical import canonical_json
+from ti2v_dist.columns import is_taken
 from ti2v_dist.outputs import dataset
-from ti2v_dist.outputs.tables import METADATA_TYPES, metadata_table, text_columns
-from ti2v_dist.video import canonical_json
+from ti2v_dist.outputs.tables import METADATA_TYPES, metadata_table
+from ti2v_dist.storage.parquet import text_columns
 
 FEW = settings(
     max_examples=6,

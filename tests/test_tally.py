@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ti2v_dist.runtime.tally import FEWEST, Rate, Tally
+from ti2v_dist.tally import FEWEST, Rate, Tally
 
 
 class Clock:

@@ -22,18 +22,9 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.images import check_image
 from ti2v_dist.inputs.inspection import check_images
 from ti2v_dist.inputs.manifest import RequestDefaults, read_manifest
-from ti2v_dist.storage import objects as store
-from ti2v_dist.storage import urls
-from ti2v_dist.storage.urls import (
-    HostUnreachable,
-    Unreachable,
-    UrlRefused,
-    absolute_url,
-    check_url,
-    confined,
-    read_bytes,
-    resolve_url,
-)
+from ti2v_dist.storage import objects, urls
+from ti2v_dist.storage.addresses import UrlRefused, absolute_url, check_url, confined, resolve_url
+from ti2v_dist.storage.urls import HostUnreachable, Unreachable, read_bytes
 
 
 def test_urls_are_taken_from_the_manifests_folder():
@@ -72,7 +63,7 @@ def web() -> Iterator[Web]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same tries, with less waiting between them."""
-    monkeypatch.setattr(store, "RETRY_BASE_S", 0.001)
+    monkeypatch.setattr(objects, "RETRY_BASE_S", 0.001)
     monkeypatch.setattr(urls, "SILENCE_S", 0.2)
 
 
@@ -291,7 +282,7 @@ def test_s3_that_is_busy_is_asked_again(s3):
 def test_credentials_that_s3_refuses_are_told_in_its_words(s3, code, word):
     s3_says(s3, f"bucket/{word}.png", code, word)
     for limit in (None, 1000):
-        with pytest.raises(store.StoreDenied, match=f"the words of {word}"):
+        with pytest.raises(objects.StoreDenied, match=f"the words of {word}"):
             read_bytes(f"s3://bucket/{word}.png", limit)
 
 
@@ -309,12 +300,12 @@ def test_no_credentials_at_all_end_the_command(s3, monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(store.StoreDenied, match="redentials"):
+    with pytest.raises(objects.StoreDenied, match="redentials"):
         read_bytes("s3://bucket/a.png")
 
 
 def test_an_empty_object_is_empty(moto_url):
-    store.Store(moto_url).fs.pipe_file(f"{moto_url}/empty", b"")
+    objects.Store(moto_url).fs.pipe_file(f"{moto_url}/empty", b"")
     assert read_bytes(f"{moto_url}/empty") == read_bytes(f"{moto_url}/empty", 1000) == b""
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ti2v_dist.engine import Engine
+    from ti2v_dist.operations.driver import run
     from ti2v_dist.operations.generate import generate
-    from ti2v_dist.operations.run import run
     from ti2v_dist.video import SamplingParams, VideoRequest
 
 __version__ = "0.1.0"

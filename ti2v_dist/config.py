@@ -10,8 +10,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ti2v_dist.canonical import canonical_json
 from ti2v_dist.errors import InputError
-from ti2v_dist.video import INIT_NAMES, SAMPLER_NAMES, canonical_json, rounded_rate
+from ti2v_dist.video import INIT_NAMES, SAMPLER_NAMES, rounded_rate
 
 
 class ConfigError(InputError):

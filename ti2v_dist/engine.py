@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from ti2v_dist.errors import InputError
+from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
 from ti2v_dist.models.base import VideoModel
 from ti2v_dist.samplers import SAMPLERS
 from ti2v_dist.samplers.noise import KeyedNoise
 from ti2v_dist.samplers.ti2v_zero import Sample, to_image
-from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
+from ti2v_dist.video import VideoRequest
 
 NUMERICS_VERSION = 1
 """Raised by every change of this package that may change a frame's bits."""

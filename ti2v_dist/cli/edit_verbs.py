@@ -19,9 +19,9 @@ def retry(
     To mend a row that was bad from the start, correct the manifest where it lies, or put its image there, and then
     retry. A row that became a video is tried as it was asked for; to ask for something else, give it a new id.
     """
-    from ti2v_dist.operations import edit as edits
+    from ti2v_dist.operations import edit
 
-    _make(lambda store: edits.retry(store), output, address, detach, as_json)
+    _make(lambda store: edit.retry(store), output, address, detach, as_json)
 
 
 def extend(
@@ -33,12 +33,12 @@ def extend(
     as_json: JsonOption = False,
 ) -> None:
     """Make a finished video longer; its first frames stay the same. The same command again resumes it."""
-    from ti2v_dist.operations import edit as edits
+    from ti2v_dist.operations import edit
 
     def work(store: Any) -> Any:
-        longer = edits.extend(store, video_id, num_frames)
+        longer = edit.extend(store, video_id, num_frames)
         with begun():
-            return edits.to_make(store, longer)
+            return edit.to_make(store, longer)
 
     _make(work, output, address, detach, as_json)
 
@@ -55,12 +55,12 @@ def fork(
     as_json: JsonOption = False,
 ) -> None:
     """Make a new video that leaves another one at a frame and goes on under another prompt."""
-    from ti2v_dist.operations import edit as edits
+    from ti2v_dist.operations import edit
 
     def work(store: Any) -> Any:
-        new = edits.fork(store, video_id, from_frame, prompt, new_id, num_frames)
+        new = edit.fork(store, video_id, from_frame, prompt, new_id, num_frames)
         with begun():
-            return edits.to_make(store, new)
+            return edit.to_make(store, new)
 
     _make(work, output, address, detach, as_json)
 
@@ -73,14 +73,14 @@ def repair(
     as_json: JsonOption = False,
 ) -> None:
     """Move a video's damaged records away and make it whole again from its last good frame. Ends a run at work."""
-    from ti2v_dist.operations import edit as edits
+    from ti2v_dist.operations import repair
 
     def work(store: Any) -> Any:
-        found = edits.repair(store, video_id)
+        found = repair.repair(store, video_id)
         for damage in found["damage"]:
             typer.echo(f"ti2v: moved away, with what is above it: {damage}", err=True)
         with begun():
-            return edits.mend(store, video_id)
+            return repair.mend(store, video_id)
 
     _make(work, output, address, detach, as_json)
 
@@ -94,9 +94,9 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """List what no finished video needs; with --delete, delete it."""
-    from ti2v_dist.operations import edit as edits
+    from ti2v_dist.operations import collect, edit
 
-    found = edits.gc(edits.opened(output), delete, drop_frames)
+    found = collect.gc(edit.opened(output), delete, drop_frames)
     named = [*found["orphans"], *found["leftovers"], *(f"frames of {video_id}" for video_id in found["frames_of"])]
     said = f"{len(named)} deleted" if delete else f"{len(named)} found; --delete deletes them"
     strays = [f"{name} (no file of a run: passed over, and never deleted)" for name in found["strays"]]
@@ -105,11 +105,10 @@ def gc(
 
 def _make(work: Any, output: str, address: str | None, detach: bool, as_json: bool) -> None:
     """Make what `work` plans for the run's store, with progress, and end with the run's exit code."""
-    from ti2v_dist.operations import edit as edits
-    from ti2v_dist.operations import run as driver
+    from ti2v_dist.operations import driver, edit
 
     address = driver.check_address(address, detach)
-    planned = work(edits.opened(output))
+    planned = work(edit.opened(output))
     follow_and_exit(lambda listener: driver.make(planned, address=address, detach=detach, listener=listener), as_json)
 
 

@@ -227,7 +227,7 @@ def verify(
 
 def run_and_exit(manifest: str, output: str, config: "RunConfig", as_json: bool, **joining: Any) -> NoReturn:
     """Run a manifest with progress on stderr, print the summary and end with the run's exit code."""
-    from ti2v_dist.operations.run import run
+    from ti2v_dist.operations.driver import run
 
     follow_and_exit(lambda listener: run(manifest, output, config, listener=listener, **joining), as_json)
 

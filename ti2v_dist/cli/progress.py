@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from ti2v_dist.runtime.tally import Rate
+from ti2v_dist.tally import Rate
 
 LINE_EVERY_S = 10.0
 

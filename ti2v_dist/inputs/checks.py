@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from ti2v_dist.columns import COLUMN_TYPES, is_a, is_taken, stand_in
 from ti2v_dist.errors import InputError
-from ti2v_dist.inputs.rows import COLUMN_TYPES, EXCERPT, Row, is_a, is_taken, stand_in
+from ti2v_dist.inputs.rows import EXCERPT, Row
 from ti2v_dist.video import check_id
 
 REQUIRED = ("id", "image", "prompt")

@@ -16,8 +16,9 @@ from PIL import Image, ImageCms
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.pictures import jpeg_is_whole, png_picture, webp_picture
+from ti2v_dist.storage.addresses import UrlRefused
 from ti2v_dist.storage.objects import StoreDenied
-from ti2v_dist.storage.urls import Unreachable, UrlRefused, read_bytes
+from ti2v_dist.storage.urls import Unreachable, read_bytes
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_IMAGE_BYTES = 64 * 2**20

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from queue import Empty, SimpleQueue
 
 from ti2v_dist.inputs.images import ImageError, check_image
-from ti2v_dist.storage.urls import HostUnreachable, Unreachable, UrlRefused, server_of
+from ti2v_dist.storage.addresses import UrlRefused, server_of
+from ti2v_dist.storage.urls import HostUnreachable, Unreachable
 
 READERS = 8
 MAX_SILENT = 3

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+from ti2v_dist.canonical import canonical_json
+from ti2v_dist.columns import COLUMN_TYPES, RowFailure
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.checks import (
     REQUIRED,
@@ -23,12 +25,13 @@ from ti2v_dist.inputs.checks import (
 )
 from ti2v_dist.inputs.images import ImageError
 from ti2v_dist.inputs.inspection import check_images
-from ti2v_dist.inputs.rows import COLUMN_TYPES, MAX_BYTES, Row, check_count, parse_rows
-from ti2v_dist.outputs.tables import text_columns
+from ti2v_dist.inputs.rows import MAX_BYTES, Row, check_count, parse_rows
 from ti2v_dist.prompts import entries, read_prompt
+from ti2v_dist.storage.addresses import UrlRefused, absolute_url, resolve_url
 from ti2v_dist.storage.objects import StoreDenied
-from ti2v_dist.storage.urls import Unreachable, UrlRefused, absolute_url, read_bytes, resolve_url
-from ti2v_dist.video import SamplingParams, VideoRequest, canonical_json
+from ti2v_dist.storage.parquet import text_columns
+from ti2v_dist.storage.urls import Unreachable, read_bytes
+from ti2v_dist.video import SamplingParams, VideoRequest
 
 T = TypeVar("T")
 SEED_BITS = 53
@@ -74,28 +77,6 @@ class RequestDefaults:
         request = VideoRequest(**own, params=params)
         request.check_against_model(self.window, self.vae_factor)
         return request
-
-
-@dataclass(frozen=True)
-class RowFailure:
-    """A row that cannot become a video, or a video that failed; `columns` are all of the row's own columns.
-
-    `field` names the offending column where one is known; `attempts` is 0 for a row that was never started.
-    """
-
-    line: int
-    id: str
-    image: str
-    columns: dict[str, Any]
-    error_type: str
-    error_message: str
-    field: str | None = None
-    attempts: int = 0
-
-    def to_row(self) -> dict[str, Any]:
-        """One flat JSON object: the row's own columns, and beside them what went wrong."""
-        wrong = {"error_type": self.error_type, "error_message": self.error_message, "attempts": self.attempts}
-        return {**self.columns, "line": self.line, "id": self.id, "image": self.image, **wrong}
 
 
 @dataclass

@@ -10,61 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ti2v_dist.columns import COLUMN_TYPES
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.values import check_text, check_type, plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COLUMN_TYPES: dict[str, type] = {
-    "id": str,
-    "image": str,
-    "prompt": str,
-    "negative_prompt": str,
-    "seed": int,
-    "num_frames": int,
-    "fps": float,
-    "height": int,
-    "width": int,
-    "guidance_scale": float,
-    "num_inference_steps": int,
-    "resample_iterations": int,
-    "context_frames": int,
-    "sampler": str,
-}
-"""The reserved columns. A setting's column that is absent, null or an empty CSV cell takes the run's value."""
-OUTPUT_COLUMNS = frozenset(
-    {
-        "file_name",
-        "text",
-        "image_sha256",
-        "image_uri",
-        "duration_s",
-        "codec",
-        "bytes",
-        "frames_sha256",
-        "file_sha256",
-        "model_id",
-        "model_revision",
-        "sampler_params",
-        "device_seconds",
-        "device",
-        "started_at",
-        "finished_at",
-        "ti2v_version",
-        "run_id",
-        "synthetic",
-        "line",
-        "error_type",
-        "error_message",
-        "attempts",
-    }
-)
-"""The output's own columns: a passed-through column of such a name would be lost."""
-READERS_OWN = frozenset({"video", "videos", "file_names"})
-READERS_ENDINGS = ("_file_name", "_file_names")
-"""Names, beside `file_name`, that `datasets.load_dataset` takes for files of its own: a column of such a name would
-replace the videos, or be opened as one."""
 EXCERPT = 80
 MAX_ROWS = 1_000_000
 """Videos of a manifest: a plan of more would not be read back (`ledger.MAX_PLAN_BYTES`)."""
@@ -86,28 +38,6 @@ class Row:
     error: str = ""
     text: str = ""
     faults: tuple[tuple[str, str], ...] = ()
-
-
-def stand_in(line: int) -> str:
-    """What the failure of a row without a legal id is kept under; more may follow where a row has this for its id."""
-    return f"line-{line:06d}"
-
-
-def is_taken(name: str) -> bool:
-    """Whether a passed-through column of this name would be lost: it is the output's own, or its reader's.
-
-    A name with a NUL is cut at it by Arrow.
-    """
-    return name in OUTPUT_COLUMNS or name in READERS_OWN or name.endswith(READERS_ENDINGS) or "\0" in name
-
-
-def is_a(name: str, value: Any) -> bool:
-    """Whether a cell holds what its reserved column must; a whole number will do for a number, true will not."""
-    expected = COLUMN_TYPES[name]
-    if name == "prompt" and isinstance(value, list):  # a prompt schedule
-        return True
-    accepted = (int, float) if expected is float else expected
-    return isinstance(value, accepted) and not isinstance(value, bool)
 
 
 def parse_rows(name: str, data: bytes) -> Iterator[Row]:
@@ -263,18 +193,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(text)
     return number
-
-
-def read_table(data: bytes, columns: list[str] | None = None) -> "pa.Table":
-    """A Parquet file's table, or some columns of it; raises `pa.ArrowException`.
-
-    On this thread alone: Arrow's own threads, when they let go of a Python object while the interpreter ends, abort it.
-    `pq.read_table` would start one even when told not to.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
 
 
 def _parse_parquet(data: bytes) -> Iterator[Row]:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ti2v_dist.canonical import canonical_json, differences
 from ti2v_dist.errors import InputError
-from ti2v_dist.state.record import differences, parse_json
+from ti2v_dist.state.record import parse_json
+from ti2v_dist.storage.addresses import absolute_url
 from ti2v_dist.storage.objects import Store
-from ti2v_dist.storage.urls import absolute_url
-from ti2v_dist.video import canonical_json
 
 FOLDER = "shards"
 SETTLED = "shards.json"

@@ -3,34 +3,30 @@
 None of it makes a frame. What is left to be made is returned as `Work`, for `driver.make`.
 """
 
-import hashlib
 import re
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from ti2v_dist.canonical import differences
+from ti2v_dist.columns import stand_in
 from ti2v_dist.config import RunConfig, stored_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.manifest import Manifest
-from ti2v_dist.inputs.rows import stand_in
 from ti2v_dist.inputs.shards import check_whole, taken
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
-from ti2v_dist.operations.planning import STORE_THREADS, ManifestError, Work, check_manifest, raise_unusable, record
-from ti2v_dist.outputs import dataset
+from ti2v_dist.operations.planning import STORE_THREADS, ManifestError, check_manifest, raise_unusable, record
 from ti2v_dist.prompts import changed
+from ti2v_dist.runtime.work import Work
 from ti2v_dist.state.checkpoint import CheckpointStore, FramesDropped
-from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
-from ti2v_dist.state.record import CorruptRecord, differences
-from ti2v_dist.storage.urls import absolute_url, read_bytes
+from ti2v_dist.state.plan import Plan
+from ti2v_dist.storage.addresses import absolute_url
 from ti2v_dist.video import Origin, VideoRequest, check_id
-
-MP4S = f"{dataset.VIDEOS}/videos"
 
 
 def opened(output: str) -> CheckpointStore:
@@ -64,7 +60,7 @@ def to_make(
         attempts={video_id: ledger.attempts(video_id) for video_id in ids},
         remake=tuple(ids) if again else (),
     )
-    return record(store, _config(store), plan, {})
+    return record(store, config_of(store), plan, {})
 
 
 def retry(store: CheckpointStore) -> Work:
@@ -83,7 +79,7 @@ def retry(store: CheckpointStore) -> Work:
     if unmade := found.keys() - imaged:
         run = store.read_run() or {}
         url, needs_image = run["manifest"], lambda video_id: video_id in unmade or video_id not in lines
-        manifest = check_manifest(url, _config(store), needs_image, taken(run))
+        manifest = check_manifest(url, config_of(store), needs_image, taken(run))
         if not all(found.values()):
             _raise_moved(store, url, manifest)
             raise_unusable(url, manifest)
@@ -178,98 +174,14 @@ def fork(
         origin=Origin(video_id, from_frame),
         generation=0,
     )
-    chosen = _config(store).model
+    chosen = config_of(store).model
     for warning in lost_words(read_info(chosen.id, chosen.revision), [prompt]):
         warnings.warn(warning, stacklevel=2)
     store.add_request(asked)
     return asked
 
 
-def repair(store: CheckpointStore, video_id: str) -> dict[str, Any]:
-    """Move a damaged record, and all above it, out of the video's chain; returns what was wrong and what was moved.
-
-    The run is taken over first, so that a coordinator at work on it steps down. What it still writes until it sees
-    that is, on the run's fingerprint, what will be computed again; at worst the next `repair` finds it above a gap.
-    """
-    known(store, video_id)
-    if store.is_dropped(video_id):
-        raise FramesDropped(video_id)
-    store.next_epoch()
-    found: list[str] = []
-    moved: list[str] = []
-    while damage := store.damage(video_id):
-        found.append(str(damage))
-        moved += store.quarantine(video_id, damage)
-    return {"id": video_id, "damage": found, "moved": moved}
-
-
-def mend(store: CheckpointStore, video_id: str) -> Work:
-    """Work on what is missing of a video whose chain has no fault any more: frames, its mp4, or nothing.
-
-    The run that `repair` has taken over from its owner goes on in any case.
-    """
-    request = known(store, video_id)
-    is_finished = store.read_done(video_id) is not None
-    if is_finished and store.last_frames().get(video_id, 0) >= request.num_frames - 1 and is_whole(store, video_id):
-        return _going_on(store)
-    return to_make(store, request, again=is_finished)
-
-
-def _going_on(store: CheckpointStore) -> Work:
-    """Work on what was asked for, the last of it first, and has no end."""
-    for order in reversed(Orders(store).open()):
-        with suppress(CorruptRecord, KeyError):  # whoever owns the run tells of such a plan
-            plan = Ledger(store).read_plan(order.plan)
-            work = record(store, _config(store), plan, {}, order.is_whole)
-            if not work.is_done:
-                return work
-    return to_make(store)
-
-
-def is_whole(store: CheckpointStore, video_id: str) -> bool:
-    """True when the mp4 of a finished video is there as it was finished."""
-    row = store.read_done(video_id)
-    if row is None:
-        return False
-    try:
-        data = read_bytes(f"{store.url}/{dataset.VIDEOS}/{row['file_name']}")
-    except FileNotFoundError:
-        return False
-    return hashlib.sha256(data).hexdigest() == row["file_sha256"]
-
-
-def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) -> dict[str, Any]:
-    """List what no finished video needs, and `delete` it when told: mp4s that no `done` names, and leftovers.
-
-    With `drop_frames` also the frames of finished videos whose mp4 is whole; those can never be extended or forked
-    again. Nothing of an unfinished video is touched, and each thing is looked at once more before it goes. "strays" are
-    files that no run makes: whose they are is not known, so they stay.
-    """
-    orphans = list(_orphans(store))
-    leftovers = list(store.leftovers())
-    strays = {*store.strays(), *(f"{MP4S}/{name}" for name in store.store.list(MP4S) if not dataset.id_of(name))}
-    droppable = list(_droppable(store)) if drop_frames else []
-    if delete:
-        listed = {row["file_name"] for row in dataset.read_rows(store.url)}
-        # What the tables still name goes once they name the newer file.
-        orphans = [name for name in orphans if f"videos/{name}" not in listed]
-        for name in orphans:
-            if _is_orphan(store, name):
-                store.store.delete(f"{MP4S}/{name}")
-        for key in leftovers:
-            store.store.delete(key)
-        droppable = [video_id for video_id in droppable if _drop(store, video_id)]
-    return {
-        "output": store.url,
-        "deleted": delete,
-        "orphans": [f"{MP4S}/{name}" for name in orphans],
-        "leftovers": leftovers,
-        "strays": sorted(strays - {*leftovers}),
-        "frames_of": droppable,
-    }
-
-
-def _config(store: CheckpointStore) -> RunConfig:
+def config_of(store: CheckpointStore) -> RunConfig:
     return stored_config(store.read_run() or {})
 
 
@@ -293,37 +205,3 @@ def _count(num_frames: str, finished: int) -> int:
     if not re.fullmatch(r"\+?[0-9]{1,9}", num_frames):
         raise InputError(f"num_frames is {num_frames!r}; write +64 for 64 frames more, or 128 for 128 in all")
     return int(num_frames) + (finished if num_frames.startswith("+") else 0)
-
-
-def _orphans(store: CheckpointStore) -> Iterator[str]:
-    """Names of mp4s beside which lies the one that a finished video has now."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for name in store.store.list(MP4S):
-        if video_id := dataset.id_of(name):
-            names[video_id].append(name)
-    for video_id in store.done_ids():
-        some = names[video_id]
-        # A video's only file may be all that is left of it.
-        if len(some) > 1 and set(some) - (orphans := {name for name in some if _is_orphan(store, name)}):
-            yield from sorted(orphans)
-
-
-def _is_orphan(store: CheckpointStore, name: str) -> bool:
-    video_id = dataset.id_of(name)
-    row = store.read_done(video_id) if video_id else None
-    return row is not None and row["file_name"] != f"videos/{name}"
-
-
-def _droppable(store: CheckpointStore) -> Iterator[str]:
-    """Finished videos that have frames, but for those that an unfinished fork begins with."""
-    done = store.done_ids()
-    forks = (video_id for video_id, generations in store.edits().items() if generations[0] == 0)
-    requests = [store.read_request(video_id) for video_id in forks if video_id not in done]
-    needed = {request.origin.id for request in requests if request and request.origin}
-    return (video_id for video_id in sorted(store.last_frames()) if video_id in done and video_id not in needed)
-
-
-def _drop(store: CheckpointStore, video_id: str) -> bool:
-    """The generation is read before the result: one that comes later finds the tombstone, or keeps the frames."""
-    generation = store.generation(video_id)
-    return is_whole(store, video_id) and store.drop_frames(video_id, generation)

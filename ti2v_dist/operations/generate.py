@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ti2v_dist.canonical import differences
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError, begun
 from ti2v_dist.inputs.images import load_image
 from ti2v_dist.inputs.manifest import make_request
+from ti2v_dist.latents import NonFiniteLatents
 from ti2v_dist.models import read_info
 from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.operations.planning import claim, pinned, request_defaults
@@ -21,9 +23,8 @@ from ti2v_dist.outputs import dataset
 from ti2v_dist.prompts import Prompt
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.state.checkpoint import CheckpointStore, FingerprintMismatch
-from ti2v_dist.state.record import differences
-from ti2v_dist.storage.urls import absolute_url
-from ti2v_dist.video import NonFiniteLatents, VideoRequest, check_id
+from ti2v_dist.storage.addresses import absolute_url
+from ti2v_dist.video import VideoRequest, check_id
 
 
 def generate(

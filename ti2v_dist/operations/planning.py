@@ -4,10 +4,11 @@ import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ti2v_dist import __version__
+from ti2v_dist.canonical import differences
 from ti2v_dist.config import RunConfig, stored_identity
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.manifest import Manifest, RequestDefaults, read_manifest
@@ -16,11 +17,12 @@ from ti2v_dist.inputs.shards import claim as claim_shard
 from ti2v_dist.models import ModelInfo, read_info
 from ti2v_dist.models.prompts import lost_words
 from ti2v_dist.outputs.dataset import is_stored, stored_ids
+from ti2v_dist.runtime.work import Work
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import FEW_VIDEOS, Ledger, Plan
-from ti2v_dist.state.record import differences
-from ti2v_dist.storage.urls import absolute_url
+from ti2v_dist.state.ledger import FEW_VIDEOS, Ledger
+from ti2v_dist.state.plan import Plan
+from ti2v_dist.storage.addresses import absolute_url
 from ti2v_dist.video import VideoRequest
 
 STORE_THREADS = 16
@@ -34,35 +36,6 @@ class ManifestError(InputError):
 
 class RunMismatch(InputError):
     """The output belongs to a run with other settings; the message prints the difference."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A plan, the run whose it is, and the ids of the plan that are final already.
-
-    `is_whole` says that the plan is a whole manifest, so that rows of earlier ones that it lacks are the run's no more.
-    """
-
-    store: CheckpointStore
-    config: RunConfig
-    plan: Plan
-    final: set[str]
-    is_whole: bool
-    run_id: str = ""
-    """The one that the run began with; by default that of `config`."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "run_id", self.run_id or self.config.run_id(self.store.url))
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a coordinator must agree in before it is given this work."""
-        return {"run_id": self.run_id, "output": self.store.url}
-
-    @property
-    def is_done(self) -> bool:
-        """True when nothing is left to do."""
-        return all(request.id in self.final for request in self.plan.requests)
 
 
 def request_defaults(config: RunConfig, info: ModelInfo) -> RequestDefaults:

@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from ti2v_dist.canonical import canonical_sha256, differences
 from ti2v_dist.config import stored_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import check_whole
+from ti2v_dist.latents import Chunk
 from ti2v_dist.outputs import dataset
 from ti2v_dist.outputs.codec import CodecError, read_video
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.orders import Orders
-from ti2v_dist.state.record import CorruptRecord, differences
-from ti2v_dist.storage.urls import absolute_url, read_bytes
-from ti2v_dist.video import Chunk, canonical_sha256
+from ti2v_dist.state.record import CorruptRecord
+from ti2v_dist.storage.addresses import absolute_url
+from ti2v_dist.storage.urls import read_bytes
 
 READERS = 4
 

@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ti2v_dist.canonical import canonical_json
 from ti2v_dist.errors import UserError
 from ti2v_dist.storage.files import local_copy
 from ti2v_dist.storage.scratch import full_disk_named, scratch_folder
-from ti2v_dist.video import canonical_json, exact_rate
+from ti2v_dist.video import exact_rate
 
 CODEC = "h264"
 

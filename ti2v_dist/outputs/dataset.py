@@ -8,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ti2v_dist.inputs.manifest import RowFailure
-from ti2v_dist.inputs.rows import COLUMN_TYPES, read_table
+from ti2v_dist.canonical import canonical_json
+from ti2v_dist.columns import COLUMN_TYPES, RowFailure
 from ti2v_dist.outputs.codec import CODEC, WrittenVideo
 from ti2v_dist.outputs.tables import METADATA_TYPES, dataset_card, failures_table, metadata_table
 from ti2v_dist.storage.files import listed, put_bytes, put_file, read_view, remove
+from ti2v_dist.storage.parquet import read_table
 from ti2v_dist.storage.urls import open_filesystem, read_bytes
-from ti2v_dist.video import VideoRequest, canonical_json, exact_rate
+from ti2v_dist.video import VideoRequest, exact_rate
 
 VIDEOS = "dataset"
 """Folder of the data set inside an output; `file_name` is relative to it."""

@@ -1,16 +1,10 @@
 """The tables of an output as Parquet bytes, and the card of its data set. No storage, no codec."""
 
 import hashlib
-import io
 from collections.abc import Iterable
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ti2v_dist.inputs.rows import is_taken
-from ti2v_dist.video import canonical_json
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from ti2v_dist.storage.parquet import write_table
 
 METADATA_TYPES = {
     "file_name": "string",
@@ -46,8 +40,6 @@ METADATA_TYPES = {
 Seeds are int64, or decimal128(20, 0) where one needs more bits: `datasets` cannot load uint64 beyond int64's range.
 """
 
-NATURAL_DEPTH, NATURAL_FIELDS = 8, 100
-"""How deep, and with how many names in one object, a value is still a column of columns and not JSON text."""
 FAILURE_TYPES = {
     "line": "int64",
     "id": "string",
@@ -61,123 +53,12 @@ FAILURE_TYPES = {
 
 def metadata_table(rows: Iterable[dict[str, Any]]) -> bytes:
     """Finished videos as Parquet, by id: the pinned columns, then the passed-through ones."""
-    return _parquet(sorted(rows, key=lambda row: row["id"]), METADATA_TYPES)
+    return write_table(sorted(rows, key=lambda row: row["id"]), METADATA_TYPES)
 
 
 def failures_table(rows: Iterable[dict[str, Any]]) -> bytes:
     """Failed rows as Parquet, by manifest line and id: what went wrong, then all other columns of the rows."""
-    return _parquet(sorted(rows, key=lambda row: (row["line"], row["id"])), FAILURE_TYPES)
-
-
-def text_columns(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Names of those passed-through columns whose values the tables will hold as JSON text."""
-    gathered, found = _gathered(list(rows)), []
-    for name, values in gathered.items():
-        is_text = all(value is None or isinstance(value, str) for value in values)
-        if not is_text and str(_inferred(values).type) == "string":
-            found.append(name)
-    return found
-
-
-def _parquet(rows: list[dict[str, Any]], types: dict[str, str]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {name: _pinned([row.get(name) for row in rows], kind) for name, kind in types.items()}
-    others = [{name: value for name, value in row.items() if name not in types} for row in rows]
-    columns |= {name: _inferred(values) for name, values in _gathered(others).items()}
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink)
-    return sink.getvalue()
-
-
-def _gathered(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The rows' values by column, None where a row has no such column."""
-    names = {name: None for row in rows for name in row}
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _pinned(values: list[Any], kind: str) -> "pa.Array":
-    import pyarrow as pa
-
-    if kind == "timestamp":
-        return pa.array([_instant(value) for value in values], pa.timestamp("us", tz="UTC"))
-    if kind == "string":  # of a failed row, which may hold anything, and of a prompt schedule
-        values = [
-            value if value is None or isinstance(value, str) else canonical_json(value).decode() for value in values
-        ]
-    if kind == "seed":
-        largest = max((value for value in values if value is not None), default=0)
-        return pa.array(values, pa.int64() if largest < 2**63 else pa.decimal128(20, 0))
-    return pa.array(values, pa.type_for_alias(kind))
-
-
-def _instant(value: float | str | None) -> datetime | None:
-    if value is None:
-        return None
-    return datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
-
-
-def _inferred(values: list[Any]) -> "pa.Array":
-    """A passed-through column in its natural type where one holds it unchanged, else each value as JSON text."""
-    import pyarrow as pa
-
-    kinds = {type(value) for value in values} - {type(None)}
-    if not kinds or kinds == {str}:
-        return pa.array(values, pa.string())
-    if kinds == {bool}:
-        return pa.array(values, pa.bool_())
-    array = _numbers(values) if kinds <= {int, float} else _nested(values)
-    return _texts(values) if array is None else array
-
-
-def _numbers(values: list[Any]) -> "pa.Array | None":
-    """Whole numbers of 64 bits, or doubles where each holds its value."""
-    import pyarrow as pa
-
-    present = [value for value in values if value is not None]
-    if all(type(value) is int for value in present):
-        low, high = min(present), max(present)
-        if low >= -(2**63) and high < 2**63:
-            return pa.array(values, pa.int64())
-        return pa.array(values, pa.uint64()) if low >= 0 and high < 2**64 else None
-    # 1 and 0.5 in one column are numbers, whichever of them comes first.
-    fits = all(type(value) is float or abs(value) <= 2**53 for value in present)
-    return pa.array(values, pa.float64()) if fits else None
-
-
-def _nested(values: list[Any]) -> "pa.Array | None":
-    """Lists and objects in Arrow's types, where they come back from a file just as they were."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if any(_is_odd(value) for value in values):
-        return None
-    sink = io.BytesIO()
-    try:
-        array = pa.array(values)
-        pq.write_table(pa.table({"x": array}), sink)
-        back = pq.ParquetFile(pa.BufferReader(sink.getvalue())).read(use_threads=False)["x"]
-    except (pa.ArrowException, OverflowError, ValueError, TypeError, RecursionError):
-        return None
-    # Arrow gives every struct the fields of all: a row would come back with names that it never had.
-    return array if back.to_pylist() == values else None
-
-
-def _is_odd(value: Any, depth: int = 0) -> bool:
-    """Whether a value is better not a column of columns: too deep or wide, or a name that its reader would take."""
-    if depth > NATURAL_DEPTH:
-        return True
-    if isinstance(value, dict):
-        odd = any(is_taken(name) for name in value)
-        return odd or len(value) > NATURAL_FIELDS or any(_is_odd(item, depth + 1) for item in value.values())
-    return isinstance(value, list) and any(_is_odd(item, depth + 1) for item in value)
-
-
-def _texts(values: list[Any]) -> "pa.Array":
-    import pyarrow as pa
-
-    return pa.array([None if value is None else canonical_json(value).decode() for value in values], pa.string())
+    return write_table(sorted(rows, key=lambda row: (row["line"], row["id"])), FAILURE_TYPES)
 
 
 def dataset_card(rows: list[dict[str, Any]], table: bytes, videos: str = "videos") -> str:

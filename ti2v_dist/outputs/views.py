@@ -8,12 +8,12 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import FOLDER, Shard, check_whole, shards_of
 from ti2v_dist.outputs import dataset
 from ti2v_dist.outputs.report import write_page, write_report
-from ti2v_dist.runtime.tally import counted
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.fingerprints import described
 from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
-from ti2v_dist.storage.urls import absolute_url
+from ti2v_dist.storage.addresses import absolute_url
+from ti2v_dist.tally import counted
 from ti2v_dist.video import VideoRequest
 
 READERS = 16

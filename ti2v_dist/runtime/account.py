@@ -10,7 +10,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from ti2v_dist.outputs import views
 from ti2v_dist.runtime.outages import Outages
-from ti2v_dist.runtime.ownership import Upkeep
+from ti2v_dist.runtime.upkeep import Upkeep
 from ti2v_dist.scheduling.scheduler import Scheduler
 from ti2v_dist.telemetry.log import LOG
 from ti2v_dist.telemetry.metrics import Endpoint

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from ti2v_dist.runtime.ownership import Upkeep
+from ti2v_dist.runtime.upkeep import Upkeep
 from ti2v_dist.scheduling import events
 from ti2v_dist.scheduling.scheduler import Scheduler
 from ti2v_dist.state.fingerprints import Numerics, differing

@@ -18,9 +18,9 @@ from ti2v_dist.runtime import ray_internals
 from ti2v_dist.runtime.account import Account
 from ti2v_dist.runtime.classes import Classes
 from ti2v_dist.runtime.outages import Outages
-from ti2v_dist.runtime.ownership import TakenOver, Upkeep
 from ti2v_dist.runtime.pool import WorkerPool
 from ti2v_dist.runtime.threads import use_storage_threads
+from ti2v_dist.runtime.upkeep import TakenOver, Upkeep
 from ti2v_dist.runtime.videos import Videos
 from ti2v_dist.scheduling import events
 from ti2v_dist.scheduling.scheduler import Scheduler
@@ -143,7 +143,7 @@ class Coordinator:
             self._submit(newest.values())
             self._knows_open = True
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.life))
-            watches = (*watches, self.pool.watch_drains(), self.pool.watch_places(), self.endpoint.keep_trying())
+            watches = (*watches, self.pool.watch_drains(), self.pool.places.watch(), self.endpoint.keep_trying())
             watches = (*watches, self.event_log.keep_writing(), self.classes.watch())
             background = [self._spawn(watch) for watch in watches]
             await self._handle_events()

@@ -1,11 +1,17 @@
 """Where a worker may be, in Ray's words: what it reserves of a node, what kind that is, and which node it has."""
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import RayError
 
 from ti2v_dist.config import RunConfig
 from ti2v_dist.runtime import ray_internals
+from ti2v_dist.runtime.threads import control
+from ti2v_dist.scheduling import events
+
+PLACES_POLL_S = 10.0
 
 NODE_ID, ACCELERATOR = "ray.io/node-id", "ray.io/accelerator-type"
 """Ray's labels of a node."""
@@ -31,3 +37,42 @@ async def node_of(actor: Any) -> tuple[str, str]:
         address = {}
     node = address.get("NodeID", "")
     return node if set(node) != {"f"} else "", address.get("IPAddress", "")  # Ray's id of no node: it has no place yet
+
+
+class Places:
+    """The nodes that are large enough for a worker with `gpus` GPUs."""
+
+    def __init__(self, config: RunConfig, gpus: float, emit: Callable[[events.Event], None]):
+        self.config, self.gpus, self.emit = config, gpus, emit
+        self._large: frozenset[str] = frozenset()
+
+    async def look(self) -> dict[str, dict[str, Any]]:
+        """Tell which nodes are large enough for a worker, when that has changed; returns the living nodes by id."""
+        try:
+            living = {node["NodeID"]: node for node in await control(ray_internals.nodes)}
+        except RayError:  # a head that is silent for a while
+            return {}
+        wants = worker_resources(self.config, self.gpus)
+        large = (
+            node
+            for node, entry in living.items()
+            if all(entry["Resources"].get(name, 0) >= count for name, count in wants.items())
+        )
+        places = frozenset(large)
+        if places != self._large:
+            self._large = places
+            self.emit(events.Places(places))
+        return living
+
+    async def watch(self) -> None:
+        """Tell of nodes that come and go; without end."""
+        while True:
+            await self.look()
+            await asyncio.sleep(PLACES_POLL_S)
+
+    def resources(self) -> dict[str, Any]:
+        """What Ray is to reserve for a worker."""
+        wants = worker_resources(self.config, self.gpus)
+        options: dict[str, Any] = {"num_gpus": wants["GPU"], "num_cpus": wants["CPU"]}
+        # Without a GPU of its own a worker would otherwise see all of them.
+        return options if self.gpus else {**options, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}

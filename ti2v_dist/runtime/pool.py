@@ -10,12 +10,13 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ti2v_dist.config import RunConfig
-from ti2v_dist.errors import InputError, RunError, UserError
+from ti2v_dist.errors import InputError, UserError
+from ti2v_dist.latents import NonFiniteLatents
 from ti2v_dist.runtime import ray_internals
 from ti2v_dist.runtime.deaths import ENDS, LIVES, death
 from ti2v_dist.runtime.outages import OUTAGES, Outages
-from ti2v_dist.runtime.places import NODE_ID, kind_of, node_of, worker_resources
-from ti2v_dist.runtime.threads import control
+from ti2v_dist.runtime.patience import Patience, Stalled
+from ti2v_dist.runtime.places import NODE_ID, Places, kind_of, node_of
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.scheduling import events
 from ti2v_dist.scheduling.losses import DeviceFailure, DeviceOutOfMemory, Leaving
@@ -26,11 +27,9 @@ from ti2v_dist.storage.scratch import ScratchFull
 from ti2v_dist.storage.urls import HostUnreachable, Unreachable
 from ti2v_dist.telemetry.log import LOG, bound, log_bug
 from ti2v_dist.telemetry.metrics import Metrics
-from ti2v_dist.video import NonFiniteLatents, VideoRequest
+from ti2v_dist.video import VideoRequest
 
-DRAIN_POLL_S, PLACES_POLL_S = 1.0, 10.0
-USUAL_TIMES = 10.0
-"""How many times the longest call of its kind so far a call may take, however long that is."""
+DRAIN_POLL_S = 1.0
 MOST_WARNINGS = 20
 INPUT_S = 300.0
 """How long an image is asked for in vain, while the run's own store answers, before that is an attempt of its video."""
@@ -38,10 +37,6 @@ CONTROL = "control"
 """The concurrency group in which a worker answers during a call."""
 VIDEO_ERRORS = (InputError, CorruptRecord, NonFiniteLatents)
 """What is wrong with a video itself; trying again would not help. Any other error may be a bug of ours: an attempt."""
-
-
-class Stalled(RunError):
-    """A worker did not answer a call in many times its usual time: a device that hangs, a process that is stopped."""
 
 
 class WorkerPool:
@@ -57,7 +52,7 @@ class WorkerPool:
         emit: Callable[[events.Event], None],
         accept: Callable[[dict[str, Any]], Awaitable[str]],
     ):
-        self.config, self.output_url, self.gpus = config, output_url, gpus_per_worker
+        self.config, self.output_url = config, output_url
         self.metrics, self.outages, self.emit, self.accept = metrics, outages, emit, accept
         self.largest: VideoRequest | None = None
         """The request of the largest batch: a new worker tries at once whether it fits."""
@@ -70,9 +65,8 @@ class WorkerPool:
         self.bugs: dict[str, str] = {}
         """Tracebacks of bugs of ours in starting a worker, by how such a start was told of."""
         self.started = 0
-        self._longest: dict[str, float] = {}
-        self._heard: dict[int, float] = {}  # when each worker answered last
-        self._places: frozenset[str] = frozenset()
+        self.patience = Patience(config.cluster.stalled_after_s, self.warn)
+        self.places = Places(config, gpus_per_worker, emit)
         self._closed = asyncio.Event()
 
     async def start(self, command: events.StartWorker) -> None:
@@ -84,7 +78,12 @@ class WorkerPool:
             return
         number, self.started = self.started, self.started + 1
         # The coordinator replaces a dead worker itself; a call that Ray repeats would be computed twice.
-        options = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {CONTROL: 1}, **self._resources()}
+        options = {
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "concurrency_groups": {CONTROL: 1},
+            **self.places.resources(),
+        }
         if command.avoid:
             options["label_selector"] = {NODE_ID: f"!in({','.join(sorted(command.avoid))})"}
         fields = {**bound, "worker": number}
@@ -92,7 +91,7 @@ class WorkerPool:
         actor = self.actors[number] = ray.remote(**options)(Worker).remote(self.config, self.output_url, fields)
         numerics: dict[str, Any] = {}
         try:
-            numerics = await self._opened(actor)
+            numerics = await self.patience.opened(actor, self.largest)
             self.kinds[number] = await self.accept(numerics)
         except RayTaskError as error:
             bug = log_bug("open", error, worker=number)
@@ -116,19 +115,6 @@ class WorkerPool:
                 LOG.info("a worker is ready on node %s (%s)", ip, numerics.get("device"), extra=fields)
                 self.emit(events.WorkerReady(number, node, self.kinds[number]))
 
-    async def _opened(self, actor: Any) -> dict[str, Any]:
-        """What a new worker says of itself, or `Stalled`. To wait for a place is no call, and takes what it takes."""
-        answer, placed = asyncio.ensure_future(actor.open.remote(self.largest)), 0.0
-        try:
-            while not (await asyncio.wait([answer], timeout=PLACES_POLL_S))[0]:
-                if not placed and (await node_of(actor))[0]:
-                    placed = time.monotonic()
-                if placed and time.monotonic() - placed > self.config.cluster.stalled_after_s:
-                    raise Stalled(f"no model in {self.config.cluster.stalled_after_s:.0f} s (cluster.stalled_after_s)")
-            return answer.result()
-        finally:
-            answer.cancel()
-
     async def _start_failed(self, number: int, actor: Any, cause: BaseException, bug: str | None = None) -> None:
         node, ip = await node_of(actor)
         if not self._remove(number, "start_failed"):
@@ -138,7 +124,7 @@ class WorkerPool:
         if bug:
             self.bugs[told] = bug
         self.warn(number, f"a worker could not be started on node {ip or 'unknown'}: {told}")
-        await self._look_for_places()
+        await self.places.look()
         self.emit(events.StartFailed(number, node, told))
 
     async def _refuse(self, number: int, actor: Any, numerics: dict[str, Any], mismatch: str) -> None:
@@ -154,7 +140,7 @@ class WorkerPool:
         await self._ask_storage(store.record_refusal, {"node": ip, "device": device, "differs": differs})
         named = "; ".join(f"{key} is {pair['worker']!r}, the run's {pair['run']!r}" for key, pair in differs.items())
         self.warn(number, f"a worker on node {ip or 'unknown'} ({device}) was refused: {named}")
-        living = await self._look_for_places()
+        living = await self.places.look()
         kind = kind_of(living.get(node, {}))
         same = {other for other, entry in living.items() if kind and kind_of(entry) == kind}
         refused = frozenset({node, *(same if "device" in differs else ())} - {""})
@@ -168,24 +154,6 @@ class WorkerPool:
         LOG.warning(text, extra={"worker": number})
         if text not in self.warnings and len(self.warnings) < MOST_WARNINGS:
             self.warnings.append(text)
-
-    async def _look_for_places(self) -> dict[str, dict[str, Any]]:
-        """Tell which nodes are large enough for a worker, when that has changed; returns the living nodes by id."""
-        try:
-            living = {node["NodeID"]: node for node in await control(ray_internals.nodes)}
-        except RayError:  # a head that is silent for a while
-            return {}
-        wants = worker_resources(self.config, self.gpus)
-        large = (
-            node
-            for node, entry in living.items()
-            if all(entry["Resources"].get(name, 0) >= count for name, count in wants.items())
-        )
-        places = frozenset(large)
-        if places != self._places:
-            self._places = places
-            self.emit(events.Places(places))
-        return living
 
     async def call(self, number: int, ids: tuple[str, ...], method: str, *arguments: Any) -> Any:
         """A worker's value for these videos and its seconds; None when it failed, which has been told as an event."""
@@ -212,7 +180,7 @@ class WorkerPool:
         if actor is None:
             return None  # lost meanwhile: the scheduler has heard, and has given its videos to others
         try:
-            value, seconds = await self._answer(number, method, getattr(actor, method).remote(*arguments))
+            value, seconds = await self.patience.answer(number, method, getattr(actor, method).remote(*arguments))
             if not self.is_there(number):
                 return None  # it was lost while its value was on the way, and its videos went elsewhere
             self.metrics.device_seconds.inc(seconds)
@@ -248,30 +216,6 @@ class WorkerPool:
             self._bury(number, "stalled", str(stalled))
         return None
 
-    async def _answer(self, number: int, method: str, reply: Any) -> Any:
-        """What a call returns, or `Stalled`; the time that it waits behind the worker's other one does not count."""
-        began, is_told, answer = time.monotonic(), False, asyncio.ensure_future(reply)
-        try:
-            while True:
-                since = max(began, self._heard.get(number, began))
-                limit_s = max(self.config.cluster.stalled_after_s, USUAL_TIMES * self._longest.get(method, 0.0))
-                due = since + (limit_s if is_told else limit_s / 2)
-                if (await asyncio.wait([answer], timeout=max(0.0, due - time.monotonic())))[0]:
-                    break
-                if self._heard.get(number, began) > since or time.monotonic() < due:
-                    continue
-                if is_told:
-                    raise Stalled(f"{method} took more than {limit_s:.0f} s (cluster.stalled_after_s)")
-                is_told, told = True, f"no answer to {method} from worker {number} in {limit_s / 2:.0f} s"
-                self.warn(number, f"{told}; it is given up after {limit_s:.0f} s")
-            since = max(began, self._heard.get(number, began))
-            self._heard[number] = time.monotonic()
-            value = answer.result()
-            self._longest[method] = max(self._longest.get(method, 0.0), time.monotonic() - since)
-            return value
-        finally:
-            answer.cancel()
-
     def is_there(self, number: int) -> bool:
         """Whether a worker is still the one that was asked: one that was lost has no say any more."""
         return number in self.actors
@@ -294,12 +238,6 @@ class WorkerPool:
                     self._bury(number, "preempted")
             await asyncio.sleep(DRAIN_POLL_S)
 
-    async def watch_places(self) -> None:
-        """Tell of nodes that come and go; without end."""
-        while True:
-            await self._look_for_places()
-            await asyncio.sleep(PLACES_POLL_S)
-
     async def recall(self, number: int) -> None:
         """Let a worker finish the frame in hand and nothing else."""
         # Not `ray.cancel`: Ray carries a cancelled method out all the same, and then throws its result away.
@@ -321,16 +259,10 @@ class WorkerPool:
         while self.actors:
             ray.kill(self.actors.popitem()[1])
 
-    def _resources(self) -> dict[str, Any]:
-        wants = worker_resources(self.config, self.gpus)
-        options: dict[str, Any] = {"num_gpus": wants["GPU"], "num_cpus": wants["CPU"]}
-        # Without a GPU of its own a worker would otherwise see all of them.
-        return options if self.gpus else {**options, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
-
     def _remove(self, number: int, reason: str) -> bool:
         """End a worker and count it under `reason`; False if it was gone already."""
         actor = self.actors.pop(number, None)
-        self._heard.pop(number, None)
+        self.patience.forget(number)
         if actor is None:
             return False
         self.metrics.count_worker_loss(reason)

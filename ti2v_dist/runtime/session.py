@@ -10,7 +10,7 @@ from typing import Any
 
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError, RunError, UserError
-from ti2v_dist.operations.planning import Work
+from ti2v_dist.runtime.work import Work
 from ti2v_dist.telemetry.log import LOG_FORMAT, log_format
 
 NAMESPACE = "ti2v"
@@ -78,13 +78,16 @@ class Handle:
     def __init__(self, ray: Any, name: str, actor: Any):
         self.ray, self.name, self.actor = ray, name, actor
 
-    def ask(self, method: str, *arguments: Any, patience_s: float = ANSWER_TIMEOUT_S) -> Any:
-        """What a method returns. Raises `RunError` when the actor is dead for good, or does not answer."""
+    def ask(self, method: str, *arguments: Any, patience_s: float | None = None) -> Any:
+        """What a method returns. Raises `RunError` when the actor is dead for good, or does not answer.
+
+        `patience_s` is `ANSWER_TIMEOUT_S` unless given.
+        """
         from ray.exceptions import GetTimeoutError, RayActorError
 
         began = time.monotonic()
         while True:
-            left = began + patience_s - time.monotonic()
+            left = began + (ANSWER_TIMEOUT_S if patience_s is None else patience_s) - time.monotonic()
             try:
                 limit_s = min(max(left, POLL_S), ANSWER_TIMEOUT_S)
                 return self.ray.get(getattr(self.actor, method).remote(*arguments), timeout=limit_s)

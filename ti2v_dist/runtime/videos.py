@@ -13,17 +13,19 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from ti2v_dist.canonical import differences
 from ti2v_dist.config import RunConfig
+from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
 from ti2v_dist.outputs import dataset
 from ti2v_dist.runtime.account import Account
 from ti2v_dist.runtime.classes import Classes
-from ti2v_dist.runtime.ownership import Upkeep
 from ti2v_dist.runtime.pool import VIDEO_ERRORS, WorkerPool, video_error
+from ti2v_dist.runtime.upkeep import Upkeep
 from ti2v_dist.scheduling import events
-from ti2v_dist.state.record import Tip, differences
+from ti2v_dist.state.record import Tip
 from ti2v_dist.telemetry.log import LOG
 from ti2v_dist.telemetry.metrics import Metrics
-from ti2v_dist.video import Chunk, NonFiniteLatents, VideoRequest, VideoState
+from ti2v_dist.video import VideoRequest
 
 
 @dataclass

@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 
 from ti2v_dist import __version__
+from ti2v_dist.canonical import canonical_json, canonical_sha256
 from ti2v_dist.config import RunConfig, keyframe_interval
 from ti2v_dist.inputs.images import load_image
+from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
 from ti2v_dist.outputs import codec, dataset
 from ti2v_dist.scheduling.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.fingerprints import differing
 from ti2v_dist.telemetry.log import LOG, begin
-from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState, canonical_json, canonical_sha256
+from ti2v_dist.video import VideoRequest
 
 FRAME_LOG = "TI2V_FRAME_LOG"
 """Environment variable: a file to which each computed frame is appended and synced, `<id> <frame> <pid>` a line.

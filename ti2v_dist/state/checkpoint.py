@@ -7,13 +7,13 @@ from itertools import count, takewhile
 from typing import Any
 
 from ti2v_dist import __version__
+from ti2v_dist.canonical import canonical_sha256, plain
 from ti2v_dist.errors import InputError
 from ti2v_dist.state import fingerprints, keys
 from ti2v_dist.state.fingerprints import FingerprintMismatch
 from ti2v_dist.state.frames import FrameStore, Settled
-from ti2v_dist.state.record import parse_json, plain
+from ti2v_dist.state.record import parse_json
 from ti2v_dist.state.requests import FramesDropped, RequestMismatch
-from ti2v_dist.video import canonical_sha256
 
 __all__ = ["CheckpointStore", "FingerprintMismatch", "FramesDropped", "RequestMismatch", "Settled", "UnknownFormat"]
 

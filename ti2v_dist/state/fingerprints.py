@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from ti2v_dist.canonical import canonical_json, canonical_sha256, differences, plain
 from ti2v_dist.errors import InputError
 from ti2v_dist.state import keys
-from ti2v_dist.state.record import differences, parse_json, plain
+from ti2v_dist.state.record import parse_json
 from ti2v_dist.storage.objects import Store
-from ti2v_dist.video import VideoRequest, canonical_json, canonical_sha256
+from ti2v_dist.video import VideoRequest
 
 MODEL = ("weights_sha256", "window", "numerics_version")
 """What all classes of a run have in common: where it differs, it is not another machine but another model."""

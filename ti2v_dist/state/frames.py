@@ -12,19 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from ti2v_dist.canonical import differences
+from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
 from ti2v_dist.state import fingerprints, keys
-from ti2v_dist.state.record import (
-    BrokenChain,
-    CorruptRecord,
-    RecipeMismatch,
-    Record,
-    Tip,
-    differences,
-    follower,
-    tip_of,
-)
+from ti2v_dist.state.record import BrokenChain, CorruptRecord, RecipeMismatch, Record, Tip, follower, tip_of
 from ti2v_dist.state.requests import DROPPED, FramesDropped, RequestStore
-from ti2v_dist.video import Chunk, Encoded, NonFiniteLatents, VideoRequest, VideoState
+from ti2v_dist.video import VideoRequest
 
 
 @dataclass(frozen=True)

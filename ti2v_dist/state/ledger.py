@@ -3,89 +3,30 @@
 A plan is named by its content. A hint follows the records it speaks of, so it may say too little and never too much.
 """
 
-import gzip
-import hashlib
 import io
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
-from functools import cached_property
 from typing import Any
 
-from ti2v_dist.inputs.rows import read_table
+from ti2v_dist.canonical import canonical_json
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.plan import Plan, Row, read_plain_plan
 from ti2v_dist.state.record import CorruptRecord, parse_json
-from ti2v_dist.video import VideoRequest, canonical_json
+from ti2v_dist.storage.parquet import read_table
 
 COMPACT_ROWS = 500
 """Finished videos that are not in the ledger yet at which they are added to it."""
 KEPT_HINTS = 2
 """Of hints and of notes of usage: one more than the newest, for those who have listed it already."""
-MAX_PLAN_BYTES = 2**31
-"""Of a plan unzipped: what is longer is cut off, and then is no JSON."""
 READERS = 16
 FEW_VIDEOS = 64
 """Up to which videos are asked for one by one: a listing of all is a call for each 1000 of them, or of their frames."""
 
-Row = dict[str, Any]
 Key = tuple[str, int]
 """An id and its generation."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one command asked for. A restarted coordinator needs nothing else but the store.
-
-    `lines` are the manifest lines of its rows; `refused` the failure rows of those that cannot become a video.
-    `attempts` are the failures that were on record when a retry began: one more is final. `remake` are finished videos
-    whose file was lost. `allow_inexact` lets videos go on in another class.
-    """
-
-    requests: tuple[VideoRequest, ...]
-    lines: dict[str, int]
-    refused: tuple[Row, ...] = ()
-    attempts: dict[str, int] = field(default_factory=dict)
-    remake: tuple[str, ...] = ()
-    allow_inexact: bool = False
-
-    @cached_property
-    def data(self) -> bytes:
-        """The stored bytes; equal plans have equal bytes."""
-        plain = {
-            "requests": [[request.generation, request.to_json()] for request in self.requests],
-            "lines": self.lines,
-            "refused": list(self.refused),
-            "attempts": self.attempts,
-            "remake": sorted(self.remake),
-        }
-        if self.allow_inexact:  # else it has the name that it always had
-            plain["allow_inexact"] = True
-        return gzip.compress(canonical_json(plain), compresslevel=6, mtime=0)
-
-    @cached_property
-    def sha256(self) -> str:
-        """The plan's name."""
-        return hashlib.sha256(self.data).hexdigest()
-
-    @classmethod
-    def from_bytes(cls, key: str, data: bytes) -> "Plan":
-        """Inverse of `data`; raises `CorruptRecord` unless it has the name in its key, and fields that are known."""
-        plain = _plain_plan(key, data)
-        if unknown := sorted(plain.keys() - {field.name for field in fields(cls)}):
-            raise CorruptRecord(key, f"this version knows no field {', '.join(unknown)} of a plan; install a newer one")
-        try:
-            requests = tuple(
-                VideoRequest.from_json({**request, "generation": generation})
-                for generation, request in plain.pop("requests")
-            )
-        except ValueError as error:
-            raise CorruptRecord(key, str(error)) from error
-        refused, remake = tuple(plain.pop("refused")), tuple(plain.pop("remake"))
-        return cls(requests=requests, refused=refused, remake=remake, **plain)
 
 
 class Ledger:
@@ -106,7 +47,7 @@ class Ledger:
     def plain_plan(self, sha256: str) -> dict[str, Any]:
         """A plan as it is stored, its requests unread: those of a large run take seconds. Raises as `read_plan`."""
         key = keys.plan(sha256)
-        return _plain_plan(key, self.store.get(key))
+        return read_plain_plan(key, self.store.get(key))
 
     # progress
 
@@ -167,16 +108,16 @@ class Ledger:
 
         A row that was refused before it became a video may have been mended since: it is not final.
         """
-        ids = {request.id for request in plan.requests}
+        ids = [request.id for request in plan.requests]
         if len(ids) <= FEW_VIDEOS:
             with ThreadPoolExecutor(READERS) as pool:
                 final = pool.map(lambda video_id: self._is_final(plan, video_id), ids)
                 return {video_id for video_id, is_final in zip(ids, final, strict=True) if is_final}
-        failed = ids & set(self.run.failed_ids())
+        failed = sorted(set(ids) & set(self.run.failed_ids()))
         with ThreadPoolExecutor(READERS) as pool:
             counts = dict(zip(failed, pool.map(self.attempts, failed), strict=True))
         exhausted = {video_id for video_id, count in counts.items() if count > plan.attempts.get(video_id, 0)}
-        return (ids & set(self.run.done_ids())) - set(plan.remake) | exhausted
+        return (set(ids) & set(self.run.done_ids())) - set(plan.remake) | exhausted
 
     def _is_final(self, plan: Plan, video_id: str) -> bool:
         if self.run.read_done(video_id) is not None:
@@ -247,12 +188,6 @@ class Ledger:
             return [((part["id"], part["generation"]), json.loads(part["row"])) for part in parts]
         except (pa.ArrowException, KeyError, ValueError, TypeError):
             return []
-
-
-def _plain_plan(key: str, data: bytes) -> dict[str, Any]:
-    if hashlib.sha256(data).hexdigest() != key.rpartition("/")[2]:
-        raise CorruptRecord(key, "its sha256 is not its name; delete it, and the same command writes it anew")
-    return json.loads(zlib.decompressobj(wbits=31).decompress(data, MAX_PLAN_BYTES))
 
 
 def _parquet(rows: dict[Key, Row]) -> bytes:

@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ti2v_dist.inputs.rows import stand_in
+from ti2v_dist.canonical import canonical_json
+from ti2v_dist.columns import stand_in
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import READERS, Ledger, Plan
+from ti2v_dist.state.ledger import READERS, Ledger
+from ti2v_dist.state.plan import Plan
 from ti2v_dist.state.record import CorruptRecord, parse_json
-from ti2v_dist.video import canonical_json
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ti2v_dist.canonical import canonical_json
 from ti2v_dist.errors import UserError
-from ti2v_dist.video import Chunk, Encoded, canonical_json
+from ti2v_dist.latents import Chunk, Encoded
 
 MAGIC = b"TI2VREC1"
 _FAMILY = MAGIC[:-1]
@@ -194,33 +195,6 @@ def parse_json(key: str, data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CorruptRecord(key, "not a JSON object")
     return value
-
-
-def plain(value: Any) -> Any:
-    """As it comes back from JSON: tuples are lists, keys are strings."""
-    return json.loads(canonical_json(value))
-
-
-def differences(stored: Any, new: Any) -> list[str]:
-    """One line per differing value of two JSON objects, nested keys dotted: "  name: stored 1, now 2"."""
-    return _differences(plain(stored), plain(new), "")
-
-
-def _differences(stored: Any, new: Any, name: str) -> list[str]:
-    if stored == new:
-        return []
-    if not (isinstance(stored, dict) and isinstance(new, dict)):
-        return [f"  {name}: stored {stored!r}, now {new!r}"]
-    lines: list[str] = []
-    for key in sorted({*stored, *new}):
-        dotted = f"{name}.{key}" if name else key
-        if key in stored and key in new:
-            lines += _differences(stored[key], new[key], dotted)
-        elif key in stored:
-            lines.append(f"  {dotted}: stored {stored[key]!r}, now absent")
-        else:
-            lines.append(f"  {dotted}: stored nothing, now {new[key]!r}")
-    return lines
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], memoryview]:

@@ -6,11 +6,12 @@ An extension is the request of the next generation; in its place may stand a tom
 import json
 from typing import Any
 
+from ti2v_dist.canonical import canonical_json, differences
 from ti2v_dist.errors import InputError
 from ti2v_dist.state import keys
-from ti2v_dist.state.record import CorruptRecord, differences, parse_json
+from ti2v_dist.state.record import CorruptRecord, parse_json
 from ti2v_dist.storage.objects import Store
-from ti2v_dist.video import VideoRequest, canonical_json
+from ti2v_dist.video import VideoRequest
 
 DROPPED = {"dropped": True}
 """Stands in the place of the next generation: a video is either extended or loses its frames, never both."""

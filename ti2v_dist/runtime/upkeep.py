@@ -11,13 +11,14 @@ from typing import Any
 from ti2v_dist.errors import RunError
 from ti2v_dist.outputs import views
 from ti2v_dist.runtime.outages import Outages
-from ti2v_dist.runtime.tally import Tally
 from ti2v_dist.runtime.threads import control
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import Ledger, Plan
+from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
+from ti2v_dist.state.plan import Plan
 from ti2v_dist.state.record import CorruptRecord
+from ti2v_dist.tally import Tally
 from ti2v_dist.telemetry.log import LOG, bind
 from ti2v_dist.telemetry.metrics import Metrics
 from ti2v_dist.video import VideoRequest
@@ -175,7 +176,7 @@ class Upkeep:
 
     async def recall(self) -> None:
         """Look up what earlier lives have made of the plans' videos, for the progress; work does not wait for it."""
-        for sha256 in self.plans.keys() - self._recalling:
+        for sha256 in [name for name in self.plans if name not in self._recalling]:
             self._recalling.add(sha256)
             final = self.tally.ids("finished")
             self.tally.recall(*await self.storage(self.ledger.made_before, self.plans[sha256], final))

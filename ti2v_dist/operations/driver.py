@@ -11,12 +11,13 @@ from typing import Any
 
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError, RunBug, RunError, begun
-from ti2v_dist.operations.planning import Work, prepare
+from ti2v_dist.operations.planning import prepare
 from ti2v_dist.outputs import dataset, views
 from ti2v_dist.runtime import session
-from ti2v_dist.runtime.tally import counted
+from ti2v_dist.runtime.work import Work
 from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
+from ti2v_dist.tally import counted
 from ti2v_dist.telemetry.log import log_format
 
 POLL_S = 0.5

@@ -1,0 +1,98 @@
+"""Columns: those of a manifest, those of the output, and rows that are no video."""
+
+from dataclasses import dataclass
+from typing import Any
+
+COLUMN_TYPES: dict[str, type] = {
+    "id": str,
+    "image": str,
+    "prompt": str,
+    "negative_prompt": str,
+    "seed": int,
+    "num_frames": int,
+    "fps": float,
+    "height": int,
+    "width": int,
+    "guidance_scale": float,
+    "num_inference_steps": int,
+    "resample_iterations": int,
+    "context_frames": int,
+    "sampler": str,
+}
+"""The reserved columns. A setting's column that is absent, null or an empty CSV cell takes the run's value."""
+OUTPUT_COLUMNS = frozenset(
+    {
+        "file_name",
+        "text",
+        "image_sha256",
+        "image_uri",
+        "duration_s",
+        "codec",
+        "bytes",
+        "frames_sha256",
+        "file_sha256",
+        "model_id",
+        "model_revision",
+        "sampler_params",
+        "device_seconds",
+        "device",
+        "started_at",
+        "finished_at",
+        "ti2v_version",
+        "run_id",
+        "synthetic",
+        "line",
+        "error_type",
+        "error_message",
+        "attempts",
+    }
+)
+"""The output's own columns: a passed-through column of such a name would be lost."""
+READERS_OWN = frozenset({"video", "videos", "file_names"})
+READERS_ENDINGS = ("_file_name", "_file_names")
+"""Names, beside `file_name`, that `datasets.load_dataset` takes for files of its own: a column of such a name would
+replace the videos, or be opened as one."""
+
+
+def stand_in(line: int) -> str:
+    """What the failure of a row without a legal id is kept under; more may follow where a row has this for its id."""
+    return f"line-{line:06d}"
+
+
+def is_taken(name: str) -> bool:
+    """Whether a passed-through column of this name would be lost: it is the output's own, or its reader's.
+
+    A name with a NUL is cut at it by Arrow.
+    """
+    return name in OUTPUT_COLUMNS or name in READERS_OWN or name.endswith(READERS_ENDINGS) or "\0" in name
+
+
+def is_a(name: str, value: Any) -> bool:
+    """Whether a cell holds what its reserved column must; a whole number will do for a number, true will not."""
+    expected = COLUMN_TYPES[name]
+    if name == "prompt" and isinstance(value, list):  # a prompt schedule
+        return True
+    accepted = (int, float) if expected is float else expected
+    return isinstance(value, accepted) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class RowFailure:
+    """A row that cannot become a video, or a video that failed; `columns` are all of the row's own columns.
+
+    `field` names the offending column where one is known; `attempts` is 0 for a row that was never started.
+    """
+
+    line: int
+    id: str
+    image: str
+    columns: dict[str, Any]
+    error_type: str
+    error_message: str
+    field: str | None = None
+    attempts: int = 0
+
+    def to_row(self) -> dict[str, Any]:
+        """One flat JSON object: the row's own columns, and beside them what went wrong."""
+        wrong = {"error_type": self.error_type, "error_message": self.error_message, "attempts": self.attempts}
+        return {**self.columns, "line": self.line, "id": self.id, "image": self.image, **wrong}

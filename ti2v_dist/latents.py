@@ -1,0 +1,114 @@
+"""Latents: what a video has been made of so far, and what its next frames are made from."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ti2v_dist.errors import UserError
+from ti2v_dist.prompts import number_at
+from ti2v_dist.video import VideoRequest
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a new video starts from: its first frame (uint8, pixels), z0 and the text embeddings (float32).
+
+    `later_text_PLD` are those of a prompt schedule's P later texts.
+    """
+
+    image_HWC: np.ndarray
+    latent_CHW: np.ndarray
+    text_LD: np.ndarray
+    negative_text_LD: np.ndarray
+    later_text_PLD: np.ndarray | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """True when no value is NaN or infinite."""
+        arrays = (self.latent_CHW, self.text_LD, self.negative_text_LD, self.later_text_PLD)
+        return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """New frames of one video: latents for frames `first_frame` onwards, float32.
+
+    `context_FCHW` is what enters the queue where that differs from the latents (`ti2v_zero_reference` slides
+    re-encoded pixels).
+    """
+
+    video_id: str
+    first_frame: int
+    latents_FCHW: np.ndarray
+    context_FCHW: np.ndarray | None = None
+
+    @property
+    def last_frame(self) -> int:
+        """Index of the chunk's last frame."""
+        return self.first_frame + len(self.latents_FCHW) - 1
+
+
+@dataclass(frozen=True)
+class LatentQueue:
+    """The sliding queue of K clean latents, oldest first (TI2V-Zero, Sec. 3.2)."""
+
+    latents_KCHW: np.ndarray
+
+    @classmethod
+    def repeat(cls, latent_CHW: np.ndarray, context_frames: int) -> "LatentQueue":
+        """K copies of z0: the queue of a new video."""
+        return cls(np.repeat(latent_CHW[None], context_frames, axis=0))
+
+    def push(self, latents_FCHW: np.ndarray) -> "LatentQueue":
+        """Slide: drop the oldest latents, append the new ones."""
+        joined = np.concatenate([self.latents_KCHW, latents_FCHW])
+        return LatentQueue(joined[-len(self.latents_KCHW) :])
+
+
+@dataclass(frozen=True)
+class VideoState:
+    """All that is needed to compute a video's next frame, on any machine. `frame` is the last one that exists."""
+
+    request: VideoRequest
+    frame: int
+    queue: LatentQueue
+    text_LD: np.ndarray
+    negative_text_LD: np.ndarray
+    later_text_PLD: np.ndarray | None = None
+
+    @classmethod
+    def start(cls, request: VideoRequest, encoded: Encoded) -> "VideoState":
+        """A video of which only frame 0 exists."""
+        queue = LatentQueue.repeat(encoded.latent_CHW, request.params.context_frames)
+        return cls(request, 0, queue, encoded.text_LD, encoded.negative_text_LD, encoded.later_text_PLD)
+
+    @property
+    def next_text_LD(self) -> np.ndarray:
+        """The text embedding of the frame that comes next."""
+        number = number_at(self.request.prompt, self.frame + 1)
+        if number == 0:
+            return self.text_LD
+        assert self.later_text_PLD is not None, self.request.id
+        return self.later_text_PLD[number - 1]
+
+    @property
+    def is_complete(self) -> bool:
+        """True when every frame exists."""
+        return self.frame >= self.request.num_frames - 1
+
+    def push(self, chunk: Chunk) -> "VideoState":
+        """The state after `chunk`, which must start at the next frame."""
+        assert chunk.first_frame == self.frame + 1, (chunk.first_frame, self.frame)
+        entering = chunk.latents_FCHW if chunk.context_FCHW is None else chunk.context_FCHW
+        return replace(self, frame=chunk.last_frame, queue=self.queue.push(entering))
+
+
+class NonFiniteLatents(UserError, ArithmeticError):
+    """A video's new latents hold NaN or infinity. It is an error of that video, not of its batch."""
+
+    def __init__(self, video_id: str, frame: int):
+        super().__init__(f"video {video_id!r}: frame {frame} has non-finite latents")
+        self.video_id, self.frame = video_id, frame
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.video_id, self.frame)
