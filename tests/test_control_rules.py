@@ -86,7 +86,9 @@ MUTANTS = {
     "12: who hangs is waited for": Mutant(
         *(100, Patience, "answer"), "raise Stalled(", "await asyncio.Event().wait(); raise Stalled("
     ),
-    "12: who hangs at its start is waited for": Mutant(320, Patience, "opened", "if placed and", "if False and"),
+    "12: who hangs at its start is waited for": Mutant(
+        20, Patience, "opened", "if placed and", "if False and", ("worker hangs",)
+    ),
     "13: what is dropped is waited for": Mutant(
         *(680, Scheduler, "_on_superseded", "self._unsettled.discard(video.id)", "pass"),
         ("zombie", "worst moment", "worker dies"),
