@@ -124,7 +124,7 @@ def test_a_campaign_with_a_loss_is_not_clean(tmp_path: Path):
 
 SETTLE = """
 import sys
-from ti2v_dist import files, store as module
+from ti2v_dist.storage import files, objects as module
 module.RETRY_BASE_S = 0.0
 store = module.Store(sys.argv[1])
 for n in range(150):
