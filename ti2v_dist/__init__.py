@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Engine", "SamplingParams", "VideoRequest", "generate", "run"]
 
-_ROOMS = {"Engine": "engine", "SamplingParams": "video", "VideoRequest": "video", "generate": "single", "run": "driver"}
+_ROOMS = {
+    "Engine": "engine",
+    "SamplingParams": "video",
+    "VideoRequest": "video",
+    "generate": "operations.generate",
+    "run": "operations.driver",
+}
 
 
 def __getattr__(name: str) -> Any:
