@@ -195,6 +195,16 @@ def test_rooms_stay_small() -> None:
     assert [item for item in lengths if item[1] > MAX_FUNCTION_LINES] == []
 
 
+def test_the_map_of_the_house_names_every_room_and_every_file() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = {path for path in python_files("ti2v_dist") if "shapes" not in path.parts and path.name != "__init__.py"}
+    assert {path.stem for path in files if f"`{path.stem}`" not in page and f"`{path.name}`" not in page} == set()
+    folders = {path.parent for path in files} - {PACKAGE}
+    assert {folder.name for folder in folders if f"| `{folder.name}/` |" not in page} == set()
+    for name in re.findall(r"`(\w+/\w+\.py)`", page):
+        assert (PACKAGE / name).exists() or (ROOT / name).exists(), name
+
+
 IMPORT_WITHOUT = """
 import importlib, sys
 

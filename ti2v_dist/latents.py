@@ -1,4 +1,8 @@
-"""Latents: what a video has been made of so far, and what its next frames are made from."""
+"""Latents: what a video has been made of so far, and what its next frames are made from.
+
+Arrays are numpy, so that a process without torch can hold them.
+Suffixes: C latent channels, F frames, H latent height, W latent width, L tokens, D text width.
+"""
 
 from dataclasses import dataclass, replace
 

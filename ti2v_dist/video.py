@@ -1,8 +1,4 @@
-"""The nouns: what is asked for (`VideoRequest`), how to sample it (`SamplingParams`), and how far it is (`VideoState`).
-
-Arrays are numpy, so that a process without torch can hold them.
-Suffixes: C latent channels, F frames, H latent height, W latent width, L tokens, D text width.
-"""
+"""What is asked for: a video (`VideoRequest`), and how to sample it (`SamplingParams`)."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""What is done to a run's videos after it was described: extend, fork, repair, and throwing away what is not needed.
+"""What is done to a run's videos after it was described: failed rows tried again, videos made longer, and forks.
 
 None of it makes a frame. What is left to be made is returned as `Work`, for `driver.make`.
 """

@@ -10,7 +10,7 @@ from ti2v_dist.state.plan import Plan
 
 @dataclass(frozen=True)
 class Work:
-    """A plan, the run whose it is, and the ids of the plan that are final already.
+    """A plan, the run that it belongs to, and the ids of the plan that are final already.
 
     `is_whole` says that the plan is a whole manifest, so that rows of earlier ones that it lacks are the run's no more.
     """

@@ -1,6 +1,6 @@
-"""What makes a coordinator disposable: the plan of its work, hints of its progress, and the ledger of final rows.
+"""What makes a coordinator disposable: stored plans, hints of its progress, and the ledger of final rows.
 
-A plan is named by its content. A hint follows the records it speaks of, so it may say too little and never too much.
+A hint follows the records it speaks of, so it may say too little and never too much.
 """
 
 import io
