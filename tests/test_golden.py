@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from ti2v_dist import generate
 from ti2v_dist.canonical import canonical_json, canonical_sha256, differences
-from ti2v_dist.cli.main import main as cli
+from ti2v_dist.cli import main as cli
 from ti2v_dist.config import ConfigError, RunConfig, load_config
 from ti2v_dist.operations import collect, edit, planning, repair
 from ti2v_dist.operations.verify import verify

@@ -313,7 +313,7 @@ def test_a_manifest_and_its_images_in_a_store(folder):
 STARTS_NO_THREAD = """
 import io, os
 import pyarrow as pa, pyarrow.parquet as pq
-from ti2v_dist.inputs.rows import read_table
+from ti2v_dist.storage.parquet import read_table
 file = io.BytesIO()
 pq.write_table(pa.table({"id": ["a"], "x": [1]}), file)
 before = os.listdir("/proc/self/task")

@@ -29,7 +29,7 @@ import ray_runs
 import typer
 from ray_runs import Inputs, Run
 
-from ti2v_dist.cli.main import main as cli
+from ti2v_dist.cli import main as cli
 from ti2v_dist.config import load_config
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.operations import edit, planning
