@@ -56,7 +56,7 @@ class NullStore:
 
     tidy_problem = None
 
-    def __init__(self, url: str):
+    def __init__(self, url: str) -> None:
         self.kept: dict[str, bytes] = {}
 
     def settle(self, key: str, data: bytes) -> bytes:
@@ -78,7 +78,7 @@ class NullStore:
 class Worker:
     """An actor that carries out one call after the other; each takes the fleet's time for one."""
 
-    def __init__(self, fleet: "Fleet"):
+    def __init__(self, fleet: "Fleet") -> None:
         self.fleet, self.busy_until = fleet, 0.0
 
     def __getattr__(self, name: str) -> Any:
@@ -100,7 +100,7 @@ class Worker:
 class Fleet:
     """What `pool` uses of Ray, and what every worker answers."""
 
-    def __init__(self, call_s: float):
+    def __init__(self, call_s: float) -> None:
         self.call_s, self.copied_s = call_s, 0.0
         self.shared = bytearray(MESSAGE_BYTES)
         self.chance = random.Random(0)
@@ -186,7 +186,7 @@ def put_in_place(fleet: Fleet, store: NullStore) -> None:
 class Watch:
     """What a coordinator has done since a moment, against the clock and the process's CPU time."""
 
-    def __init__(self, life: Coordinator, fleet: Fleet):
+    def __init__(self, life: Coordinator, fleet: Fleet) -> None:
         self.life, self.fleet = life, fleet
         self.began = self._now()
 

@@ -37,7 +37,7 @@ class Bench:
     Raises `ValueError` when the model is not of the world's size or `output` was made with other settings.
     """
 
-    def __init__(self, engine: Engine, output: Path, deadline: float):
+    def __init__(self, engine: Engine, output: Path, deadline: float) -> None:
         self.engine, self.output, self.deadline = engine, output, deadline
         self.info = engine.model.info
         self.device = engine.model.device.type

@@ -28,7 +28,7 @@ FLEETS = (2, 10, 100, 1000)
 class Fleet:
     """Workers that compute nothing and a store that keeps nothing, in virtual seconds."""
 
-    def __init__(self, workers: int, slots: int, videos: int, num_frames: int, seed: int = 0):
+    def __init__(self, workers: int, slots: int, videos: int, num_frames: int, seed: int = 0) -> None:
         self.scheduler, self.last, self.slots = Scheduler(slots), num_frames - 1, slots
         self.chance = random.Random(seed)
         self.now, self.handled, self.spent_s = 0.0, 0, 0.0

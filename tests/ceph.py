@@ -68,7 +68,7 @@ def missing() -> str | None:
 class Ceph:
     """A server of our own in `folder`: `create` it once, `close` it in the end. `processes` are its daemons by name."""
 
-    def __init__(self, folder: Path, mon_port: int, s3_port: int):
+    def __init__(self, folder: Path, mon_port: int, s3_port: int) -> None:
         self.folder, self.conf, self.url = folder, folder / "ceph.conf", f"http://127.0.0.1:{s3_port}"
         self.mon_port, self.fsid = mon_port, str(uuid.uuid4())
         self.processes: dict[str, subprocess.Popen] = {}

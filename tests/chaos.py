@@ -54,7 +54,7 @@ SETTINGS = ("sampling.num_inference_steps=2", "sampling.resample_iterations=1")
 class Campaign:
     """Clusters, inputs and a reference for as many rounds as are asked for; `close` ends every process."""
 
-    def __init__(self, log: CampaignLog, clusters: int, nodes: int, weights: dict[str, int], videos: int):
+    def __init__(self, log: CampaignLog, clusters: int, nodes: int, weights: dict[str, int], videos: int) -> None:
         self.log, self.weights = log, weights
         self.seen = {fault.kind for fault in log.faults}
         self.closing = ExitStack()

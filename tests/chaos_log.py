@@ -62,7 +62,7 @@ class RoundLog:
 class CampaignLog:
     """The JSON file: `save` replaces it whole, so that a killed campaign leaves the last state."""
 
-    def __init__(self, path: Path, store: str, seed: int):
+    def __init__(self, path: Path, store: str, seed: int) -> None:
         self.path, self.store, self.seed = path, store, seed
         self.rounds: list[RoundLog] = []
 

@@ -34,7 +34,7 @@ QUICK_RAY = {
 class Node:
     """One `ray start --block` and all that came of it."""
 
-    def __init__(self, name: str, command: list[str], env: dict[str, str], log: IO[str]):
+    def __init__(self, name: str, command: list[str], env: dict[str, str], log: IO[str]) -> None:
         self.name, self.joined, self.leaving = name, False, False
         self.process = subprocess.Popen(command, env=env | {NODE: name}, stdout=log, stderr=log, start_new_session=True)
 
@@ -50,7 +50,7 @@ class Node:
 class Cluster:
     """A head without CPUs and `nodes` nodes with two each, on loopback; everybody in it carries `env` and its mark."""
 
-    def __init__(self, name: str, nodes: int, env: dict[str, str]):
+    def __init__(self, name: str, nodes: int, env: dict[str, str]) -> None:
         # A short path: Ray's sockets lie in it, and a socket's path has at most 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))
         self.name, self.env = name, {**env, **QUICK_RAY, SITE: name}

@@ -151,7 +151,7 @@ class Round:
         start: Callable[[str, Cluster | None, int], Driver],
         weights: dict[str, int],
         seen: set[str],
-    ):
+    ) -> None:
         self.log, self.url, self.clusters, self.start, self.weights = log, url, clusters, start, weights
         self.seen = seen
         self.rng = random.Random(log.seed)

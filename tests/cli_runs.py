@@ -44,7 +44,7 @@ def generate_arguments(image: str, model: Path, output: str, frames: int = 4, pr
 class Killed:
     """One `ti2v generate` after the other into `folder/cat.mp4`, with a log of every computed frame."""
 
-    def __init__(self, folder: Path, arguments: list[str]):
+    def __init__(self, folder: Path, arguments: list[str]) -> None:
         self.folder, self.log, self.output = folder, folder / "frames.log", folder / "cat.mp4"
         self.command = [TI2V, *arguments]
         self.store = CheckpointStore(f"{self.output}.ti2v")

@@ -95,7 +95,7 @@ class Broken(AssertionError):
 class Process:
     """One life of an actor's process."""
 
-    def __init__(self, is_restart: bool = False):
+    def __init__(self, is_restart: bool = False) -> None:
         self.is_restart, self.is_dead = is_restart, False
         self.awake = asyncio.Event()
         self.awake.set()
@@ -185,7 +185,7 @@ tasks: set["asyncio.Future[Any]"] = set()
 class WorkerActor(Handle):
     """A worker on a node, which carries out one call after the other."""
 
-    def __init__(self, world: "World", owner: Process | None, avoid: frozenset[str]):
+    def __init__(self, world: "World", owner: Process | None, avoid: frozenset[str]) -> None:
         super().__init__()
         self.world, self.avoid, self.node = world, avoid, ""
         self.leaving = False
@@ -295,7 +295,7 @@ def encoded_of(video_id: str) -> Encoded:
 class CoordinatorActor(Handle):
     """The run's named actor: Ray starts it again when it dies, until it is killed or leaves."""
 
-    def __init__(self, cluster: "Cluster", name: str, arguments: tuple[Any, ...]):
+    def __init__(self, cluster: "Cluster", name: str, arguments: tuple[Any, ...]) -> None:
         super().__init__()
         self.world, self.cluster, self.name, self.arguments = cluster.world, cluster, name, arguments
         self.process: Process | None = None
@@ -372,7 +372,7 @@ class CoordinatorActor(Handle):
 class Cluster:
     """What drivers and coordinators use of Ray; one cluster's named actors are unknown in another."""
 
-    def __init__(self, world: "World"):
+    def __init__(self, world: "World") -> None:
         self.world = world
         self.util = SimpleNamespace(list_named_actors=self._named)
 
@@ -451,7 +451,7 @@ class World:
     Of the workers' starts, the share `failing_starts` fails all the time.
     """
 
-    def __init__(self, seed: int, failing_starts: float = 0.0, only: frozenset[str] = frozenset()):
+    def __init__(self, seed: int, failing_starts: float = 0.0, only: frozenset[str] = frozenset()) -> None:
         self.failing_starts = failing_starts
         self.random = random.Random(seed)
         self.objects: dict[str, bytes] = {}
@@ -813,7 +813,7 @@ class World:
 class Progress:
     """What a driver hears; in a quiet run it is progress, or a word."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: World) -> None:
         self.world, self.frames, self.since = world, -1, 0.0
 
     def hear(self, progress: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ async def at_once(actor: "Actor", method: str, arguments: tuple[Any, ...]) -> No
 class Actor:
     """A worker. Its calls are carried out one after the other; `hook` may hold each of them, or raise."""
 
-    def __init__(self, number: int, hook: Hook):
+    def __init__(self, number: int, hook: Hook) -> None:
         self.number, self.hook = number, hook
         self.calls: list[str] = []
         self._turn = asyncio.Lock()
@@ -139,7 +139,7 @@ class FakeRay:
 class World:
     """A run's store, its videos, and the lives of its coordinator over a fake Ray."""
 
-    def __init__(self, output: str, patch: pytest.MonkeyPatch):
+    def __init__(self, output: str, patch: pytest.MonkeyPatch) -> None:
         self.output, self.store, self.ray = output, CheckpointStore(output), FakeRay()
         self.store.claim_run({"run_id": "x", "rows": 1, "manifest": "m.jsonl"})
         self.is_restart = False

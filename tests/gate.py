@@ -22,7 +22,7 @@ class Answer:
 class Gate:
     """An HTTP proxy on loopback, in a thread. `shut` holds back creates of paths with `mark`; `open` lets all go on."""
 
-    def __init__(self, target: str, mark: str):
+    def __init__(self, target: str, mark: str) -> None:
         self.target, self.mark = target, mark
         self.held: list[str] = []
         self.answers: list[Answer] = []

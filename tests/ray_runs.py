@@ -95,7 +95,7 @@ def inputs(base: Path) -> Inputs:
 class Run:
     """One output and the commands run on it. Every process started for it carries the frame log's path."""
 
-    def __init__(self, given: Inputs, output: Path, **changes: str):
+    def __init__(self, given: Inputs, output: Path, **changes: str) -> None:
         self.inputs, self.output, self.changes = given, output, changes
         self.log = output.with_suffix(".frames")
         self.ray_dir = Path(tempfile.mkdtemp(prefix="ti2v-"))  # Ray's sockets need a short path

@@ -14,7 +14,7 @@ HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 class Refusing:
     """`rule` names the error that a request meets, given its method and path, or None; `refused` is each that did."""
 
-    def __init__(self, server: str):
+    def __init__(self, server: str) -> None:
         self.server, self.url = urlsplit(server), ""
         self.rule: Callable[[str, str], str | None] = lambda method, path: None
         self.refused: list[tuple[str, str]] = []
@@ -37,7 +37,9 @@ class Refusing:
             server.close()
 
 
-def send(handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes, length: str | None = None):
+def send(
+    handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes, length: str | None = None
+) -> None:
     handler.send_response_only(status)
     for key, value in headers.items():
         handler.send_header(key, value)

@@ -15,7 +15,7 @@ SAVED_EVERY = 10_000
 class Campaign:
     """What `play` showed of many seeds. Only what the same `sources` showed is added up; `path` None keeps nothing."""
 
-    def __init__(self, path: Path | None, sources: Sequence[Path], play: Callable[[int], Counter[str]]):
+    def __init__(self, path: Path | None, sources: Sequence[Path], play: Callable[[int], Counter[str]]) -> None:
         self.path, self.play = path, play
         self.code = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
         stored = json.loads(path.read_text()) if path and path.exists() else {}

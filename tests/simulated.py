@@ -30,7 +30,7 @@ class Crash(BaseException):
 class SimulatedFS:
     """The four calls that `Store` makes of a filesystem; each first asks the world what is to happen."""
 
-    def __init__(self, world: Any):
+    def __init__(self, world: Any) -> None:
         self.world = world
 
     def pipe_file(self, path: str, data: bytes, mode: str) -> None:

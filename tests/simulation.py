@@ -67,7 +67,7 @@ class Life:
     hopeful = False
     """Leaves a hint that a video is final before its end is settled."""
 
-    def __init__(self, world: "World", number: int):
+    def __init__(self, world: "World", number: int) -> None:
         self.world, self.salt = world, str(number).encode()
         self.image = 1 if world.changed_image and number == 1 else 0
         self.reckless = world.random.random() < 0.1
@@ -176,7 +176,7 @@ class Collector(Life):
 class World:
     """One schedule: everything that happens in it follows from `seed`."""
 
-    def __init__(self, seed: int, life: type[Life] = Life):
+    def __init__(self, seed: int, life: type[Life] = Life) -> None:
         self.random, self.life = random.Random(seed), life
         self.objects: dict[str, bytes] = {}
         self.in_flight: list[tuple[str, bytes | None]] = []

@@ -39,7 +39,7 @@ def mp4(output: Path, video_id: str) -> Path:
     return path
 
 
-def test_a_whole_run_has_no_problem_and_its_frames_can_be_computed_again(output: Path):
+def test_a_whole_run_has_no_problem_and_its_frames_can_be_computed_again(output: Path) -> None:
     done = ti2v("verify", output, "--deep", "--json", cwd=output)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -48,7 +48,7 @@ def test_a_whole_run_has_no_problem_and_its_frames_can_be_computed_again(output:
     assert 3 * len(NUM_FRAMES) < FRAMES_TO_MAKE
 
 
-def test_a_flipped_bit_of_a_record_is_named_with_its_key(output: Path):
+def test_a_flipped_bit_of_a_record_is_named_with_its_key(output: Path) -> None:
     path = record(output, "bob", 5)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -56,14 +56,14 @@ def test_a_flipped_bit_of_a_record_is_named_with_its_key(output: Path):
     assert only_problem(output) == ("bob", ".ti2v/videos/bob/0000000005: sha256 does not match")
 
 
-def test_a_missing_record_is_found(output: Path):
+def test_a_missing_record_is_found(output: Path) -> None:
     record(output, "bob", 5).unlink()
     video_id, problem = only_problem(output)
     assert video_id == "bob"
     assert "the record is missing, though frame 23 has one" in problem
 
 
-def test_a_changed_file_and_a_missing_one_are_found(output: Path):
+def test_a_changed_file_and_a_missing_one_are_found(output: Path) -> None:
     mp4(output, "ann").unlink()
     with mp4(output, "bob").open("ab") as file:
         file.write(b"\0")
@@ -75,14 +75,14 @@ def test_a_changed_file_and_a_missing_one_are_found(output: Path):
     assert bob.endswith("is not the file that was finished: its sha256 differs")
 
 
-def test_a_table_of_another_day_is_found(output: Path):
+def test_a_table_of_another_day_is_found(output: Path) -> None:
     path = output / "dataset" / "metadata.parquet"
     table = pq.read_table(path)
     pq.write_table(table.filter([name != "cid" for name in table["id"].to_pylist()]), path)
     assert only_problem(output) == ("cid", "dataset/metadata.parquet does not list it")
 
 
-def test_a_frame_that_another_machine_made_is_found_by_a_deep_check(output: Path):
+def test_a_frame_that_another_machine_made_is_found_by_a_deep_check(output: Path) -> None:
     """A chain that is whole in itself, whose last frame no such model computes."""
     path = record(output, "bob", NUM_FRAMES["bob"] - 1)
     whole = Record.from_bytes("", path.read_bytes())
@@ -92,7 +92,7 @@ def test_a_frame_that_another_machine_made_is_found_by_a_deep_check(output: Path
     assert only_problem(output, deep=True) == ("bob", "frame 23 computed again has other bits")
 
 
-def test_other_versions_cannot_check_bits(output: Path):
+def test_other_versions_cannot_check_bits(output: Path) -> None:
     path = output / ".ti2v" / "fingerprints" / "0"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"torch": "1.0"}))
     done = ti2v("verify", output, "--deep", cwd=output)
@@ -101,7 +101,7 @@ def test_other_versions_cannot_check_bits(output: Path):
     assert "torch: stored '1.0', now " in done.stderr
 
 
-def test_one_video_is_verified_by_its_state(tmp_path: Path):
+def test_one_video_is_verified_by_its_state(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(tmp_path / "first.png")
     chosen = ["--image", "first.png", "--prompt", "x", "--output", "cat.mp4", "--num-frames", "4"]
     model = write_tiny_model(tmp_path / "model")

@@ -35,13 +35,13 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> CampaignLog:
     return log
 
 
-def test_every_kind_of_fault_was_injected(campaign: CampaignLog):
+def test_every_kind_of_fault_was_injected(campaign: CampaignLog) -> None:
     assert {fault.kind for fault in campaign.faults} == set(KINDS)
     assert len(campaign.faults) >= FAULTS
     assert sum(Counter(campaign.rounds[0].storage).values()) > 0
 
 
-def test_nothing_was_lost_duplicated_or_changed(campaign: CampaignLog):
+def test_nothing_was_lost_duplicated_or_changed(campaign: CampaignLog) -> None:
     assert campaign.judged == campaign.rounds
     for one in campaign.judged:
         assert one.verdict
@@ -50,7 +50,7 @@ def test_nothing_was_lost_duplicated_or_changed(campaign: CampaignLog):
         assert one.verdict.frames == sum(4 + i % 6 for i in range(VIDEOS))
 
 
-def test_only_what_was_in_flight_was_computed_again(campaign: CampaignLog):
+def test_only_what_was_in_flight_was_computed_again(campaign: CampaignLog) -> None:
     assert sum(one.verdict.unexplained for one in campaign.judged if one.verdict) == 0
     for fault in campaign.faults:
         assert fault.recomputed <= {"worker_kill": 4, "coordinator_kill": 16, "driver_kill": 0}[fault.kind]
@@ -84,7 +84,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_wrong_is_found(name: str):
+def test_what_is_wrong_is_found(name: str) -> None:
     assert judge(WHOLE, WHOLE, WHOLE.records).is_clean
     broken, kind = BROKEN[name]
     verdict = judge(broken, WHOLE, {})
@@ -92,12 +92,12 @@ def test_what_is_wrong_is_found(name: str):
     assert getattr(verdict, kind)
 
 
-def test_a_frame_that_was_seen_and_is_gone_is_lost():
+def test_a_frame_that_was_seen_and_is_gone_is_lost() -> None:
     assert judge(WHOLE, WHOLE, {"a/9": b"9"}).lost == ["acknowledged a/9"]
     assert judge(WHOLE, WHOLE, {"a/1": b"x"}).differing == ["a/1"]
 
 
-def test_frames_computed_twice_are_the_faults_that_struck_them():
+def test_frames_computed_twice_are_the_faults_that_struck_them() -> None:
     # a/1 was on its way when its worker was killed, so the log has it after the kill; nothing explains b/2.
     lines = [("b", 1, 20), ("a", 1, 10), ("a", 1, 11), ("b", 2, 20), ("b", 2, 20)]
     faults = [Fault("worker_kill", 1), Fault("driver_kill", 2)]
@@ -105,7 +105,7 @@ def test_frames_computed_twice_are_the_faults_that_struck_them():
     assert [fault.recomputed for fault in faults] == [1, 0]
 
 
-def test_a_campaign_with_a_loss_is_not_clean(tmp_path: Path):
+def test_a_campaign_with_a_loss_is_not_clean(tmp_path: Path) -> None:
     log = CampaignLog(tmp_path / "log.json", "local", 0)
     log.rounds = [RoundLog("0-0", [Fault("drain", 3, 0, 1.5)], {"timeout": 2}, 9.0, judge(WHOLE, WHOLE, {}))]
     log.save()
@@ -141,7 +141,7 @@ for n in range(150):
 
 
 @pytest.mark.parametrize("scheme", ["file", "s3"])
-def test_storage_faults_are_injected_and_survived(scheme: str, tmp_path: Path, request: pytest.FixtureRequest):
+def test_storage_faults_are_injected_and_survived(scheme: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     url = str(tmp_path / "out") if scheme == "file" else request.getfixturevalue("moto_url")
     (tmp_path / "faults.json").write_text(json.dumps({"rate": 0.3, "seed": 0, "log": str(tmp_path / "log")}))
     path = os.pathsep.join([str(TESTS / "faults"), str(TESTS.parent)])
@@ -153,7 +153,7 @@ def test_storage_faults_are_injected_and_survived(scheme: str, tmp_path: Path, r
     assert min(kinds.values()) >= 3
 
 
-def test_the_page_shows_the_campaigns_that_are_on_file():
+def test_the_page_shows_the_campaigns_that_are_on_file() -> None:
     page, results = (ROOT / "docs" / "campaigns.md").read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"
     for stores in (("local", "s3"), ("local_2", "s3_2")):
         found = [CampaignLog.load(results / f"chaos_{store}.json") for store in stores]

@@ -3,6 +3,7 @@
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from chains import K, again, make_request
@@ -13,11 +14,11 @@ from ti2v_dist.video import Origin, SamplingParams, VideoRequest, check_id
 
 
 @pytest.fixture(params=["file", "memory"])
-def store(request, tmp_path) -> CheckpointStore:
+def store(request, tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(str(tmp_path / "run") if request.param == "file" else f"memory://{uuid.uuid4().hex}")
 
 
-def test_a_fingerprint_of_another_model_is_refused_with_both_values(store):
+def test_a_fingerprint_of_another_model_is_refused_with_both_values(store) -> None:
     assert store.read_fingerprint() is None
     fingerprint = {"torch": "2.13", "slots": 4, "shape": (2, 3), "weights_sha256": {"unet": "aa", "vae": "bb"}}
     sha = store.claim_fingerprint(fingerprint)
@@ -36,7 +37,7 @@ def test_a_fingerprint_of_another_model_is_refused_with_both_values(store):
     assert list(store.fingerprints()) == [sha]
 
 
-def test_the_fingerprints_of_one_model_are_a_list_in_the_order_in_which_they_came(store):
+def test_the_fingerprints_of_one_model_are_a_list_in_the_order_in_which_they_came(store) -> None:
     assert store.fingerprints() == {}
     machines = [{"weights_sha256": "aa", "window": 16, "numerics_version": 1, "device": device} for device in "abc"]
     shas = [store.claim_fingerprint(machine) for machine in machines]
@@ -48,7 +49,7 @@ def test_the_fingerprints_of_one_model_are_a_list_in_the_order_in_which_they_cam
     assert len(store.fingerprints()) == 3
 
 
-def test_fingerprints_that_race_have_a_place_each(store):
+def test_fingerprints_that_race_have_a_place_each(store) -> None:
     """Sixteen workers of four classes come at once."""
     machines = [{"device": f"{number % 4}"} for number in range(16)]
     with ThreadPoolExecutor(16) as pool:
@@ -57,7 +58,7 @@ def test_fingerprints_that_race_have_a_place_each(store):
     assert [store.fingerprints()[sha] for sha in shas] == machines
 
 
-def test_a_changed_request_is_refused_with_both_values(store):
+def test_a_changed_request_is_refused_with_both_values(store) -> None:
     request = make_request(extra={"label": "x", "weights": [1, 2]})
     store.claim_request(request)
     again(store).claim_request(replace(request, image="/elsewhere/cat.png"))
@@ -73,7 +74,7 @@ def test_a_changed_request_is_refused_with_both_values(store):
     assert message.count("stored") == 3
 
 
-def test_stored_json_that_is_broken_names_its_key(store):
+def test_stored_json_that_is_broken_names_its_key(store) -> None:
     store.store.create(".ti2v/requests/cat-1/0", b'{"id": "cat-1"}')
     with pytest.raises(CorruptRecord, match=r"\.ti2v/requests/cat-1/0: not a request"):
         store.read_request("cat-1")
@@ -84,7 +85,7 @@ def test_stored_json_that_is_broken_names_its_key(store):
             store.read_run()
 
 
-def test_the_first_result_counts_and_success_beats_failure(store):
+def test_the_first_result_counts_and_success_beats_failure(store) -> None:
     assert store.read_done("a") is None
     assert store.done_ids() == store.failed_ids() == []
     assert store.fail("a", {"error": "x"}) == 0
@@ -99,7 +100,7 @@ def test_the_first_result_counts_and_success_beats_failure(store):
     assert (store.done_ids(), store.failed_ids(), store.read_failures("a")) == (["a"], ["b"], [])
 
 
-def test_epochs_go_up_one_owner_each(store):
+def test_epochs_go_up_one_owner_each(store) -> None:
     assert store.current_epoch() == 0
     with ThreadPoolExecutor(8) as pool:
         epochs = list(pool.map(lambda _: again(store).next_epoch(), range(8)))
@@ -111,7 +112,7 @@ def test_epochs_go_up_one_owner_each(store):
     assert store.next_epoch() == 9
 
 
-def test_a_stop_concerns_one_epoch(store):
+def test_a_stop_concerns_one_epoch(store) -> None:
     epoch = store.next_epoch()
     assert not store.stop_requested(epoch)
     store.request_stop(epoch)
@@ -120,14 +121,14 @@ def test_a_stop_concerns_one_epoch(store):
     assert not store.stop_requested(store.next_epoch())
 
 
-def test_the_run_is_described_once(store):
+def test_the_run_is_described_once(store) -> None:
     assert store.read_run() is None
     assert store.claim_run({"run_id": "a", "argv": ["x"]}) == {"run_id": "a", "argv": ["x"]}
     assert again(store).claim_run({"run_id": "b"}) == {"run_id": "a", "argv": ["x"]}
     assert store.read_run()["run_id"] == "a"
 
 
-def test_the_probe_leaves_nothing(store):
+def test_the_probe_leaves_nothing(store) -> None:
     store.probe()
     assert store.store.list(".ti2v") == []
 
@@ -136,7 +137,7 @@ ILLEGAL = ["", "..", ".", "a/b", "/", "%2e", "a\\b", "a\0", "a\n", "a b", "a\u20
 
 
 @pytest.mark.parametrize("video_id", ILLEGAL)
-def test_illegal_ids_build_no_key(store, video_id):
+def test_illegal_ids_build_no_key(store, video_id) -> None:
     with pytest.raises(ValueError, match=r"^id is .*1 to 128 of the characters") as error:
         check_id(video_id)
     assert len(str(error.value)) < 200
@@ -149,7 +150,7 @@ def test_illegal_ids_build_no_key(store, video_id):
             ask(video_id)
 
 
-def test_legal_ids_pass():
+def test_legal_ids_pass() -> None:
     for video_id in ("a", "A-b_9", "-", "x" * 128):
         assert check_id(video_id) == video_id
 
@@ -163,7 +164,7 @@ def extended(store: CheckpointStore, num_frames: int, generation: int = 1) -> Vi
     return request
 
 
-def test_an_extended_video_is_unfinished_until_its_new_end(store):
+def test_an_extended_video_is_unfinished_until_its_new_end(store) -> None:
     store.claim_request(make_request())
     store.fail("cat-1", {"error": "early"})
     store.finish("cat-1", {"mp4": "short"})
@@ -180,7 +181,7 @@ def test_an_extended_video_is_unfinished_until_its_new_end(store):
     assert (store.read_done("cat-1"), store.done_ids(), store.failed_ids()) == ({"mp4": "long"}, ["cat-1"], [])
 
 
-def test_the_newest_generation_is_found_without_a_listing(store):
+def test_the_newest_generation_is_found_without_a_listing(store) -> None:
     store.claim_request(make_request())
     extended(store, 80)
     extended(store, 120, 2)
@@ -189,7 +190,7 @@ def test_the_newest_generation_is_found_without_a_listing(store):
     assert store.read_request("cat-1").num_frames == 120
 
 
-def test_two_extensions_at_once_are_one_or_an_error(store):
+def test_two_extensions_at_once_are_one_or_an_error(store) -> None:
     store.claim_request(make_request())
     extended(store, 80)
     extended(again(store), 80)
@@ -198,7 +199,7 @@ def test_two_extensions_at_once_are_one_or_an_error(store):
     assert store.read_request("cat-1").num_frames == 80
 
 
-def test_the_manifests_row_and_the_extension_are_both_the_request(store):
+def test_the_manifests_row_and_the_extension_are_both_the_request(store) -> None:
     store.claim_request(make_request())
     store.claim_request(extended(store, 80))
     store.claim_request(make_request(image="/elsewhere/cat.png"))
@@ -206,7 +207,7 @@ def test_the_manifests_row_and_the_extension_are_both_the_request(store):
         store.claim_request(make_request(num_frames=81))
 
 
-def test_a_fork_is_a_request_that_knows_its_origin(store):
+def test_a_fork_is_a_request_that_knows_its_origin(store) -> None:
     fork = make_request(id="dog", origin=Origin("cat-1", 3))
     store.add_request(fork)
     store.add_request(fork)
@@ -217,7 +218,7 @@ def test_a_fork_is_a_request_that_knows_its_origin(store):
         store.add_request(make_request(id="dog"))
 
 
-def test_an_ordinary_video_costs_one_more_read(store):
+def test_an_ordinary_video_costs_one_more_read(store) -> None:
     store.claim_request(make_request())
     store.finish("cat-1", {"mp4": "x"})
     asked, get = [], store.store.get

@@ -33,7 +33,7 @@ SHAS = {device: canonical_sha256({"device": device}) for device in (A, B)}
 class Fleet:
     """Worker n is of the class devices[n], and its values are those of that class."""
 
-    def __init__(self, world: World, *devices: str):
+    def __init__(self, world: World, *devices: str) -> None:
         self.world, self.devices = world, devices
         world.ray.hook = self.hook
         self.waits = asyncio.Event()
@@ -90,7 +90,7 @@ def check(world: World, *requests: Any) -> dict[str, list[str]]:
     return found
 
 
-def test_every_video_is_made_by_one_class(world: World, fleet: Any):
+def test_every_video_is_made_by_one_class(world: World, fleet: Any) -> None:
     videos = [video(f"v{number}", 6) for number in range(8)]
 
     async def run() -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_every_video_is_made_by_one_class(world: World, fleet: Any):
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_a_class_without_workers_is_waited_for_in_words_or_let_go(world: World, fleet: Any, allowed: bool):
+def test_a_class_without_workers_is_waited_for_in_words_or_let_go(world: World, fleet: Any, allowed: bool) -> None:
     """A life that has only workers of another class than the one that began the video."""
     ann = video("ann", 6)
     world.store.claim_fingerprint({"device": B})
@@ -150,7 +150,7 @@ def test_a_class_without_workers_is_waited_for_in_words_or_let_go(world: World, 
     assert views.status(world.output)["classes"][1]["device"] == A
 
 
-def test_a_worker_of_another_model_is_refused_and_named_everywhere(world: World, fleet: Any, monkeypatch: Any):
+def test_a_worker_of_another_model_is_refused_and_named_everywhere(world: World, fleet: Any, monkeypatch: Any) -> None:
     ann = video("ann", 6)
 
     async def run() -> tuple[dict[str, Any], list[str]]:
@@ -178,7 +178,7 @@ def test_a_worker_of_another_model_is_refused_and_named_everywhere(world: World,
     assert summary["this_life"]["counters"]['ti2v_worker_losses_total{reason="refused"}'] >= 1
 
 
-def test_a_class_that_comes_back_goes_on_with_its_own(world: World, fleet: Any):
+def test_a_class_that_comes_back_goes_on_with_its_own(world: World, fleet: Any) -> None:
     videos = [video(f"v{number}", 8) for number in range(4)]
 
     async def run() -> dict[str, Any]:
@@ -204,7 +204,7 @@ def worker_of(store: CheckpointStore, numerics: dict[str, Any]) -> Worker:
     return worker
 
 
-def test_a_row_names_each_change_and_that_of_an_unchanged_video_has_no_such_column(tmp_path: Path):
+def test_a_row_names_each_change_and_that_of_an_unchanged_video_has_no_such_column(tmp_path: Path) -> None:
     store = CheckpointStore(str(tmp_path))
     machines = [{"device": "x", "torch": "1"}, {"device": "y", "torch": "1"}]
     a, b = (store.claim_fingerprint(machine) for machine in machines)
@@ -233,7 +233,7 @@ def test_a_row_names_each_change_and_that_of_an_unchanged_video_has_no_such_colu
 # what may differ when a run is resumed
 
 
-def test_a_plan_without_the_permission_has_the_name_that_it_always_had():
+def test_a_plan_without_the_permission_has_the_name_that_it_always_had() -> None:
     plain = Plan((), {"a": 1})
     allowed = replace(plain, allow_inexact=True)
     assert plain.sha256 != allowed.sha256
@@ -246,7 +246,7 @@ def test_a_plan_without_the_permission_has_the_name_that_it_always_had():
     "setting",
     ["engine.slots=2", "engine.threads=2", "model.device=cpu", "model.dtype=bfloat16", "model.attention=eager"],
 )
-def test_what_decides_only_the_class_may_differ_and_the_run_keeps_its_id(tmp_path: Path, setting: str):
+def test_what_decides_only_the_class_may_differ_and_the_run_keeps_its_id(tmp_path: Path, setting: str) -> None:
     store, config = CheckpointStore(str(tmp_path)), RunConfig()
     first = claim(store, config, {"output": store.url})
     other = load_config(None, [setting])
@@ -259,14 +259,14 @@ def test_what_decides_only_the_class_may_differ_and_the_run_keeps_its_id(tmp_pat
 
 
 @pytest.mark.parametrize("setting", ["seed=5", "sampling.num_frames=9", "model.id=elsewhere"])
-def test_what_decides_a_frame_may_not(tmp_path: Path, setting: str):
+def test_what_decides_a_frame_may_not(tmp_path: Path, setting: str) -> None:
     store = CheckpointStore(str(tmp_path))
     claim(store, RunConfig(), {"output": store.url})
     with pytest.raises(RunMismatch, match=setting.split("=")[0]):
         claim(store, load_config(None, [setting]), {"output": store.url})
 
 
-def test_a_coordinator_has_the_id_that_its_run_began_with(world: World, fleet: Any):
+def test_a_coordinator_has_the_id_that_its_run_began_with(world: World, fleet: Any) -> None:
     async def run() -> dict[str, Any]:
         fleet(A)
         life = classes_life(world)
@@ -283,7 +283,7 @@ def classes_life(world: World) -> Any:
     return Coordinator(RunConfig(), world.output, 1, 0.0, "began-so")
 
 
-def test_a_record_of_a_change_is_like_any_other(tmp_path: Path):
+def test_a_record_of_a_change_is_like_any_other(tmp_path: Path) -> None:
     """No field is new: the header of a moved video's record has the keys that it always had."""
     store = CheckpointStore(str(tmp_path))
     a, b = (store.claim_fingerprint({"device": device}) for device in (A, B))

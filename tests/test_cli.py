@@ -28,12 +28,12 @@ VERBS = sorted(command.name or command.callback.__name__ for command in app.regi
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A place with an image to work in."""
     Image.fromarray(np.mgrid[0:SIZE, 0:SIZE, 0:3].sum(axis=0).astype(np.uint8)).save(tmp_path / "first.png")
     return tmp_path
@@ -49,7 +49,7 @@ def row(name: str, **columns: object) -> dict:
     return {"id": name, "image": "first.png", "prompt": "a red cat", **columns}
 
 
-def test_help_imports_nothing_heavy():
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['ti2v', '--help']\n"
         "from ti2v_dist.cli.main import main\n"
@@ -64,7 +64,7 @@ def test_help_imports_nothing_heavy():
     assert all(f"  {verb} " in done.stdout for verb in VERBS)
 
 
-def test_the_verbs_are_these():
+def test_the_verbs_are_these() -> None:
     of_a_run = ["extend", "fork", "gc", "repair", "retry"]
     assert (
         sorted(
@@ -87,14 +87,14 @@ def test_the_verbs_are_these():
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_and_json(verb, tmp_path):
+def test_every_verb_has_help_and_json(verb, tmp_path: Path) -> None:
     done = ti2v(verb, "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--json" in done.stdout
     assert "--help" in done.stdout
 
 
-def test_json_is_all_that_stdout_holds(folder, model):
+def test_json_is_all_that_stdout_holds(folder, model) -> None:
     chosen = ["--model", model, *FAST, "--num-frames", 3, "--json"]
     words = "a very long story " * 30
     made = ti2v("generate", "--image", "first.png", "--prompt", words, "--output", "cat.mp4", *chosen, cwd=folder)
@@ -156,7 +156,7 @@ def bad_manifest(folder) -> Path:
     return write_manifest(folder, row("good"), *(written for written, _ in BAD_ROWS.values()), row("fine"))
 
 
-def test_validate_names_every_bad_row_with_its_line(folder, model, bad_manifest):
+def test_validate_names_every_bad_row_with_its_line(folder, model, bad_manifest) -> None:
     done = ti2v("validate", bad_manifest, "--model", model, cwd=folder)
     assert (done.returncode, done.stderr) == (2, "")
     *named, total = done.stdout.splitlines()
@@ -172,7 +172,7 @@ def test_validate_names_every_bad_row_with_its_line(folder, model, bad_manifest)
     assert [problem["line"] for problem in found["problems"]] == list(BAD_ROWS)
 
 
-def test_run_refuses_what_makes_the_manifest_unusable(folder, model, bad_manifest):
+def test_run_refuses_what_makes_the_manifest_unusable(folder, model, bad_manifest) -> None:
     done = ti2v("run", bad_manifest, "--output", "out", "--model", model, cwd=folder)
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
@@ -181,7 +181,7 @@ def test_run_refuses_what_makes_the_manifest_unusable(folder, model, bad_manifes
     assert not (folder / "out").exists()
 
 
-def test_a_clean_manifest_passes_and_warnings_are_one_line_each(folder, model):
+def test_a_clean_manifest_passes_and_warnings_are_one_line_each(folder, model) -> None:
     clean = write_manifest(folder, row("a"), row("b", label="x"))
     done = ti2v("validate", clean, "--model", model, cwd=folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, "2 rows are usable, 0 are not\n", "")
@@ -228,7 +228,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "said"), MISTAKES, ids=lambda value: " ".join(value)[:60])
-def test_a_mistake_is_told_in_words_and_exits_2(folder, model, arguments, said):
+def test_a_mistake_is_told_in_words_and_exits_2(folder, model, arguments, said) -> None:
     manifest = write_manifest(folder, row("a"))
     if arguments[0] in ("generate", "run", "validate") and "--model" not in arguments:
         arguments = [*arguments, "--model", str(model)]
@@ -239,7 +239,9 @@ def test_a_mistake_is_told_in_words_and_exits_2(folder, model, arguments, said):
     assert sorted(os.listdir(folder)) == before, "nothing was begun"
 
 
-def test_words_that_the_shapes_model_never_saw_are_warned_of(folder, model, monkeypatch, recwarn):
+def test_words_that_the_shapes_model_never_saw_are_warned_of(
+    folder, model, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     small = ["sampling.num_inference_steps=2", "sampling.resample_iterations=2", "sampling.num_frames=2"]
     monkeypatch.setattr(models, "SHAPES_FOLDER", model)
     with pytest.warns(UserWarning, match="the shapes model never saw dog, barks; its words are "):
@@ -258,7 +260,9 @@ class Clock:
         return self.now
 
 
-def test_a_log_gets_a_line_every_ten_seconds(monkeypatch, capsys):
+def test_a_log_gets_a_line_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
     told = {"frames": 0, "frames_left": 80, "frames_per_second": 0.0, "finished": 0, "failed": 0}
@@ -277,7 +281,9 @@ def test_a_log_gets_a_line_every_ten_seconds(monkeypatch, capsys):
     ]
 
 
-def test_a_new_phase_is_told_at_once_and_its_counts_every_ten_seconds(monkeypatch, capsys):
+def test_a_new_phase_is_told_at_once_and_its_counts_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
     told = {"frames": 79, "frames_left": 1, "frames_per_second": 2.0, "finished": 3, "failed": 0}
@@ -296,7 +302,9 @@ def test_a_new_phase_is_told_at_once_and_its_counts_every_ten_seconds(monkeypatc
     ]
 
 
-def test_a_note_takes_the_place_of_the_counts(monkeypatch, capsys):
+def test_a_note_takes_the_place_of_the_counts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
     told = {"frames": 0, "frames_left": 80, "frames_per_second": 0.0, "finished": 0, "failed": 0}
@@ -306,7 +314,7 @@ def test_a_note_takes_the_place_of_the_counts(monkeypatch, capsys):
     assert capsys.readouterr().err == "0 of 80 frames, waiting for a worker: the cluster has 0 GPUs, 2 CPUs\n"
 
 
-def test_a_terminal_gets_a_live_bar_and_stdout_stays_clean(folder, model):
+def test_a_terminal_gets_a_live_bar_and_stdout_stays_clean(folder, model) -> None:
     master, slave = pty.openpty()
     command = [TI2V, "generate", "--image", "first.png", "--prompt", "a red cat", "--output", "cat.mp4", "--json"]
     command += ["--model", str(model), "--num-frames", "6", *FAST]
@@ -332,7 +340,7 @@ def test_a_terminal_gets_a_live_bar_and_stdout_stays_clean(folder, model):
     os.close(master)
 
 
-def test_an_ascii_terminal_gets_the_report_escaped(folder, model):
+def test_an_ascii_terminal_gets_the_report_escaped(folder, model) -> None:
     manifest = write_manifest(folder, row("a", image="nö.png"))
     for more in ([], ["--json"]):
         done = ti2v("validate", manifest, "--model", model, *more, cwd=folder, PYTHONIOENCODING="ascii")
@@ -353,7 +361,7 @@ main()
 
 
 @pytest.mark.parametrize("home", ["here", "none"])
-def test_a_bug_is_one_line_and_keeps_its_traceback(folder, home):
+def test_a_bug_is_one_line_and_keeps_its_traceback(folder, home) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess:
         state = str(folder / "state") if home == "here" else "/dev/null"
         command = [sys.executable, "-c", BUG, *arguments]

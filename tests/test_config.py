@@ -1,5 +1,7 @@
 """Settings: what a file and `--set` may say, what an error names, and what makes a run the same run."""
 
+from pathlib import Path
+
 import pytest
 
 from ti2v_dist.config import ConfigError, RunConfig, keyframe_interval, load_config
@@ -11,14 +13,14 @@ def refused(*settings: str) -> str:
     return str(error.value)
 
 
-def test_defaults_are_valid_and_frozen():
+def test_defaults_are_valid_and_frozen() -> None:
     config = load_config()
     assert config == RunConfig()
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
 
 
-def test_a_file_then_settings_in_order(tmp_path):
+def test_a_file_then_settings_in_order(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("sampling: {num_frames: 24, negative_prompt: blurry}\nengine:\n  slots: 8\nseed: 5\n")
     config = load_config(path, ["engine.slots=2", "engine.slots=3", "sampling.fps=null", "sampling.guidance_scale=7"])
@@ -27,19 +29,19 @@ def test_a_file_then_settings_in_order(tmp_path):
     assert config.sampling.num_inference_steps == 10, "what nobody sets keeps its default"
 
 
-def test_an_empty_file_sets_nothing(tmp_path):
+def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("# nothing yet\n")
     assert load_config(str(path)) == RunConfig()
 
 
-def test_a_section_that_is_given_empty_keeps_its_defaults(tmp_path):
+def test_a_section_that_is_given_empty_keeps_its_defaults(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("engine:\nmodel:\n  # id: shapes\n")
     assert load_config(path, ["engine.slots=2"]).engine.slots == 2
 
 
-def test_a_value_may_hold_an_equals_sign_and_any_yaml():
+def test_a_value_may_hold_an_equals_sign_and_any_yaml() -> None:
     assert load_config(None, ["sampling.negative_prompt=a=b"]).sampling.negative_prompt == "a=b"
     assert load_config(None, ['sampling.negative_prompt="12"']).sampling.negative_prompt == "12"
     assert load_config(None, ["model={id: /m, dtype: bfloat16}"]).model.dtype == "bfloat16"
@@ -69,11 +71,11 @@ def test_a_value_may_hold_an_equals_sign_and_any_yaml():
         ("1=3", "1 is not a setting"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_named(setting, said):
+def test_a_setting_that_cannot_be_used_is_named(setting, said) -> None:
     assert said in refused(setting)
 
 
-def test_every_error_is_told_at_once():
+def test_every_error_is_told_at_once() -> None:
     message = refused("engine.slots=0", "sampling.num_frames=1", "model.device=tpu")
     assert [line.split(" is ")[0] for line in message.splitlines()] == [
         "model.device",
@@ -82,7 +84,7 @@ def test_every_error_is_told_at_once():
     ]
 
 
-def test_a_setting_below_a_value_is_refused(tmp_path):
+def test_a_setting_below_a_value_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("engine: 4\n")
     with pytest.raises(ConfigError, match=r"--set 'engine\.slots=2': 'engine' is a value, not a section"):
@@ -102,7 +104,7 @@ def test_a_setting_below_a_value_is_refused(tmp_path):
         ("!!python/object/apply:os.system ['true']\n", "cannot be read"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(tmp_path, content, said):
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content, said) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError) as error:
@@ -110,13 +112,13 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, content, said):
     assert said in str(error.value)
 
 
-def test_a_missing_file_or_a_folder_is_named(tmp_path):
+def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(ConfigError, match=f"config '{path}' cannot be read"):
             load_config(path)
 
 
-def test_the_run_id_is_a_function_of_identity_and_output():
+def test_the_run_id_is_a_function_of_identity_and_output() -> None:
     one = load_config(None, ["engine.slots=2"])
     run_id = one.run_id("/data/out")
     assert run_id == load_config(None, ["engine.slots=2"]).run_id("/data/out")
@@ -135,12 +137,12 @@ def test_the_run_id_is_a_function_of_identity_and_output():
 
 
 @pytest.mark.parametrize(("given", "kept"), [("8", "8"), ("8.0", "8"), ("29.97", "29.97"), ("29.97002997", "29.97")])
-def test_a_rate_is_kept_to_a_thousandth_and_a_whole_one_as_an_int(given, kept):
+def test_a_rate_is_kept_to_a_thousandth_and_a_whole_one_as_an_int(given, kept) -> None:
     config = load_config(None, [f"sampling.fps={given}"])
     assert repr(config.identity()["sampling"]["fps"]) == kept
 
 
-def test_keyframes_are_a_second_apart_unless_the_run_says_otherwise():
+def test_keyframes_are_a_second_apart_unless_the_run_says_otherwise() -> None:
     def interval(*settings: str) -> int | None:
         return keyframe_interval({"config": load_config(None, settings).model_dump(mode="json")}, 29.97)
 

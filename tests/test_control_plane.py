@@ -37,7 +37,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 class Gate:
     """Holds the calls of a method, of one video if it is named, until it is opened."""
 
-    def __init__(self, world: World, method: str, video_id: str = "", times: int = 1000):
+    def __init__(self, world: World, method: str, video_id: str = "", times: int = 1000) -> None:
         self.method, self.video_id, self.times = method, video_id, times
         self.held, self.opened = 0, asyncio.Event()
         world.ray.hook = self.hook
@@ -50,7 +50,7 @@ class Gate:
             await self.opened.wait()
 
 
-def test_a_run_over_the_fake_is_a_run(world: World):
+def test_a_run_over_the_fake_is_a_run(world: World) -> None:
     videos = [video(name, 5) for name in ("ann", "bob", "cid")]
 
     async def run() -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_a_run_over_the_fake_is_a_run(world: World):
     assert [row["id"] for row in read_rows(world.output)] == ["ann", "bob", "cid"]
 
 
-def test_1_an_extension_is_made_though_the_shorter_video_is_final(world: World):
+def test_1_an_extension_is_made_though_the_shorter_video_is_final(world: World) -> None:
     """One command's plan has the video as it was, which this life has finished; another one's has it longer."""
     short, other = video("ann", 3), video("bob", 3)
     longer = replace(short, num_frames=6, generation=1)
@@ -84,7 +84,7 @@ def test_1_an_extension_is_made_though_the_shorter_video_is_final(world: World):
     assert hinted == {2: {"ann", "bob"}, 1: {"ann"}}
 
 
-def test_1_a_longer_generation_waits_for_the_end_of_the_shorter_one(world: World):
+def test_1_a_longer_generation_waits_for_the_end_of_the_shorter_one(world: World) -> None:
     """A life that Ray has begun again has the shorter one in its queue still, though it is done."""
     short, other = video("ann", 3), video("bob", 3)
     longer = replace(short, num_frames=6, generation=1)
@@ -104,7 +104,7 @@ def test_1_a_longer_generation_waits_for_the_end_of_the_shorter_one(world: World
 
 
 @pytest.mark.parametrize("how", ["closing", "stopping", "ended"])
-def test_2_a_plan_that_comes_too_late_is_told_so(world: World, monkeypatch: pytest.MonkeyPatch, how: str):
+def test_2_a_plan_that_comes_too_late_is_told_so(world: World, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     first, late = video("ann"), video("bob")
     writing, go_on, write = threading.Event(), threading.Event(), views.write
 
@@ -138,7 +138,7 @@ def test_2_a_plan_that_comes_too_late_is_told_so(world: World, monkeypatch: pyte
     assert world.store.read_done("bob") is None
 
 
-def test_3_the_value_of_a_lost_worker_counts_for_nothing(world: World):
+def test_3_the_value_of_a_lost_worker_counts_for_nothing(world: World) -> None:
     """Two calls on a worker. The second one tells of its death while the first one's value is on its way."""
     videos = [video("ann", 6), video("bob", 6)]
 
@@ -164,7 +164,7 @@ def test_3_the_value_of_a_lost_worker_counts_for_nothing(world: World):
 
 
 @pytest.mark.parametrize("first", [1, 0])
-def test_4_workers_follow_the_work_that_is_admitted(world: World, first: int):
+def test_4_workers_follow_the_work_that_is_admitted(world: World, first: int) -> None:
     """A life that began with one video, or with a plan of which all was made, is given a large plan."""
     small, large = video("ann"), [video(f"v{number}") for number in range(20)]
 
@@ -181,7 +181,7 @@ def test_4_workers_follow_the_work_that_is_admitted(world: World, first: int):
     world.check(small, *large)
 
 
-def test_5_nothing_is_started_in_a_closed_pool(world: World):
+def test_5_nothing_is_started_in_a_closed_pool(world: World) -> None:
     async def run() -> None:
         life = world.begin(world.order(video("ann")))
         await world.end(life)
@@ -192,7 +192,7 @@ def test_5_nothing_is_started_in_a_closed_pool(world: World):
     assert len(world.ray.actors) == 1
 
 
-def test_6_no_table_is_written_before_a_plan_is_known(world: World):
+def test_6_no_table_is_written_before_a_plan_is_known(world: World) -> None:
     orders, order = Orders(world.store), world.order(video("ann"))
     (name,) = world.store.names("plans")
     world.store.store.delete(f".ti2v/plans/{name}")
@@ -210,7 +210,7 @@ def test_6_no_table_is_written_before_a_plan_is_known(world: World):
     assert read_summary(world.output) == {}
 
 
-def test_7_the_last_view_is_written_last(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_7_the_last_view_is_written_last(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The refresh is cancelled as the run ends; its thread goes on."""
     order, go_on, write, refreshing = list[str](), threading.Event(), views.write, threading.Event()
 
@@ -239,7 +239,7 @@ def test_7_the_last_view_is_written_last(world: World, monkeypatch: pytest.Monke
     assert order == ["refresh", "last"]
 
 
-def test_7_who_was_superseded_writes_no_view(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_7_who_was_superseded_writes_no_view(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     write = views.write
 
     def late(store: CheckpointStore, *arguments: Any, **more: Any) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def test_7_who_was_superseded_writes_no_view(world: World, monkeypatch: pytest.M
     assert read_rows(world.output) == []
 
 
-def test_8_a_stop_does_not_queue_behind_a_slow_store(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_8_a_stop_does_not_queue_behind_a_slow_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     videos = [video(f"v{number}") for number in range(40)]
     go_on, waiting, commit = threading.Event(), list[str](), CheckpointStore.commit
 
@@ -276,7 +276,7 @@ def test_8_a_stop_does_not_queue_behind_a_slow_store(world: World, monkeypatch: 
     assert asyncio.run(run())["status"] == "interrupted"
 
 
-def test_12_a_worker_that_does_not_answer_is_told_of_and_given_up(world: World):
+def test_12_a_worker_that_does_not_answer_is_told_of_and_given_up(world: World) -> None:
     ann = video("ann", 5)
 
     async def run() -> tuple[dict[str, Any], list[str]]:
@@ -291,7 +291,7 @@ def test_12_a_worker_that_does_not_answer_is_told_of_and_given_up(world: World):
     world.check(ann)
 
 
-def test_12_a_start_that_hangs_is_one_that_fails(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_12_a_start_that_hangs_is_one_that_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It had its place; one that waits for a place waits for as long as it takes."""
     ann = video("ann", 5)
     monkeypatch.setattr(patience, "PLACES_POLL_S", 0.05)
@@ -308,7 +308,7 @@ def test_12_a_start_that_hangs_is_one_that_fails(world: World, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("is_restart", [True, False])
-def test_14_a_stop_holds_until_a_command_begins_the_run_again(world: World, is_restart: bool):
+def test_14_a_stop_holds_until_a_command_begins_the_run_again(world: World, is_restart: bool) -> None:
     """Ray starts a coordinator again before it has seen the stop that was asked of it, and a verb came in between."""
     ann = video("ann")
     order = world.order(ann)
@@ -324,7 +324,7 @@ def test_14_a_stop_holds_until_a_command_begins_the_run_again(world: World, is_r
     assert (world.store.read_done("ann") is None) == is_restart
 
 
-def test_15_failures_count_whichever_life_they_were_in(world: World):
+def test_15_failures_count_whichever_life_they_were_in(world: World) -> None:
     videos = [video(name) for name in ("ann", "bob", "cid", "dan")]
     world.store.claim_request(videos[0])
     world.store.fail("ann", {"id": "ann", "attempts": 1, "error_type": "x", "error_message": "x", "line": 1})
@@ -345,7 +345,9 @@ def test_15_failures_count_whichever_life_they_were_in(world: World):
     assert asyncio.run(run()) == "2 of 4 videos failed, more than max_failures allows"
 
 
-def test_17_of_two_commands_one_starts_the_run_and_the_other_one_follows(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_17_of_two_commands_one_starts_the_run_and_the_other_one_follows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The name is free when the second one looks, and taken when it starts an actor."""
     identity = {"run_id": "x", "output": world.output, "protocol": PROTOCOL}
     answers = {"identity": identity, "outcome": (False, None, 0)}
@@ -381,7 +383,9 @@ def test_17_of_two_commands_one_starts_the_run_and_the_other_one_follows(world: 
     assert found == []
 
 
-def test_18_a_new_folder_of_a_video_is_on_the_disk_before_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_18_a_new_folder_of_a_video_is_on_the_disk_before_the_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced, source = list[Path](), tmp_path / "source"
     source.write_bytes(b"mp4")
     monkeypatch.setattr(disk, "sync_folder", lambda folder: synced.append(Path(folder)))
@@ -390,7 +394,7 @@ def test_18_a_new_folder_of_a_video_is_on_the_disk_before_the_video(tmp_path: Pa
     assert {tmp_path, tmp_path / "dataset", tmp_path / "dataset" / "videos"} <= set(synced[:-1])
 
 
-def test_18_a_file_that_the_tables_name_is_not_deleted(world: World):
+def test_18_a_file_that_the_tables_name_is_not_deleted(world: World) -> None:
     """The video was made longer, and the tables are of before."""
     folder = Path(world.output, "dataset", "videos", "00")
     folder.mkdir(parents=True)
@@ -412,7 +416,7 @@ def test_18_a_file_that_the_tables_name_is_not_deleted(world: World):
 
 def test_19_what_rests_on_a_superseded_frame_is_dropped_whenever_it_arrives(
     world: World, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     """Another owner's frame is there; a chunk on top of ours comes back while the epoch is looked at."""
     ann, commit, step_down = video("ann", 6), CheckpointStore.commit, Upkeep.step_down_if_superseded
     theirs = list[bytes]()
@@ -438,7 +442,7 @@ def test_19_what_rests_on_a_superseded_frame_is_dropped_whenever_it_arrives(
     assert len(world.frames("ann")) == 5
 
 
-def test_20_a_late_beginning_replaces_no_newer_state(world: World, monkeypatch: pytest.MonkeyPatch):
+def test_20_a_late_beginning_replaces_no_newer_state(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first worker's frame 0 takes long to be settled; it is lost, and another one goes on."""
     ann, begin, go_on, asked = video("ann", 8), CheckpointStore.begin, threading.Event(), list[int]()
 

@@ -112,7 +112,7 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_rule_that_is_taken_away_is_missed(name: str):
+def test_a_rule_that_is_taken_away_is_missed(name: str) -> None:
     first, owner, method, old, new, faults = MUTANTS[name]
     with played_control() as patch:
         patch.setattr(owner, method, rewritten(owner, method, old, new))

@@ -9,7 +9,7 @@ from pathlib import Path
 from control_world import HALF, every_promise_is_kept, play, played_control
 
 
-def test_every_promise_is_kept_in_thousands_of_schedules():
+def test_every_promise_is_kept_in_thousands_of_schedules() -> None:
     every_promise_is_kept(range(HALF))
 
 
@@ -20,7 +20,7 @@ with played_control():
 """
 
 
-def test_all_that_happens_follows_from_the_seed():
+def test_all_that_happens_follows_from_the_seed() -> None:
     """And from nothing of the process: Python orders its sets of texts anew in each one."""
     command, folder = [sys.executable, "-c", COUNTS], Path(__file__).parent
     told = [
@@ -30,7 +30,7 @@ def test_all_that_happens_follows_from_the_seed():
     assert told[0].stdout == told[1].stdout != b""
 
 
-def test_a_fifth_of_all_starts_fails_and_nothing_is_lost():
+def test_a_fifth_of_all_starts_fails_and_nothing_is_lost() -> None:
     """Beside all other faults, and in the quiet too; `make chaos` has the same on a real Ray."""
     counts = Counter[str]()
     with played_control():

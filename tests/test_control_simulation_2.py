@@ -3,5 +3,5 @@
 from control_world import HALF, every_promise_is_kept
 
 
-def test_every_promise_is_kept_in_thousands_more():
+def test_every_promise_is_kept_in_thousands_more() -> None:
     every_promise_is_kept(range(HALF, 2 * HALF))

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_benchmark_of_the_coordinator_runs(tmp_path: Path):
+def test_the_benchmark_of_the_coordinator_runs(tmp_path: Path) -> None:
     sizes = {"workers": 4, "slots": 2, "videos": 300, "call-s": 0.01, "seconds": 1, "points": 2, "every": 10}
     arguments = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "benchmarks/coordinator_scale.py", *arguments, "--json", str(tmp_path / "out.json")]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Never
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +69,7 @@ def children() -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def clean(tmp_path: Path, monkeypatch):
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Every test ends with no process and no temporary file of its own left."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = children()
@@ -84,7 +85,7 @@ def write(tmp_path: Path, frames=None, **changes) -> Path:
     return tmp_path / "out.mp4"
 
 
-def test_frames_and_hashes(tmp_path):
+def test_frames_and_hashes(tmp_path: Path) -> None:
     frames = moving_square()
     with write_video(iter(frames), 8, {"id": "a"}) as written:
         data = written.path.read_bytes()
@@ -98,13 +99,13 @@ def test_frames_and_hashes(tmp_path):
         assert abs(made[28, 90].astype(int) - read[28, 90]).max() < 8
 
 
-def test_colours_survive_the_codec(tmp_path):
+def test_colours_survive_the_codec(tmp_path: Path) -> None:
     for colour in [(230, 38, 38), (38, 204, 51), (51, 89, 242), (242, 217, 38), (153, 51, 204), (250, 140, 26)]:
         path = write(tmp_path, [np.full((64, 64, 3), colour, np.uint8)] * 4)
         assert abs(next(read_video(str(path)))[32, 32].astype(int) - colour).max() <= 3
 
 
-def test_the_file_is_what_players_and_browsers_want(tmp_path):
+def test_the_file_is_what_players_and_browsers_want(tmp_path: Path) -> None:
     path = write(tmp_path)
     said = subprocess.run([get_ffmpeg_exe(), "-i", str(path)], capture_output=True).stderr.decode()
     assert "h264" in said
@@ -125,7 +126,7 @@ def test_the_file_is_what_players_and_browsers_want(tmp_path):
         (7.123, "7.12 fps", 16 / 7.123),
     ],
 )
-def test_a_fractional_rate_is_exact(fps, told, seconds):
+def test_a_fractional_rate_is_exact(fps, told, seconds) -> None:
     asked = request(fps=fps)
     with write_video(moving_square(), asked.fps, {}) as written:
         said = subprocess.run([get_ffmpeg_exe(), "-i", str(written.path)], capture_output=True).stderr.decode()
@@ -134,13 +135,13 @@ def test_a_fractional_rate_is_exact(fps, told, seconds):
     assert (row["fps"], row["duration_s"]) == (fps, pytest.approx(seconds, rel=1e-12))
 
 
-def test_the_rates_of_television_are_over_1001():
+def test_the_rates_of_television_are_over_1001() -> None:
     rates = {23.976: (24000, 1001), 29.97: (30000, 1001), 59.94: (60000, 1001), 30000 / 1001: (30000, 1001)}
     rates |= {8: (8, 1), 24.0: (24, 1), 29.971: (29971, 1000), 12.5: (25, 2)}
     assert {fps: exact_rate(fps).as_integer_ratio() for fps in rates} == rates
 
 
-def test_keyframes_are_where_they_were_asked_for():
+def test_keyframes_are_where_they_were_asked_for() -> None:
     def keyframes(interval: int | None) -> list[int]:
         cuts = [np.full((32, 32, 3), 255 * (number // 5 % 2), np.uint8) for number in range(20)]
         with write_video(cuts, 8, {}, interval) as written:
@@ -157,25 +158,25 @@ def test_keyframes_are_where_they_were_asked_for():
     assert keyframes(None)[0] == 0
 
 
-def test_one_input_gives_the_same_bytes_twice(tmp_path):
+def test_one_input_gives_the_same_bytes_twice(tmp_path: Path) -> None:
     first = write(tmp_path).read_bytes()
     assert write(tmp_path).read_bytes() == first
     assert write(tmp_path, seed=8).read_bytes() != first
 
 
-def test_the_seed_can_be_read_back_from_the_file(tmp_path):
+def test_the_seed_can_be_read_back_from_the_file(tmp_path: Path) -> None:
     tag = tag_of(write(tmp_path))
     assert (tag["id"], tag["prompt"], tag["seed"], tag["model"]) == ("cat-1", PROMPT, 2**62, "shapes")
     assert (tag["sampler"], tag["sampler_params"]["num_inference_steps"]) == ("ti2v_zero", 10)
     assert not tag.keys() & {"run_id", "started_at", "finished_at"}
 
 
-def test_a_prompt_longer_than_a_command_line(tmp_path):
+def test_a_prompt_longer_than_a_command_line(tmp_path: Path) -> None:
     prompt = "a very long story; " * 20_000
     assert tag_of(write(tmp_path, prompt=prompt))["prompt"] == prompt
 
 
-def test_frames_are_streamed():
+def test_frames_are_streamed() -> None:
     held = []
 
     def frames():
@@ -190,7 +191,7 @@ def test_frames_are_streamed():
         next(reader)
 
 
-def test_an_error_of_the_frames_comes_through():
+def test_an_error_of_the_frames_comes_through() -> None:
     def frames():
         yield from moving_square(3)
         raise KeyError("lost latent")
@@ -199,13 +200,13 @@ def test_an_error_of_the_frames_comes_through():
         pytest.fail("a video of a broken source")
 
 
-def test_an_error_of_ffmpeg_is_told_with_its_words():
+def test_an_error_of_ffmpeg_is_told_with_its_words() -> None:
     odd = [np.zeros((63, 63, 3), np.uint8)] * 500
     with pytest.raises(CodecError, match="width not divisible by 2"), write_video(odd, 8, {}):
         pytest.fail("an odd size was encoded")
 
 
-def test_a_reader_may_stop_early_and_a_torn_file_is_an_error(tmp_path):
+def test_a_reader_may_stop_early_and_a_torn_file_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, moving_square(200))
     reader = read_video(str(path))
     next(reader)
@@ -216,13 +217,13 @@ def test_a_reader_may_stop_early_and_a_torn_file_is_an_error(tmp_path):
         list(read_video(str(torn)))
 
 
-def test_no_frames_is_no_video():
+def test_no_frames_is_no_video() -> None:
     with pytest.raises(ValueError, match="at least one frame"), write_video([], 8, {}):
         pytest.fail("an empty video")
 
 
 @pytest.mark.parametrize("kind", ["local", "memory"])
-def test_a_stored_video_has_its_place_from_its_id_and_its_frames(tmp_path, kind):
+def test_a_stored_video_has_its_place_from_its_id_and_its_frames(tmp_path: Path, kind) -> None:
     output = str(tmp_path / "out") if kind == "local" else f"memory://{tmp_path.name}"
     with write_video(moving_square(), 8, {}) as written:
         name = store_video(output, "cat-1", written)
@@ -244,11 +245,11 @@ def current_umask() -> int:
     return mask
 
 
-def test_a_failed_copy_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch):
+def test_a_failed_copy_leaves_the_old_file_and_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out"
     put_bytes(str(output), "summary.json", b"old")
 
-    def full(*_):
+    def full(*_) -> Never:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -267,7 +268,7 @@ while True:
 """
 
 
-def test_a_killed_writer_of_views_leaves_the_old_one_or_the_new_one(tmp_path):
+def test_a_killed_writer_of_views_leaves_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     views, seen = {letter * 300_000 for letter in (b"a", b"b")}, set[bytes]()
     for _ in range(3):
         with subprocess.Popen([sys.executable, "-c", WRITES_VIEWS, str(tmp_path)]) as writer:
@@ -287,7 +288,7 @@ def finished(video_id: str, **extra) -> dict:
         return metadata_row(asked, written, f"videos/00/{video_id}.mp4", FACTS)
 
 
-def test_metadata_has_its_pinned_schema_and_the_users_columns():
+def test_metadata_has_its_pinned_schema_and_the_users_columns() -> None:
     rows = [finished("b", label=1, tags=["x"], mixed=1), finished("a", label=2, tags=[], mixed="one")]
     assert json.loads(json.dumps(rows)) == rows
     table = pq.read_table(io.BytesIO(metadata_table(rows)))
@@ -319,7 +320,7 @@ def test_metadata_has_its_pinned_schema_and_the_users_columns():
         ([[], {}], ["[]", "{}"]),
     ],
 )
-def test_columns_of_any_json_pass_through(values, expected):
+def test_columns_of_any_json_pass_through(values, expected) -> None:
     failures = [
         {"line": number, "id": "a", "image": "i", "error_type": "E", "error_message": "m", "attempts": 0, "x": value}
         for number, value in enumerate(values)
@@ -327,7 +328,7 @@ def test_columns_of_any_json_pass_through(values, expected):
     assert pq.read_table(io.BytesIO(failures_table(failures)))["x"].to_pylist() == expected
 
 
-def test_views_of_a_run(tmp_path):
+def test_views_of_a_run(tmp_path: Path) -> None:
     failure = failure_row(request("bad", extra={"label": 5}), "NonFiniteLatents", "frame 3 is not finite", 3, line=7)
     dataset.write_views(str(tmp_path / "out"), [finished("a", label=1)], [failure], {"status": "failed_rows"})
     assert {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()} == {
@@ -346,14 +347,14 @@ def test_views_of_a_run(tmp_path):
     assert json.loads((tmp_path / "out/summary.json").read_text()) == {"status": "failed_rows"}
 
 
-def test_views_of_an_empty_run(tmp_path):
+def test_views_of_an_empty_run(tmp_path: Path) -> None:
     dataset.write_views(str(tmp_path / "out"), [finished("a")], [], {})
     dataset.write_views(str(tmp_path / "out"), [], [], {})
     assert not [*(tmp_path / "out/dataset").iterdir()], "load_dataset cannot read an empty table"
     assert pq.read_table(tmp_path / "out/failures.parquet").num_rows == 0
 
 
-def test_the_hubs_loader_takes_the_folder_as_it_is(tmp_path, monkeypatch):
+def test_the_hubs_loader_takes_the_folder_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     output = str(tmp_path / "out")
     rows = []

@@ -65,13 +65,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
-def test_the_list_that_was_judged_is_that_of_this_torch():
+def test_the_list_that_was_judged_is_that_of_this_torch() -> None:
     assert raising(torch.use_deterministic_algorithms.__doc__ or "") == RAISES.keys()
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("sampler", ["ti2v_zero", "replace"])
-def test_no_operation_of_a_frame_lacks_a_deterministic_kernel(folder: Path, attention: str, sampler: str):
+def test_no_operation_of_a_frame_lacks_a_deterministic_kernel(folder: Path, attention: str, sampler: str) -> None:
     """Encode, denoise and decode: the networks' classes are those of the real model, whatever their size."""
     engine = Engine(load_model(read_info(str(folder)), attention=attention), slots=2)
     params = SamplingParams(num_inference_steps=2, resample_iterations=2, context_frames=3, sampler=sampler)
@@ -108,7 +108,7 @@ print(json.dumps(told))
 """
 
 
-def test_a_workers_process_is_deterministic_or_raises(folder: Path, tmp_path: Path):
+def test_a_workers_process_is_deterministic_or_raises(folder: Path, tmp_path: Path) -> None:
     kept = environment()
     kept.pop("CUBLAS_WORKSPACE_CONFIG", None)
     command = [sys.executable, "-c", OPENED, str(folder), str(tmp_path / "out")]

@@ -93,14 +93,14 @@ def drained(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     service.close()
 
 
-def test_a_notice_of_the_cloud_frees_the_node_long_before_its_end(drained: Drained):
+def test_a_notice_of_the_cloud_frees_the_node_long_before_its_end(drained: Drained) -> None:
     print(f"the worker was gone {drained.seconds:.1f} s after the notice")
     assert drained.watched.code == 0, drained.watched.stderr
     assert drained.watched.result["message"] == "GCE: preempted"
     assert drained.seconds < NOTICE_S / 2
 
 
-def test_its_videos_go_on_elsewhere_to_the_same_bytes(drained: Drained, reference: Run):
+def test_its_videos_go_on_elsewhere_to_the_same_bytes(drained: Drained, reference: Run) -> None:
     assert (drained.ended.code, drained.ended.result["status"]) == (0, "finished"), drained.ended.stderr
     assert drained.run.records() == reference.records()
     assert drained.run.mp4s() == reference.mp4s()
@@ -109,17 +109,17 @@ def test_its_videos_go_on_elsewhere_to_the_same_bytes(drained: Drained, referenc
     assert drained.spot_pid not in {pid for _, _, pid in after}
 
 
-def test_nothing_is_computed_twice(drained: Drained):
+def test_nothing_is_computed_twice(drained: Drained) -> None:
     assert len(drained.run.frames_once()) == FRAMES_TO_MAKE
 
 
-def test_a_worker_that_left_in_time_is_no_loss(drained: Drained):
+def test_a_worker_that_left_in_time_is_no_loss(drained: Drained) -> None:
     counters = drained.ended.result["this_life"]["counters"]
     found = {reason: counters[f'ti2v_worker_losses_total{{reason="{reason}"}}'] for reason in LOSS_REASONS}
     assert found == dict.fromkeys(LOSS_REASONS, 0) | {"drained": 1}
 
 
-def test_the_file_in_hand_is_given_up(reference: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_file_in_hand_is_given_up(reference: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = shutil.copytree(reference.output, tmp_path / "out")
     (whole,) = output.glob("dataset/videos/*/bob-*.mp4")
     whole.unlink()

@@ -7,7 +7,7 @@ TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "durability.md").read_text(encoding="utf-8")
 
 
-def test_each_boundary_names_tests_that_exist():
+def test_each_boundary_names_tests_that_exist() -> None:
     table = PAGE.split("## Boundary by boundary")[1].split("## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 10
@@ -18,7 +18,7 @@ def test_each_boundary_names_tests_that_exist():
             assert re.search(rf"(?m)^def {test}\(", (TESTS / f"{file}.py").read_text()), (file, test)
 
 
-def test_the_files_that_the_page_names_exist():
+def test_the_files_that_the_page_names_exist() -> None:
     named = re.findall(r"`((?:tests|ti2v_dist|benchmarks)/[\w./]+)`", PAGE)
     assert named
     assert [name for name in named if not (TESTS.parent / name).exists()] == []

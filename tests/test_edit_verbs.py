@@ -44,7 +44,7 @@ def listed(run: Run) -> dict[str, dict]:
     return {row["id"]: row for row in pq.read_table(run.output / "dataset" / "metadata.parquet").to_pylist()}
 
 
-def test_a_failed_row_is_mended_as_the_summary_says(run, tmp_path_factory):
+def test_a_failed_row_is_mended_as_the_summary_says(run, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The manifest is corrected where it lies, then `retry` makes the failed rows and no others."""
     said = ray_runs.undisturbed(tmp_path_factory.getbasetemp()).ended.stderr
     assert "ti2v: 2 rows failed: see " in said
@@ -60,7 +60,7 @@ def test_a_failed_row_is_mended_as_the_summary_says(run, tmp_path_factory):
     assert set(listed(run)) == {*NUM_FRAMES, "broken"}
 
 
-def test_extend_makes_the_new_frames_alone(run):
+def test_extend_makes_the_new_frames_alone(run) -> None:
     records = run.records()
     ended, computed = computed_by(run, "extend", "--id", "ann", "--num-frames", "+3")
     assert ended.code == 3, ended.stderr
@@ -70,7 +70,7 @@ def test_extend_makes_the_new_frames_alone(run):
     assert len([name for name in run.mp4s() if name.startswith("ann-")]) == 2
 
 
-def test_fork_makes_a_video_that_the_manifest_does_not_have(run):
+def test_fork_makes_a_video_that_the_manifest_does_not_have(run) -> None:
     chosen = ["--id", "bob", "--from-frame", "20", "--prompt", "red cid", "--new-id", "bob2"]
     ended, computed = computed_by(run, "fork", *chosen)
     assert ended.code == 3, ended.stderr
@@ -79,7 +79,7 @@ def test_fork_makes_a_video_that_the_manifest_does_not_have(run):
     assert (ended.result["rows"], ended.result["finished"]) == (8, 7)
 
 
-def test_the_run_knows_what_became_of_its_videos(run):
+def test_the_run_knows_what_became_of_its_videos(run) -> None:
     """`run` finds nothing to do, the tables keep the fork, and every frame can be computed again."""
     before = run.frames_once()
     ended = run.run(manifest=Path(run.inputs.folder / OWN))

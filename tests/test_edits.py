@@ -30,7 +30,7 @@ FRAMES = 7
 class Place:
     """An output and a worker in this process: what a run does to one video, without Ray."""
 
-    def __init__(self, output: Path, config: RunConfig):
+    def __init__(self, output: Path, config: RunConfig) -> None:
         self.url, self.config = str(output), config
         self.store, self.worker = CheckpointStore(self.url), Worker(config, self.url)
         claim(self.store, config, {"output": self.url, "manifest": "m.jsonl"})
@@ -90,7 +90,7 @@ def request_(tmp_path: Path, config: RunConfig) -> VideoRequest:
 # extend
 
 
-def test_an_extended_video_is_the_one_that_was_long_from_the_start(place, elsewhere, request_):
+def test_an_extended_video_is_the_one_that_was_long_from_the_start(place, elsewhere, request_) -> None:
     short = place.make(request_)
     before = place.records("cat")
     longer = edit.extend(place.store, "cat", "+3")
@@ -111,7 +111,7 @@ def test_an_extended_video_is_the_one_that_was_long_from_the_start(place, elsewh
         np.testing.assert_array_equal(mine.arrays["latents_FCHW"], other.arrays["latents_FCHW"])
 
 
-def test_the_same_extension_again_goes_on_and_then_adds(place, request_):
+def test_the_same_extension_again_goes_on_and_then_adds(place, request_) -> None:
     place.make(request_)
     longer = edit.extend(place.store, "cat", "+3")
     place.make(longer, until=8)
@@ -125,7 +125,7 @@ def test_the_same_extension_again_goes_on_and_then_adds(place, request_):
 
 
 @pytest.mark.parametrize(("asked", "made"), [("+5", 12), ("+2", 9), ("+1", 8)])
-def test_an_extension_that_is_not_finished_is_replaced_by_another(place, elsewhere, request_, asked, made):
+def test_an_extension_that_is_not_finished_is_replaced_by_another(place, elsewhere, request_, asked, made) -> None:
     place.make(request_)
     place.make(edit.extend(place.store, "cat", "+300"), until=9)
     with pytest.raises(ValueError, match="num_frames is 7; video 'cat' has 7 frames already"):
@@ -151,7 +151,7 @@ def test_an_extension_that_is_not_finished_is_replaced_by_another(place, elsewhe
         ("+0", "has 7 frames already"),
     ],
 )
-def test_what_is_no_extension_is_refused(place, request_, asked, said):
+def test_what_is_no_extension_is_refused(place, request_, asked, said) -> None:
     place.store.claim_request(request_)
     with pytest.raises(ValueError, match="'cat' is not finished; extend it when it is"):
         edit.extend(place.store, "cat", "+3")
@@ -166,7 +166,7 @@ def test_what_is_no_extension_is_refused(place, request_, asked, said):
 # fork
 
 
-def test_a_fork_is_the_video_that_its_schedule_makes_from_the_start(place, elsewhere, request_):
+def test_a_fork_is_the_video_that_its_schedule_makes_from_the_start(place, elsewhere, request_) -> None:
     place.make(request_)
     asked = edit.fork(place.store, "cat", 3, "a blue dog", "dog")
     place.computed.clear()
@@ -185,7 +185,7 @@ def test_a_fork_is_the_video_that_its_schedule_makes_from_the_start(place, elsew
     assert edit.fork(place.store, "cat", 3, "a blue dog", "dog") == asked
 
 
-def test_a_fork_that_was_killed_while_it_copied_goes_on(place, elsewhere, request_):
+def test_a_fork_that_was_killed_while_it_copied_goes_on(place, elsewhere, request_) -> None:
     place.make(request_)
     asked = edit.fork(place.store, "cat", 4, "a blue dog")
     assert asked.id == "cat-from-4"
@@ -199,7 +199,7 @@ def test_a_fork_that_was_killed_while_it_copied_goes_on(place, elsewhere, reques
     assert place.records(asked.id) == elsewhere.records(asked.id)
 
 
-def test_a_fork_whose_origin_is_gone_is_made_from_the_image(place, elsewhere, request_):
+def test_a_fork_whose_origin_is_gone_is_made_from_the_image(place, elsewhere, request_) -> None:
     """gc of the other one can cost work, and nothing else."""
     place.make(request_)
     asked = edit.fork(place.store, "cat", 3, "a blue dog", "dog")
@@ -210,7 +210,7 @@ def test_a_fork_whose_origin_is_gone_is_made_from_the_image(place, elsewhere, re
     assert place.records("dog") == elsewhere.records("dog")
 
 
-def test_what_is_no_fork_is_refused(place, request_):
+def test_what_is_no_fork_is_refused(place, request_) -> None:
     place.make(request_, until=4)
     fork = lambda *more: edit.fork(place.store, "cat", *more)  # noqa: E731
     for frame in (-1, 4, 99):
@@ -237,7 +237,7 @@ def test_what_is_no_fork_is_refused(place, request_):
 # gc
 
 
-def test_gc_lists_first_and_deletes_only_what_no_finished_video_needs(place, request_):
+def test_gc_lists_first_and_deletes_only_what_no_finished_video_needs(place, request_) -> None:
     short = place.make(request_)
     row = place.make(edit.extend(place.store, "cat", "+3"))
     # A worker that died between its mp4 and `done`: this video is not finished, whatever lies there.
@@ -267,7 +267,7 @@ def test_gc_lists_first_and_deletes_only_what_no_finished_video_needs(place, req
     assert collect.gc(place.store)["orphans"] == []
 
 
-def test_dropped_frames_are_gone_for_good(place, request_):
+def test_dropped_frames_are_gone_for_good(place, request_) -> None:
     row = place.make(request_)
     place.make(replace(request_, id="dog"), until=3)
     assert collect.gc(place.store, drop_frames=True)["frames_of"] == ["cat"]
@@ -288,7 +288,7 @@ def test_dropped_frames_are_gone_for_good(place, request_):
     assert place.records("cat") == {}
 
 
-def test_frames_stay_while_they_are_all_that_is_left_of_a_video(place, request_):
+def test_frames_stay_while_they_are_all_that_is_left_of_a_video(place, request_) -> None:
     row = place.make(request_)
     Path(place.url, "dataset", row["file_name"]).unlink()
     assert collect.gc(place.store, delete=True, drop_frames=True)["frames_of"] == []
@@ -298,7 +298,7 @@ def test_frames_stay_while_they_are_all_that_is_left_of_a_video(place, request_)
 
 
 @pytest.mark.parametrize("first", ["extend", "drop"])
-def test_a_video_is_extended_or_loses_its_frames_never_both(tmp_path, first):
+def test_a_video_is_extended_or_loses_its_frames_never_both(tmp_path: Path, first) -> None:
     store = CheckpointStore(str(tmp_path))
     store.claim_request(make_request())
     _, tip = store.begin(make_request(), make_encoded(), FINGERPRINT)
@@ -347,7 +347,7 @@ def empty(path: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_repaired_video_has_the_bytes_that_it_had(place, request_, frame, change, kept):
+def test_a_repaired_video_has_the_bytes_that_it_had(place, request_, frame, change, kept) -> None:
     row = place.make(request_)
     before, epoch = place.records("cat"), place.store.current_epoch()
     change(Path(place.url, ".ti2v", "videos", "cat", f"{frame:010d}"))
@@ -363,7 +363,7 @@ def test_a_repaired_video_has_the_bytes_that_it_had(place, request_, frame, chan
     assert place.computed == list(range(max(1, frame), FRAMES))
 
 
-def test_a_whole_video_needs_no_repair(place, request_):
+def test_a_whole_video_needs_no_repair(place, request_) -> None:
     place.make(request_)
     assert repair.repair(place.store, "cat") == {"id": "cat", "damage": [], "moved": []}
     with pytest.raises(ValueError, match="has no video 'dog' yet"):
@@ -373,7 +373,7 @@ def test_a_whole_video_needs_no_repair(place, request_):
 # several classes
 
 
-def test_a_deep_check_computes_what_machines_of_its_class_have_made(place, request_):
+def test_a_deep_check_computes_what_machines_of_its_class_have_made(place, request_) -> None:
     place.make(request_, until=4)
     other = place.store.claim_fingerprint({**place.worker.numerics, "device": "another"})
     state, tip = place.store.load(request_, place.fingerprint)

@@ -27,7 +27,7 @@ PROMPTS = ("a red circle moving left", "a blue square moving up", "a still green
 class Wrapped:
     """A model whose noise prediction goes through a function of the test's; it notes the rows of each call."""
 
-    def __init__(self, model: VideoModel, change: Callable[[Tensor, int, Tensor], Tensor] | None = None):
+    def __init__(self, model: VideoModel, change: Callable[[Tensor, int, Tensor], Tensor] | None = None) -> None:
         self.info, self.device, self.alphas_cumprod = model.info, model.device, model.alphas_cumprod
         self.dtype, self.attention = model.dtype, model.attention
         self.encode_text, self.encode_image = model.encode_text, model.encode_image
@@ -85,7 +85,7 @@ def finish(engine: Engine, state: VideoState) -> np.ndarray:
     return np.concatenate(made)
 
 
-def test_a_warm_up_has_the_shape_of_every_later_batch_in_fewer_steps(model: VideoModel):
+def test_a_warm_up_has_the_shape_of_every_later_batch_in_fewer_steps(model: VideoModel) -> None:
     wrapped = Wrapped(model)
     engine = Engine(wrapped, slots=3)
     engine.warm_up(request())
@@ -95,7 +95,7 @@ def test_a_warm_up_has_the_shape_of_every_later_batch_in_fewer_steps(model: Vide
     assert len(warm) < len(wrapped.rows)
 
 
-def test_bits_depend_neither_on_neighbours_nor_on_the_slot(engine: Engine):
+def test_bits_depend_neither_on_neighbours_nor_on_the_slot(engine: Engine) -> None:
     videos = [start(engine, i) for i in range(4)]
     videos[2] = videos[2].push(ok(engine.advance([videos[2]]))[0])  # frame index differs too
     together = ok(engine.advance(videos))
@@ -111,7 +111,7 @@ def test_bits_depend_neither_on_neighbours_nor_on_the_slot(engine: Engine):
 
 
 @pytest.mark.parametrize("sampler", ["ti2v_zero_reference", "replace"])
-def test_the_other_samplers_keep_the_contract_too(engine: Engine, sampler: str):
+def test_the_other_samplers_keep_the_contract_too(engine: Engine, sampler: str) -> None:
     videos = [start(engine, i, params=replace(PARAMS, sampler=sampler)) for i in range(3)]
     together, alone = ok(engine.advance(videos)), ok(engine.advance([videos[1]]))
     assert np.array_equal(together[1].latents_FCHW, alone[0].latents_FCHW)
@@ -123,7 +123,7 @@ def test_the_other_samplers_keep_the_contract_too(engine: Engine, sampler: str):
         assert np.array_equal(videos[1].push(together[1]).queue.latents_KCHW[-1:], context)
 
 
-def test_two_engines_agree_and_a_run_goes_on_from_any_state(folder: Path, engine: Engine):
+def test_two_engines_agree_and_a_run_goes_on_from_any_state(folder: Path, engine: Engine) -> None:
     state = start(engine, 1, num_frames=5)
     whole = finish(engine, state)
     for _ in range(2):
@@ -134,7 +134,7 @@ def test_two_engines_agree_and_a_run_goes_on_from_any_state(folder: Path, engine
     assert other.report() == engine.report()
 
 
-def test_advance_and_encode_are_pure(engine: Engine):
+def test_advance_and_encode_are_pure(engine: Engine) -> None:
     state = start(engine)
     before = [array.copy() for array in (state.queue.latents_KCHW, state.text_LD, state.negative_text_LD)]
     first, second = ok(engine.advance([state]) + engine.advance([state]))
@@ -144,7 +144,7 @@ def test_advance_and_encode_are_pure(engine: Engine):
     assert (first.latents_FCHW.dtype, first.latents_FCHW.shape) == (np.float32, (1, 4, SIZE // 8, SIZE // 8))
 
 
-def test_guidance_prompt_and_seed_are_values_per_slot(engine: Engine):
+def test_guidance_prompt_and_seed_are_values_per_slot(engine: Engine) -> None:
     state = start(engine)
     asked = state.request
     other_text = engine.encode(replace(asked, prompt=PROMPTS[1]), image(0)).text_LD
@@ -159,14 +159,14 @@ def test_guidance_prompt_and_seed_are_values_per_slot(engine: Engine):
         assert np.array_equal(ok(engine.advance([video]))[0].latents_FCHW, chunk.latents_FCHW)
 
 
-def test_length_decides_no_frame(engine: Engine):
+def test_length_decides_no_frame(engine: Engine) -> None:
     params = replace(PARAMS, sampler="replace")
     short, long = (ok(engine.advance([start(engine, params=params, num_frames=n)]))[0] for n in (3, WINDOW))
     assert (len(short.latents_FCHW), len(long.latents_FCHW)) == (2, WINDOW - 1)
     assert np.array_equal(short.latents_FCHW, long.latents_FCHW[:2])
 
 
-def test_noise_is_keyed_by_the_seed_and_the_new_frame(model: VideoModel):
+def test_noise_is_keyed_by_the_seed_and_the_new_frame(model: VideoModel) -> None:
     """Against the sampler called by hand."""
     engine = Engine(model)
     state = start(engine, 1)
@@ -182,7 +182,7 @@ def test_noise_is_keyed_by_the_seed_and_the_new_frame(model: VideoModel):
 
 
 @pytest.mark.parametrize("videos", [1, 4])
-def test_a_frame_at_10_by_4_is_37_calls_of_8_rows(model: VideoModel, videos: int):
+def test_a_frame_at_10_by_4_is_37_calls_of_8_rows(model: VideoModel, videos: int) -> None:
     wrapped = Wrapped(model)
     engine = Engine(wrapped, slots=4)
     params = replace(PARAMS, num_inference_steps=10, resample_iterations=4)
@@ -191,7 +191,7 @@ def test_a_frame_at_10_by_4_is_37_calls_of_8_rows(model: VideoModel, videos: int
 
 
 @pytest.mark.parametrize("field", ["queue", "text_LD", "negative_text_LD"])
-def test_a_non_finite_input_is_an_error_of_its_video_alone(engine: Engine, field: str):
+def test_a_non_finite_input_is_an_error_of_its_video_alone(engine: Engine, field: str) -> None:
     videos = [start(engine, i) for i in range(3)]
     clean = ok(engine.advance(videos))
     if field == "queue":
@@ -210,7 +210,7 @@ def test_a_non_finite_input_is_an_error_of_its_video_alone(engine: Engine, field
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_non_finite_output_is_an_error_of_its_video_alone(model: VideoModel, value: float):
+def test_a_non_finite_output_is_an_error_of_its_video_alone(model: VideoModel, value: float) -> None:
     def break_row_1(eps: Tensor, t: int, text: Tensor) -> Tensor:
         eps[1, :, -1, 0, 0] = value
         return eps
@@ -222,7 +222,7 @@ def test_a_non_finite_output_is_an_error_of_its_video_alone(model: VideoModel, v
     assert np.array_equal(ok(results[:1])[0].latents_FCHW, clean[0].latents_FCHW)
 
 
-def test_a_chunk_of_many_frames_names_its_first_bad_frame(model: VideoModel):
+def test_a_chunk_of_many_frames_names_its_first_bad_frame(model: VideoModel) -> None:
     def break_frame_2(eps: Tensor, t: int, text: Tensor) -> Tensor:
         eps[:, :, 2] = float("nan")
         return eps if t == 1 else torch.zeros_like(eps)
@@ -233,7 +233,7 @@ def test_a_chunk_of_many_frames_names_its_first_bad_frame(model: VideoModel):
     assert error.frame == 2  # of the window's frames 0 to 3
 
 
-def test_encode_gives_the_state_of_a_new_video(engine: Engine, model: VideoModel):
+def test_encode_gives_the_state_of_a_new_video(engine: Engine, model: VideoModel) -> None:
     asked = request()
     encoded = engine.encode(asked, image(0))
     x = torch.from_numpy(image(0)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -244,7 +244,7 @@ def test_encode_gives_the_state_of_a_new_video(engine: Engine, model: VideoModel
     assert {array.dtype for array in (encoded.latent_CHW, encoded.text_LD)} == {np.dtype(np.float32)}
 
 
-def test_a_frame_decodes_alike_among_any_others(engine: Engine):
+def test_a_frame_decodes_alike_among_any_others(engine: Engine) -> None:
     latents = np.random.default_rng(0).normal(size=(2 * DECODE_BATCH + 1, 4, 4, 4)).astype(np.float32)
     frames = engine.decode(latents)
     assert (frames.dtype, frames.shape) == (np.uint8, (9, SIZE, SIZE, 3))
@@ -262,7 +262,7 @@ def test_a_frame_decodes_alike_among_any_others(engine: Engine):
         ({"params": replace(PARAMS, sampler="replace"), "num_frames": 5}, "num_frames is 5; .* 2 to 4 frames"),
     ],
 )
-def test_requests_that_the_model_cannot_make_are_refused(change: dict, message: str):
+def test_requests_that_the_model_cannot_make_are_refused(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(request(), **change).check_against_model(window=WINDOW, vae_factor=8)
     request().check_against_model(window=WINDOW, vae_factor=8)
@@ -270,7 +270,7 @@ def test_requests_that_the_model_cannot_make_are_refused(change: dict, message: 
         replace(request(), height=31).check_against_model(window=WINDOW, vae_factor=1)
 
 
-def test_batches_that_do_not_fit_are_refused(engine: Engine):
+def test_batches_that_do_not_fit_are_refused(engine: Engine) -> None:
     state = start(engine, num_frames=2)
     with pytest.raises(ValueError, match="5 videos were given to an engine of 4 slots"):
         engine.advance([state] * 5)
@@ -288,7 +288,7 @@ def test_batches_that_do_not_fit_are_refused(engine: Engine):
     assert engine.advance([]) == []
 
 
-def test_an_engine_pins_its_threads_and_reports_what_decides_bits(model: VideoModel):
+def test_an_engine_pins_its_threads_and_reports_what_decides_bits(model: VideoModel) -> None:
     before = torch.get_num_threads()
     try:
         report = Engine(model, slots=3, threads=2).report()
@@ -302,7 +302,7 @@ def test_an_engine_pins_its_threads_and_reports_what_decides_bits(model: VideoMo
         Engine(model, slots=0)
 
 
-def test_a_prompt_schedule_changes_the_text_from_its_frame_and_nothing_before(engine: Engine):
+def test_a_prompt_schedule_changes_the_text_from_its_frame_and_nothing_before(engine: Engine) -> None:
     """Each frame is that of a plain video whose text was exchanged by hand at the right moment."""
     schedule: list[PromptFrom] = [{"from_frame": 0, "prompt": PROMPTS[0]}, {"from_frame": 3, "prompt": PROMPTS[1]}]
 

@@ -34,7 +34,7 @@ def built(kind: type) -> st.SearchStrategy[Any]:
 @pytest.mark.parametrize("kind", [*get_args(events.Event), *get_args(events.Command)])
 @given(data=st.data())
 @settings(deadline=None)
-def test_each_kind_comes_back_as_it_was(kind: type, data: st.DataObject):
+def test_each_kind_comes_back_as_it_was(kind: type, data: st.DataObject) -> None:
     value = data.draw(built(kind).filter(lambda value: "after_s" not in vars(value) or value.after_s == value.after_s))
     found = decoded(json.loads(json.dumps(encoded(value))))
     assert found == value
@@ -68,14 +68,14 @@ def recorded(world: World, place: Path) -> Path:
     return log
 
 
-def test_a_run_that_lost_a_worker_is_decided_again_as_it_was(world: World, tmp_path: Path):
+def test_a_run_that_lost_a_worker_is_decided_again_as_it_was(world: World, tmp_path: Path) -> None:
     log = recorded(world, tmp_path / "new" / "log")
     steps = len(log.read_text().splitlines()) - 1
     assert replay(log) == steps > 50
     assert '"WorkerLost"' in log.read_text()
 
 
-def test_a_scheduler_that_decides_otherwise_is_named_with_its_step(world: World, tmp_path: Path):
+def test_a_scheduler_that_decides_otherwise_is_named_with_its_step(world: World, tmp_path: Path) -> None:
     class Mutant(Scheduler):
         def _on_worker_lost(self, event: events.WorkerLost) -> list[events.Command]:
             return [
@@ -89,7 +89,7 @@ def test_a_scheduler_that_decides_otherwise_is_named_with_its_step(world: World,
         replay(log, Mutant)
 
 
-def test_a_step_in_which_the_scheduler_raised_raises_again(tmp_path: Path):
+def test_a_step_in_which_the_scheduler_raised_raises_again(tmp_path: Path) -> None:
     log = EventLog(str(tmp_path), Scheduler(1))
     log.begin("run", 1)
     with pytest.raises(KeyError, match="nobody"):
@@ -106,7 +106,7 @@ def fill(log: EventLog, steps: int) -> None:
             asyncio.run(log.flush())
 
 
-def test_the_oldest_steps_are_dropped_and_that_is_told(tmp_path: Path):
+def test_the_oldest_steps_are_dropped_and_that_is_told(tmp_path: Path) -> None:
     log = EventLog(str(tmp_path), Scheduler(1), most_bytes=8000)
     log.begin("run", 1)
     fill(log, 50)
@@ -118,7 +118,7 @@ def test_the_oldest_steps_are_dropped_and_that_is_told(tmp_path: Path):
         replay(path)
 
 
-def test_a_line_that_a_death_cut_off_is_no_step(tmp_path: Path):
+def test_a_line_that_a_death_cut_off_is_no_step(tmp_path: Path) -> None:
     log = EventLog(str(tmp_path), Scheduler(1))
     log.begin("run", 1)
     fill(log, 10)
@@ -130,14 +130,14 @@ def test_a_line_that_a_death_cut_off_is_no_step(tmp_path: Path):
 @pytest.mark.parametrize(
     "text", ["", "[]\n", "words\n", '{"first_step":0,"slots":1}\n{"events":[{"New":{}}],"commands":[]}\n']
 )
-def test_what_is_no_log_is_refused(tmp_path: Path, text: str):
+def test_what_is_no_log_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(text)
     with pytest.raises(InputError, match=r"log\.jsonl"):
         replay(path)
 
 
-def test_a_place_that_cannot_be_written_is_told_and_ends_nothing(world: World, tmp_path: Path):
+def test_a_place_that_cannot_be_written_is_told_and_ends_nothing(world: World, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     async def run() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -45,7 +45,7 @@ WITHOUT_EXTEND, WITHOUT_PLANS = "1-445602b", "1-445602b"
 class Golden:
     """A copy of a golden run, in a folder that it has never been in."""
 
-    def __init__(self, layout: str, folder: Path):
+    def __init__(self, layout: str, folder: Path) -> None:
         self.layout, self.folder = layout, folder
         with tarfile.open(GOLDEN / f"{layout}.tar.gz") as tar:
             tar.extractall(folder, filter="data")
@@ -115,7 +115,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[np.ndarr
 # What makes no frame
 
 
-def test_it_is_told_and_verified(golden: Golden):
+def test_it_is_told_and_verified(golden: Golden) -> None:
     told = views.status(str(golden.output))
     assert (told["rows"], told["finished"], told["failed"], told["refused"]) == (4, 2, 1, 1)
     assert told["in_progress"] == {"half": INTERRUPTED}
@@ -127,7 +127,7 @@ def test_it_is_told_and_verified(golden: Golden):
     assert golden.is_unchanged()
 
 
-def test_every_frame_goes_on_under_its_recipe(golden: Golden):
+def test_every_frame_goes_on_under_its_recipe(golden: Golden) -> None:
     """On whatever machine: under the stored fingerprint, today's requests give the recipes that the records have."""
     store = golden.store
     fingerprint = canonical_sha256(store.read_fingerprint())
@@ -140,7 +140,7 @@ def test_every_frame_goes_on_under_its_recipe(golden: Golden):
         assert store.damage(video_id) is None
 
 
-def test_the_same_command_goes_on_with_it_where_it_lies_now(golden: Golden):
+def test_the_same_command_goes_on_with_it_where_it_lies_now(golden: Golden) -> None:
     work = planning.prepare(str(golden.manifest), str(golden.output), golden.config)
     assert [request.id for request in work.plan.requests] == ["done", "grown", "half"]
     assert work.final == {"done", "grown"}
@@ -152,7 +152,7 @@ def test_the_same_command_goes_on_with_it_where_it_lies_now(golden: Golden):
         planning.prepare(str(golden.manifest), str(golden.output), golden.config.model_copy(update={"seed": 5}))
 
 
-def test_the_views_of_a_verb_lack_no_video_of_it(golden: Golden):
+def test_the_views_of_a_verb_lack_no_video_of_it(golden: Golden) -> None:
     """A version without plans left no lines: then they are those of its requests and failures."""
     edit.to_make(golden.store)
     ids = Orders(golden.store).lines().keys()
@@ -165,7 +165,7 @@ def test_the_views_of_a_verb_lack_no_video_of_it(golden: Golden):
     assert golden.is_unchanged()
 
 
-def test_a_failed_row_is_read_anew_where_its_manifest_is(golden: Golden):
+def test_a_failed_row_is_read_anew_where_its_manifest_is(golden: Golden) -> None:
     with pytest.raises(planning.ManifestError, match=r"elsewhere now, give it to `ti2v run MANIFEST --output .*/run`$"):
         edit.retry(golden.store)
     assert golden.is_unchanged()
@@ -176,7 +176,7 @@ def test_a_failed_row_is_read_anew_where_its_manifest_is(golden: Golden):
     assert ([request.id for request in work.plan.requests], work.plan.refused, work.final) == (["bad"], (), set())
 
 
-def test_its_videos_grow_and_part_and_are_repaired(golden: Golden):
+def test_its_videos_grow_and_part_and_are_repaired(golden: Golden) -> None:
     store = golden.store
     longer = edit.extend(store, "grown", "+2")
     assert (longer.num_frames, longer.generation) == (golden.frames["grown"] + 2, store.generation("grown"))
@@ -192,7 +192,7 @@ def test_its_videos_grow_and_part_and_are_repaired(golden: Golden):
     assert ([request.id for request in work.plan.requests], work.final) == (["half"], set())
 
 
-def test_what_is_not_needed_of_it_goes(golden: Golden):
+def test_what_is_not_needed_of_it_goes(golden: Golden) -> None:
     old = [] if golden.layout == WITHOUT_EXTEND else ["dataset/videos/59/grown-84aff5ad.mp4"]
     found = collect.gc(golden.store, delete=True, drop_frames=True)
     assert (found["orphans"], found["frames_of"]) == (old, ["done", "grown"])
@@ -202,7 +202,7 @@ def test_what_is_not_needed_of_it_goes(golden: Golden):
     assert golden.store.last_frames() == {"half": INTERRUPTED}
 
 
-def test_it_is_stopped(golden: Golden):
+def test_it_is_stopped(golden: Golden) -> None:
     epoch = views.stop(str(golden.output))
     assert golden.store.stop_requested(epoch)
     assert golden.is_unchanged()
@@ -211,7 +211,9 @@ def test_it_is_stopped(golden: Golden):
 # What makes frames
 
 
-def test_it_goes_on_to_the_end(golden: Golden, numerics: dict[str, Any], undisturbed: tuple[list[np.ndarray], str]):
+def test_it_goes_on_to_the_end(
+    golden: Golden, numerics: dict[str, Any], undisturbed: tuple[list[np.ndarray], str]
+) -> None:
     """One command makes what was interrupted, what became longer, a fork and the row that was put right.
 
     A machine of another class goes on with what was begun, since that is allowed, and the row says so.
@@ -261,13 +263,13 @@ WITHOUT_A_RUN = {"validate", "demo", "spot-watch", "replay", "merge"}
 """`merge` opens the run of each shard as `status` does."""
 
 
-def test_every_verb_of_a_run_is_tried():
+def test_every_verb_of_a_run_is_tried() -> None:
     listed = {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
     assert {*VERBS, *WITHOUT_A_RUN} == listed
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_newer_format_is_refused_before_anything_is_done(newest: Golden, verb: str):
+def test_a_newer_format_is_refused_before_anything_is_done(newest: Golden, verb: str) -> None:
     newest.describe(format=2, versions={"ti2v_dist": "9.8.7"})
     mp4, before = newest.folder / "own.mp4", newest.bits()
     newest.output.rename(state := newest.folder / "own.mp4.ti2v")
@@ -281,23 +283,23 @@ def test_a_newer_format_is_refused_before_anything_is_done(newest: Golden, verb:
     assert newest.bits() == before
 
 
-def test_each_format_has_a_golden_run(newest: Golden):
+def test_each_format_has_a_golden_run(newest: Golden) -> None:
     assert newest.described["format"] == keys.FORMAT, "make one: see golden/make.py"
 
 
-def test_a_new_run_says_its_format(newest: Golden):
+def test_a_new_run_says_its_format(newest: Golden) -> None:
     work = planning.prepare(str(newest.manifest), str(newest.folder / "new"), newest.config)
     assert (work.store.read_run() or {})["format"] == keys.FORMAT
 
 
-def test_unknown_fields_of_the_description_are_left_alone(newest: Golden):
+def test_unknown_fields_of_the_description_are_left_alone(newest: Golden) -> None:
     newest.describe(colour="red")
     assert planning.prepare(str(newest.manifest), str(newest.output), newest.config).final == {"done", "grown"}
     assert newest.described["colour"] == "red"
     assert views.status(str(newest.output))["finished"] == 2
 
 
-def test_a_setting_that_a_version_did_not_have_has_its_default(newest: Golden):
+def test_a_setting_that_a_version_did_not_have_has_its_default(newest: Golden) -> None:
     described = newest.described
     for part in ("config", "identity"):
         del described[part]["sampling"]["init"]
@@ -316,7 +318,7 @@ def test_a_setting_that_a_version_did_not_have_has_its_default(newest: Golden):
         lambda golden: verify(str(golden.output), deep=True),
     ],
 )
-def test_a_setting_of_another_version_is_named(newest: Golden, ask: Callable[[Golden], Any]):
+def test_a_setting_of_another_version_is_named(newest: Golden, ask: Callable[[Golden], Any]) -> None:
     described = newest.described
     for part in ("config", "identity"):
         described[part]["sampling"]["style"] = "oil"
@@ -325,7 +327,7 @@ def test_a_setting_of_another_version_is_named(newest: Golden, ask: Callable[[Go
         ask(newest)
 
 
-def test_what_a_newer_version_stored_is_told_as_that(newest: Golden):
+def test_what_a_newer_version_stored_is_told_as_that(newest: Golden) -> None:
     store = newest.store
     records, requests = newest.output / ".ti2v" / "videos", newest.output / ".ti2v" / "requests"
     path = records / "half" / f"{3:010d}"
@@ -340,7 +342,7 @@ def test_what_a_newer_version_stored_is_told_as_that(newest: Golden):
 
 
 @pytest.mark.parametrize("place", ["plan", "request"])
-def test_a_plan_of_a_newer_version_is_refused_where_it_decides_and_told_of_nowhere(newest: Golden, place: str):
+def test_a_plan_of_a_newer_version_is_refused_where_it_decides_and_told_of_nowhere(newest: Golden, place: str) -> None:
     """As when a newer command hands its plan to a coordinator of this version."""
     ledger = Ledger(newest.store)
     known = list(Orders(newest.store).plans())
@@ -355,7 +357,7 @@ def test_a_plan_of_a_newer_version_is_refused_where_it_decides_and_told_of_nowhe
     assert {plan.sha256 for plan in Orders(newest.store).plans()} == {plan.sha256 for plan in known}
 
 
-def test_no_file_of_it_names_the_machine_where_it_was_made(golden: Golden):
+def test_no_file_of_it_names_the_machine_where_it_was_made(golden: Golden) -> None:
     for path in golden.folder.rglob("*"):
         text = path.read_bytes() if path.is_file() else b""
         assert not [place for place in (b"/home/", b"/root/", b"/Users/", b"ti2v_dist/cli") if place in text], path

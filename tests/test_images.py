@@ -23,13 +23,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_image_of_the_output_size_comes_through_unchanged(folder):
+def test_an_image_of_the_output_size_comes_through_unchanged(folder) -> None:
     assert (load_image(str(folder / "ok.png"), 64, 64) == pixels(64, 64)).all()
     info = check_image(str(folder / "ok.png"))
     assert (info.format, info.width, info.height, info.bytes) == ("PNG", 64, 64, (folder / "ok.png").stat().st_size)
 
 
-def test_the_centre_is_cropped_to_the_outputs_shape(tmp_path):
+def test_the_centre_is_cropped_to_the_outputs_shape(tmp_path: Path) -> None:
     image = np.zeros((40, 120, 3), np.uint8)
     image[:, 40:80] = (200, 100, 50)
     image[:, :40] = image[:, 80:] = 255
@@ -39,7 +39,7 @@ def test_the_centre_is_cropped_to_the_outputs_shape(tmp_path):
     assert load_image(str(tmp_path / "wide.png"), 8, 24).shape == (8, 24, 3)
 
 
-def test_reduction_is_antialiased(tmp_path):
+def test_reduction_is_antialiased(tmp_path: Path) -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "stripes.png")
@@ -48,7 +48,7 @@ def test_reduction_is_antialiased(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(tmp_path, orientation):
+def test_exif_rotation_is_applied(tmp_path: Path, orientation) -> None:
     upright = np.zeros((32, 32, 3), np.uint8)
     upright[:16, :16], upright[:16, 16:], upright[16:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     undo = {
@@ -103,7 +103,7 @@ def _deep_grey() -> Image.Image:
     ],
     ids=["alpha", "alpha webp", "palette", "grey alpha", "16 bit", "grey", "1 bit", "cmyk"],
 )
-def test_every_mode_becomes_rgb(tmp_path, image, image_format, left, right):
+def test_every_mode_becomes_rgb(tmp_path: Path, image, image_format, left, right) -> None:
     options = {"lossless": True} if image_format == "WEBP" else {}
     (tmp_path / "a").write_bytes(encoded(image, image_format, **options))
     loaded = load_image(str(tmp_path / "a"), 16, 16).astype(int)
@@ -141,7 +141,9 @@ WEBP = encoded(Image.fromarray(pixels(64, 64)), "WEBP")
         (encoded(_frames()[0], "PNG", save_all=True, append_images=_frames()[1:]), "animated (3 frames)"),
     ],
 )
-def test_bad_images_are_named_before_anything_is_decoded(tmp_path, monkeypatch, data, words):
+def test_bad_images_are_named_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data, words
+) -> None:
     from PIL import ImageFile
 
     path = tmp_path / "bad"
@@ -154,7 +156,7 @@ def test_bad_images_are_named_before_anything_is_decoded(tmp_path, monkeypatch, 
         assert str(path) in str(caught.value)
 
 
-def test_whole_images_pass(tmp_path):
+def test_whole_images_pass(tmp_path: Path) -> None:
     mpo = encoded(_frames()[0], "MPO", save_all=True, append_images=_frames()[1:])
     for data in (PNG, JPEG, WEBP, THUMBNAILED, JPEG + b"trailing", mpo):
         (tmp_path / "a").write_bytes(data)
@@ -162,14 +164,14 @@ def test_whole_images_pass(tmp_path):
         assert load_image(str(tmp_path / "a"), 16, 16).shape == (16, 16, 3)
 
 
-def test_damage_inside_the_pixels_is_found_by_validate(tmp_path):
+def test_damage_inside_the_pixels_is_found_by_validate(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_header(64, 64))
     for read in (check_image, lambda url: load_image(url, 64, 64)):
         with pytest.raises(ImageError, match="damaged"):
             read(str(tmp_path / "a.png"))
 
 
-def test_too_many_bytes_are_not_read(tmp_path, monkeypatch):
+def test_too_many_bytes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ti2v_dist.inputs.images.MAX_IMAGE_BYTES", 1000)
     (tmp_path / "a.png").write_bytes(PNG)
     with pytest.raises(ImageError, match="more than the allowed 1,000 bytes"):
@@ -177,7 +179,7 @@ def test_too_many_bytes_are_not_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["none.png", ".", "a\0b.png", "/dev/zero"])
-def test_what_is_no_file_is_an_image_error(tmp_path, name):
+def test_what_is_no_file_is_an_image_error(tmp_path: Path, name) -> None:
     with pytest.raises(ImageError):
         check_image(str(tmp_path / name))
 
@@ -234,7 +236,7 @@ def both(path: Path, size: int = 64) -> np.ndarray:
     return load_image(str(path), size, size).astype(int)
 
 
-def test_bytes_behind_a_picture_change_nothing(tmp_path):
+def test_bytes_behind_a_picture_change_nothing(tmp_path: Path) -> None:
     behind = (b"x", b"\xff\xda" + bytes(100), b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 40, b"\xff\xd8\xff\xe0")
     for image_format in ("PNG", "JPEG", "WEBP"):
         data = encoded(upright(), image_format)
@@ -247,7 +249,7 @@ def test_bytes_behind_a_picture_change_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}])
-def test_a_jpeg_that_is_cut_anywhere_is_refused(tmp_path, options):
+def test_a_jpeg_that_is_cut_anywhere_is_refused(tmp_path: Path, options) -> None:
     data = encoded(Image.fromarray(pixels(40, 40)), "JPEG", **options)
     for end in range(4, len(data) - 1, 97):
         (tmp_path / "a").write_bytes(data[:end])
@@ -268,7 +270,7 @@ def with_chunks(*chunks: tuple[bytes, bytes], image: Image.Image | None = None) 
     return data[:33] + b"".join(more) + data[33:]
 
 
-def test_texts_of_a_png_have_no_limit(tmp_path):
+def test_texts_of_a_png_have_no_limit(tmp_path: Path) -> None:
     packed = zlib.compress(b"a workflow " * 500_000)
     texts = {
         "zTXt": (b"zTXt", b"workflow\0\0" + packed),
@@ -282,13 +284,13 @@ def test_texts_of_a_png_have_no_limit(tmp_path):
     assert both(PICTURES / "png-2mb-ztxt.png").shape == (64, 64, 3)
 
 
-def test_a_png_is_turned_by_its_texts_too(tmp_path):
+def test_a_png_is_turned_by_its_texts_too(tmp_path: Path) -> None:
     xmp = (b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="3"/>')
     (tmp_path / "a").write_bytes(with_chunks(xmp))
     assert (both(tmp_path / "a") == np.asarray(upright())[::-1, ::-1]).all()
 
 
-def test_a_bad_tag_does_not_keep_a_picture_from_being_turned(tmp_path):
+def test_a_bad_tag_does_not_keep_a_picture_from_being_turned(tmp_path: Path) -> None:
     path = PICTURES / "orientation6-bad-tag.jpg"
     stored = Image.open(path).convert("RGB")
     turned = stored.transpose(Image.Transpose.ROTATE_270)
@@ -304,7 +306,7 @@ def test_a_bad_tag_does_not_keep_a_picture_from_being_turned(tmp_path):
             assert both(tmp_path / "a").shape == (64, 64, 3)
 
 
-def test_display_p3_becomes_srgb(tmp_path):
+def test_display_p3_becomes_srgb(tmp_path: Path) -> None:
     profile = Image.open(PICTURES / "display-p3-red.png").info["icc_profile"]
     found = load_image(str(PICTURES / "display-p3-red.png"), 256, 256).astype(int)
     is_red = found[..., 1] < 128
@@ -322,7 +324,7 @@ def test_display_p3_becomes_srgb(tmp_path):
         assert abs(both(tmp_path / "a", 16)[8, 8] - (255, 0, 0)).max() <= 4, (image.mode, image_format)
 
 
-def test_grey_and_cmyk_profiles_are_applied(tmp_path):
+def test_grey_and_cmyk_profiles_are_applied(tmp_path: Path) -> None:
     dark = Image.new("L", (16, 16), 50)
     transparent = dark.convert("LA")
     for image, image_format in ((dark, "PNG"), (dark, "JPEG"), (transparent, "PNG")):
@@ -334,7 +336,7 @@ def test_grey_and_cmyk_profiles_are_applied(tmp_path):
     assert red > 100 > 60 > max(green, blue)
 
 
-def test_a_profile_that_is_srgb_broken_or_of_other_colours_changes_nothing(tmp_path):
+def test_a_profile_that_is_srgb_broken_or_of_other_colours_changes_nothing(tmp_path: Path) -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     cube = Image.fromarray(pixels(16, 16))
     profiles = (
@@ -363,7 +365,7 @@ def test_a_profile_that_is_srgb_broken_or_of_other_colours_changes_nothing(tmp_p
             assert (both(tmp_path / "a", 16) == plain).all(), (image.mode, profile[:8])
 
 
-def test_a_large_profile_is_applied_and_a_bomb_is_none(tmp_path):
+def test_a_large_profile_is_applied_and_a_bomb_is_none(tmp_path: Path) -> None:
     p3 = Image.open(PICTURES / "display-p3-red.png").info["icc_profile"]
     for size, is_applied in ((3_000_000, True), (40_000_000, False)):
         large = p3 + bytes(size)
@@ -374,12 +376,12 @@ def test_a_large_profile_is_applied_and_a_bomb_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 8), (8, 20_000)])
-def test_odd_sizes_pass(tmp_path, size):
+def test_odd_sizes_pass(tmp_path: Path, size) -> None:
     (tmp_path / "a").write_bytes(encoded(Image.new("RGB", size, (10, 20, 30)), "PNG"))
     assert (both(tmp_path / "a") == (10, 20, 30)).all()
 
 
-def test_large_pictures_are_decoded_one_after_the_other(tmp_path, monkeypatch):
+def test_large_pictures_are_decoded_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 5000)
     decode, at_once, most = images._decode, [0], [0]
 

@@ -8,7 +8,7 @@ from ray_runs import Inputs
 from web import serving
 
 
-def test_an_image_whose_server_fails_later_fails_its_row_and_can_be_retried(given: Inputs, tmp_path: Path):
+def test_an_image_whose_server_fails_later_fails_its_row_and_can_be_retried(given: Inputs, tmp_path: Path) -> None:
     data = given.image("ann").read_bytes()
     with serving() as web, ray_runs.opened(given, tmp_path / "out") as run:
         web.files["good.png"] = data

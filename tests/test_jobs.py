@@ -39,7 +39,7 @@ PATIENCE_S = 240
 class Cluster:
     """A head node of our own on loopback, in a temporary folder of its own, that only a token opens."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         gcs, dashboard, agent, client = (str(port) for port in free_ports(4))
         self.address, self.jobs_url = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
@@ -124,7 +124,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a user submits: a checkout with a manifest, and with things that must not be uploaded."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("jobs", "ti2v_dist"):
@@ -143,14 +143,14 @@ def project(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> list[str]:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     model = write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
     chosen = [f"model.id={model}", "engine.slots=2", f"sampling.num_frames={FRAMES}", "cluster.workers=1"]
     return [*FAST, *(part for setting in chosen for part in ("--set", setting))]
 
 
 @pytest.fixture(scope="module")
-def submitted(cluster, project, settings, tmp_path_factory) -> Path:
+def submitted(cluster, project, settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a job that succeeded."""
     output = tmp_path_factory.mktemp("job") / "out"
     command = [BIN / "ray", "job", "submit", "--address", cluster.jobs_url, "--submission-id", "first"]
@@ -172,7 +172,9 @@ def hashes(output: Path) -> dict[str, tuple[str, str]]:
     return {row["id"]: (row["frames_sha256"], row["file_sha256"]) for row in rows}
 
 
-def test_a_job_ends_with_the_videos_of_a_run(cluster, project, settings, submitted, tmp_path, monkeypatch):
+def test_a_job_ends_with_the_videos_of_a_run(
+    cluster, project, settings, submitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     summary = json.loads((submitted / "summary.json").read_text())
     assert (summary["status"], summary["finished"], summary["failed"]) == ("finished", len(IDS), 0)
     assert summary["this_life"]["counters"]["ti2v_frames_total"] == len(IDS) * (FRAMES - 1)
@@ -197,14 +199,14 @@ def test_a_job_ends_with_the_videos_of_a_run(cluster, project, settings, submitt
     assert records(Path(f"{alone}.ti2v/.ti2v/videos/one")) == records(submitted / ".ti2v/videos/one")
 
 
-def test_the_upload_leaves_the_environment_and_old_runs_behind(cluster, submitted):
+def test_the_upload_leaves_the_environment_and_old_runs_behind(cluster, submitted) -> None:
     (uploaded,) = cluster.folder.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     names = {path.name for path in uploaded.iterdir()}
     assert {"manifest.jsonl", "first.png", "jobs", "ti2v_dist"} <= names
     assert names & {".venv", "runs"} == set()
 
 
-def test_a_job_without_the_token_gets_401(cluster):
+def test_a_job_without_the_token_gets_401(cluster) -> None:
     body = {"entrypoint": f"touch {cluster.folder}/intruder", "submission_id": "intruder"}
     assert cluster.ask("/api/jobs/", body, token=None)[0] == 401
     assert cluster.ask("/api/jobs/", body, token=secrets.token_hex(32))[0] in (401, 403)
@@ -213,7 +215,7 @@ def test_a_job_without_the_token_gets_401(cluster):
     assert not (cluster.folder / "intruder").exists()
 
 
-def test_an_output_in_the_uploaded_copy_is_refused(cluster, submitted, settings):
+def test_an_output_in_the_uploaded_copy_is_refused(cluster, submitted, settings) -> None:
     uploaded = cluster.ask("/api/jobs/first")[1]["runtime_env"]["working_dir"]
     entrypoint = " ".join(["python jobs/generate_dataset.py manifest.jsonl --output runs/out", *settings])
     body = {"entrypoint": entrypoint, "runtime_env": {"working_dir": uploaded}, "submission_id": "relative"}
@@ -228,7 +230,7 @@ def test_an_output_in_the_uploaded_copy_is_refused(cluster, submitted, settings)
 class Joined:
     """`ti2v run` of the project's manifest on the cluster, as processes of their own."""
 
-    def __init__(self, cluster: Cluster, project: Path, output: Path, settings: list[str]):
+    def __init__(self, cluster: Cluster, project: Path, output: Path, settings: list[str]) -> None:
         self.cluster, self.project, self.output, self.log = cluster, project, output, output.with_suffix(".frames")
         self.settings = [*settings, "--set", "sampling.num_frames=40"]
         self.auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token, "RAY_ADDRESS": cluster.address}
@@ -290,7 +292,7 @@ ray.get(actor.identity.remote())
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster, project, settings, tmp_path_factory) -> dict[str, bytes]:
+def undisturbed(cluster, project, settings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The records of a run that was left alone."""
     joined = Joined(cluster, project, tmp_path_factory.mktemp("undisturbed") / "out", settings)
     done = joined.run()
@@ -298,7 +300,9 @@ def undisturbed(cluster, project, settings, tmp_path_factory) -> dict[str, bytes
     return joined.records()
 
 
-def test_a_detached_run_goes_on_and_the_same_command_attaches(cluster, project, settings, undisturbed, tmp_path):
+def test_a_detached_run_goes_on_and_the_same_command_attaches(
+    cluster, project, settings, undisturbed, tmp_path: Path
+) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
     left = joined.run("--detach")
     assert (left.returncode, json.loads(left.stdout)["status"]) == (0, "running"), left.stderr
@@ -310,7 +314,9 @@ def test_a_detached_run_goes_on_and_the_same_command_attaches(cluster, project, 
     assert joined.records() == undisturbed
 
 
-def test_a_joined_run_stops_at_sigterm_and_the_same_command_goes_on(cluster, project, settings, undisturbed, tmp_path):
+def test_a_joined_run_stops_at_sigterm_and_the_same_command_goes_on(
+    cluster, project, settings, undisturbed, tmp_path: Path
+) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
     process = joined.start()
     joined.await_records(process)
@@ -325,7 +331,9 @@ def test_a_joined_run_stops_at_sigterm_and_the_same_command_goes_on(cluster, pro
     assert joined.records() == undisturbed
 
 
-def test_a_killed_coordinator_starts_again_and_its_driver_waits(cluster, project, settings, undisturbed, tmp_path):
+def test_a_killed_coordinator_starts_again_and_its_driver_waits(
+    cluster, project, settings, undisturbed, tmp_path: Path
+) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
     process = joined.start()
     joined.await_records(process)
@@ -344,7 +352,9 @@ main()
 """
 
 
-def test_a_coordinator_that_does_not_answer_is_taken_over_when_told(cluster, project, settings, undisturbed, tmp_path):
+def test_a_coordinator_that_does_not_answer_is_taken_over_when_told(
+    cluster, project, settings, undisturbed, tmp_path: Path
+) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
     left = joined.run("--detach")
     assert left.returncode == 0, left.stderr
@@ -362,7 +372,7 @@ def test_a_coordinator_that_does_not_answer_is_taken_over_when_told(cluster, pro
     assert joined.records() == undisturbed
 
 
-def test_an_actor_of_another_run_is_not_attached_to(cluster, project, settings, tmp_path):
+def test_an_actor_of_another_run_is_not_attached_to(cluster, project, settings, tmp_path: Path) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
     joined.pretend(run_id="0", output="/elsewhere")
     refused = joined.run()
@@ -370,7 +380,9 @@ def test_an_actor_of_another_run_is_not_attached_to(cluster, project, settings, 
     assert "belongs to {'run_id': '0', 'output': '/elsewhere'}, not to" in refused.stderr
 
 
-def test_a_coordinator_that_a_verb_has_superseded_makes_room(cluster, project, settings, undisturbed, tmp_path):
+def test_a_coordinator_that_a_verb_has_superseded_makes_room(
+    cluster, project, settings, undisturbed, tmp_path: Path
+) -> None:
     """It may be long about its last frames, and is not to be joined."""
     joined = Joined(cluster, project, tmp_path / "out", settings)
     joined.pretend()

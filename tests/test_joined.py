@@ -132,11 +132,11 @@ def joined(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             cluster.shutdown()
 
 
-def test_a_cluster_without_cpus_is_waited_for_in_words(joined: Joined):
+def test_a_cluster_without_cpus_is_waited_for_in_words(joined: Joined) -> None:
     assert joined.notes[0] == "waiting for a worker, which wants 1 CPU (the cluster has 0, 0 free)"
 
 
-def test_a_node_that_loads_no_model_is_named_and_avoided(joined: Joined):
+def test_a_node_that_loads_no_model_is_named_and_avoided(joined: Joined) -> None:
     assert joined.summaries[0]["status"] == "finished"
     assert joined.losses(0)["start_failed"] in (1, 2)
     (told,) = [text for text in joined.warned[0] if "could not be started" in text]
@@ -155,7 +155,7 @@ def by_class(output: Path) -> dict[str, set[str]]:
 
 def test_a_run_of_two_classes_makes_each_video_as_an_undisturbed_run_of_its_class(
     joined: Joined, reference: Run, other_reference: Run
-):
+) -> None:
     assert joined.summaries[1]["status"] == "finished"
     assert joined.losses(1)["refused"] == 0
     made = by_class(joined.output)
@@ -173,7 +173,7 @@ def test_a_run_of_two_classes_makes_each_video_as_an_undisturbed_run_of_its_clas
     assert {name: data for name, data in mp4s.items() if not name.startswith("fay-")} == whole
 
 
-def test_the_classes_of_a_run_are_shown(joined: Joined):
+def test_the_classes_of_a_run_are_shown(joined: Joined) -> None:
     shown = views.status(str(joined.output))
     assert shown["workers_refused"] == shown["inexact"] == []
     assert [entry["device"] for entry in shown["classes"]][1] == "cpu DEFAULT"
@@ -183,7 +183,7 @@ def test_the_classes_of_a_run_are_shown(joined: Joined):
 
 def test_a_class_that_is_gone_lets_its_videos_go_and_they_are_named(
     joined: Joined, reference: Run, other_reference: Run
-):
+) -> None:
     summary, store = joined.summaries[2], CheckpointStore(str(joined.inexact))
     assert (summary["status"], summary["failed"]) == ("finished", 0)
     assert joined.waited
@@ -208,7 +208,7 @@ def test_a_class_that_is_gone_lets_its_videos_go_and_they_are_named(
     assert not store.failed_ids()
 
 
-def test_the_environment_is_as_it_was(joined: Joined):
+def test_the_environment_is_as_it_was(joined: Joined) -> None:
     for before, after in zip(joined.environments[::2], joined.environments[1::2], strict=True):
         assert before == after
 
@@ -229,7 +229,7 @@ def prepared(given: Inputs, tmp_path: Path) -> tuple[str, str, Any]:
 @pytest.mark.parametrize("how", ["dead", "silent", "nowhere"])
 def test_a_cluster_that_is_not_there_is_told_within_a_minute(
     prepared: Any, silent: str, how: str, scheme: str, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     dead = f"127.0.0.1:{ray_runs.free_ports(1)[0]}"
     address = scheme + {"dead": dead, "silent": silent, "nowhere": "head.invalid:6379"}[how]
     monkeypatch.setenv("RAY_ADDRESS", address)
@@ -244,7 +244,7 @@ def test_a_cluster_that_is_not_there_is_told_within_a_minute(
     assert dict(os.environ) == before
 
 
-def test_an_option_that_names_no_cluster_is_named(prepared: Any, silent: str, monkeypatch: pytest.MonkeyPatch):
+def test_an_option_that_names_no_cluster_is_named(prepared: Any, silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match=f"--address={silent}: no answer within .* leave --address out"):
         driver.run(*prepared, address=silent)

@@ -33,7 +33,7 @@ def of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "bound", {"run": "r1", "epoch": 3})
 
 
-def test_a_plain_line_has_the_fields_that_are_known(of_a_process: None):
+def test_a_plain_line_has_the_fields_that_are_known(of_a_process: None) -> None:
     line = record("lost\na worker", worker=0)
     line.created = 0.5
     assert (
@@ -42,7 +42,7 @@ def test_a_plain_line_has_the_fields_that_are_known(of_a_process: None):
     )
 
 
-def test_a_json_line_is_one_object(of_a_process: None):
+def test_a_json_line_is_one_object(of_a_process: None) -> None:
     line = record('a "bad"\nvideo \ud800', video="cat-1", epoch=4)
     line.created = 0.5
     text = Lines(as_json=True).format(line)
@@ -52,7 +52,9 @@ def test_a_json_line_is_one_object(of_a_process: None):
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_bug_has_its_traceback_in_the_log_and_a_fault_has_none(as_json: bool, caplog: pytest.LogCaptureFixture):
+def test_a_bug_has_its_traceback_in_the_log_and_a_fault_has_none(
+    as_json: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     assert log_bug("loading", InputError("x is 1")) is None
     assert log_bug("loading", OSError(5, "Input/output error")) is None
     assert caplog.records == []
@@ -70,7 +72,7 @@ def test_a_bug_has_its_traceback_in_the_log_and_a_fault_has_none(as_json: bool, 
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_line_keeps_the_secrets_of_a_url_to_itself(as_json: bool):
+def test_a_line_keeps_the_secrets_of_a_url_to_itself(as_json: bool) -> None:
     line = record(f"no answer from {SIGNED}, url: /b?{KEY} (retries)")
     try:
         raise ConnectionError(f"{SIGNED!r} is gone")
@@ -97,12 +99,12 @@ def test_a_line_keeps_the_secrets_of_a_url_to_itself(as_json: bool):
         ("https://h/a#part", "https://h/a#part"),
     ],
 )
-def test_whatever_may_be_a_secret_of_a_url_is_left_out(url: str, shown: str):
+def test_whatever_may_be_a_secret_of_a_url_is_left_out(url: str, shown: str) -> None:
     for before, after in (("", ""), ("'", "' is gone"), ("(", "): none"), ("at ", ", again"), ("<", ">")):
         assert without_secrets(before + url + after) == before + shown + after
 
 
-def test_what_a_machine_lacks_is_no_bug(caplog: pytest.LogCaptureFixture):
+def test_what_a_machine_lacks_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
     assert log_bug("open", ModuleNotFoundError("No module named 'torch'")) is None
     assert log_bug("open", MemoryError()) is None
     assert caplog.records == []
@@ -110,7 +112,7 @@ def test_what_a_machine_lacks_is_no_bug(caplog: pytest.LogCaptureFixture):
 
 def test_a_format_that_is_none_is_named_before_anything_begins(
     given: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     message = "the environment variable TI2V_LOG is 'xml'; choose one of plain, json"
     done = ti2v("status", ".", cwd=tmp_path, TI2V_LOG="xml")
     assert (done.returncode, done.stderr) == (2, f"ti2v: {message}\n")
@@ -120,7 +122,7 @@ def test_a_format_that_is_none_is_named_before_anything_begins(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_imported_into_another_program_it_configures_nothing(tmp_path: Path):
+def test_imported_into_another_program_it_configures_nothing(tmp_path: Path) -> None:
     program = """
 import logging, warnings
 show = warnings.showwarning
@@ -141,7 +143,7 @@ log_bug("heard", KeyError("nothing"))
     assert done.stderr.startswith("theirs: a bug, heard")
 
 
-def test_a_command_writes_its_log_where_that_is_asked_for(tmp_path: Path):
+def test_a_command_writes_its_log_where_that_is_asked_for(tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUG, "status", "."]
     env = environment(XDG_STATE_HOME=str(tmp_path), TI2V_LOG="json")
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
@@ -162,7 +164,9 @@ def test_a_command_writes_its_log_where_that_is_asked_for(tmp_path: Path):
     ],
     ids=["coordinator", "worker"],
 )
-def test_a_bug_in_an_actor_is_told_as_one(given: Inputs, tmp_path: Path, poison: dict, told: str, raised_in: str):
+def test_a_bug_in_an_actor_is_told_as_one(
+    given: Inputs, tmp_path: Path, poison: dict, told: str, raised_in: str
+) -> None:
     changes = {"PYTHONPATH": POISON_PATHS, "XDG_STATE_HOME": str(tmp_path), **poison}
     with ray_runs.opened(given, tmp_path / "out", **changes) as run:
         ended = run.run("--traceback", workers=1)
@@ -175,7 +179,7 @@ def test_a_bug_in_an_actor_is_told_as_one(given: Inputs, tmp_path: Path, poison:
     assert "Traceback" not in run.summary()["this_life"]["error"]
 
 
-def test_a_bug_in_an_actor_is_no_users_error():
+def test_a_bug_in_an_actor_is_no_users_error() -> None:
     error = RunBug("KeyError: 'nothing'", "Traceback (most recent call last)\n  its lines")
     assert log_bug("in the driver", error)
     assert str(error) == "KeyError: 'nothing'"

@@ -57,7 +57,7 @@ def kinds_of(error: type[RayError]) -> Iterator[type[RayError]]:
         yield from kinds_of(kind)
 
 
-def test_every_error_of_ray_says_what_became_of_the_worker():
+def test_every_error_of_ray_says_what_became_of_the_worker() -> None:
     rows = {*REASONS, LIVES, ENDS}
     rays = {kind for kind in kinds_of(RayError) if kind.__module__ == "ray.exceptions"}
     assert {kind for kind in rays if not rows & set(kind.__mro__)} == set()
@@ -71,7 +71,7 @@ def test_every_error_of_ray_says_what_became_of_the_worker():
 @pytest.mark.parametrize("kind", [ObjectLostError, RpcError, LocalRayletDiedError, RuntimeEnvSetupError], ids=str)
 def test_a_call_that_ray_itself_fails_costs_its_worker_and_not_the_run(
     kind: type[RayError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     happened: list[events.Event] = []
 
     async def broken(number: int, method: str, reply: Any) -> Any:
@@ -116,7 +116,7 @@ DEATHS = {
 
 
 @pytest.mark.parametrize("reason", DEATHS)
-def test_rays_record_of_a_death_has_a_name_here(reason: str):
+def test_rays_record_of_a_death_has_a_name_here(reason: str) -> None:
     assert reason in LOSSES
     for cause in DEATHS[reason]:
         assert reason_of(cause) == reason
@@ -124,7 +124,7 @@ def test_rays_record_of_a_death_has_a_name_here(reason: str):
             assert ActorDiedError(cause.actor_died_error_context).preempted == (reason == "preempted")
 
 
-def test_the_metric_has_every_reason():
+def test_the_metric_has_every_reason() -> None:
     assert set(LOSSES) <= set(LOSS_REASONS)
 
 
@@ -141,7 +141,7 @@ def test_the_metric_has_every_reason():
     ],
     ids=str,
 )
-def test_torchs_errors_of_a_device_are_told_apart(raised: Exception, named: type, tmp_path: Path):
+def test_torchs_errors_of_a_device_are_told_apart(raised: Exception, named: type, tmp_path: Path) -> None:
     class Broken:
         def advance(self, states: list) -> None:
             raise raised
@@ -175,7 +175,7 @@ def ray_for_actors() -> Iterator[None]:
         ray.shutdown()
 
 
-def test_a_worker_killed_by_rays_memory_monitor_is_lost_to_host_oom(ray_without_memory: None, tmp_path: Path):
+def test_a_worker_killed_by_rays_memory_monitor_is_lost_to_host_oom(ray_without_memory: None, tmp_path: Path) -> None:
     happened: list[events.Event] = []
 
     async def accept(numerics: dict[str, Any]) -> str:
@@ -208,7 +208,7 @@ def without_image(error: Exception) -> Any:
 @pytest.mark.parametrize("is_store_away", [False, True])
 def test_an_image_that_is_never_given_is_an_attempt_of_its_video_and_an_outage_is_none(
     ray_for_actors: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], is_store_away: bool
-):
+) -> None:
     monkeypatch.setattr(outages, "PAUSES_S", (0.02,) * 1000)
     monkeypatch.setattr(pool_module, "INPUT_S", 0.3)
     happened: list[events.Event] = []
@@ -266,7 +266,7 @@ Lives = tuple[Path, Life, Life]
 class Poisoned:
     """Short videos, some of which break what computes them; by a single worker, into one output."""
 
-    def __init__(self, given: Inputs, folder: Path):
+    def __init__(self, given: Inputs, folder: Path) -> None:
         self.given, self.folder, self.output = given, folder, folder / "out"
         rows = [row | {"num_frames": NUM_FRAMES} for row in given.rows() if row["id"] in IDS]
         self.manifest = given.other_manifest("short.jsonl", rows)
@@ -285,7 +285,7 @@ def lives(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Lives:
     return poisoned.output, poisoned.run(ann="oom"), poisoned.run(bob="exit", cid="cuda-once")
 
 
-def test_a_device_that_runs_out_of_memory_again_ends_the_run(lives: Lives):
+def test_a_device_that_runs_out_of_memory_again_ends_the_run(lives: Lives) -> None:
     ended = lives[1].ended
     assert ended.code == 1
     assert "2 workers in a row ran out of the device's memory" in ended.stderr
@@ -293,14 +293,14 @@ def test_a_device_that_runs_out_of_memory_again_ends_the_run(lives: Lives):
     assert "Traceback" not in ended.stderr
 
 
-def test_a_video_that_kills_its_worker_becomes_a_failed_row(lives: Lives):
+def test_a_video_that_kills_its_worker_becomes_a_failed_row(lives: Lives) -> None:
     output, ended = lives[0], lives[2].ended
     assert (ended.code, ended.result["status"]) == (3, "failed_rows"), ended.stderr
     (row,) = pq.read_table(output / "failures.parquet").to_pylist()
     assert (row["id"], row["error_type"], row["attempts"]) == ("bob", "WorkerCrashed", 3)
 
 
-def test_the_others_finish_with_the_frames_of_an_undisturbed_run(lives: Lives, reference: Run):
+def test_the_others_finish_with_the_frames_of_an_undisturbed_run(lives: Lives, reference: Run) -> None:
     ours, theirs = CheckpointStore(str(lives[0])), CheckpointStore(str(reference.output))
     assert set(ours.done_ids()) == {"ann", "cid"}
     for video_id in ours.done_ids():
@@ -310,6 +310,6 @@ def test_the_others_finish_with_the_frames_of_an_undisturbed_run(lives: Lives, r
             assert np.array_equal(mine, undisturbed)
 
 
-def test_every_loss_is_counted_under_its_name(lives: Lives):
+def test_every_loss_is_counted_under_its_name(lives: Lives) -> None:
     assert lives[1].losses == {"cuda_oom": 2}
     assert lives[2].losses == {"cuda_error": 1, "died": 3}

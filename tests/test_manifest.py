@@ -41,7 +41,7 @@ def row(video_id: str = "a", **columns: object) -> dict:
 # Manifests
 
 
-def test_defaults_fill_a_row_and_other_columns_pass_through(folder):
+def test_defaults_fill_a_row_and_other_columns_pass_through(folder) -> None:
     extra = {"label": "007", "split": None, "nested": {"x": [1, 2.5]}}
     manifest = read_manifest(write(folder, row(num_frames=24, guidance_scale=2, **extra)), DEFAULTS)
     (request,) = manifest.requests
@@ -54,7 +54,7 @@ def test_defaults_fill_a_row_and_other_columns_pass_through(folder):
     assert manifest.lines == {"a": 1}
 
 
-def test_a_bad_manifest_names_every_line(folder):
+def test_a_bad_manifest_names_every_line(folder) -> None:
     (folder / "tiny.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 12)
     (folder / "bomb.png").write_bytes(png_header(60_000, 60_000))
     url = write(
@@ -98,7 +98,7 @@ def test_a_bad_manifest_names_every_line(folder):
     assert table[2]["field"] == "image"
 
 
-def test_one_row_can_fail_twice_and_keeps_its_columns(folder):
+def test_one_row_can_fail_twice_and_keeps_its_columns(folder) -> None:
     manifest = read_manifest(write(folder, row(num_frames=1, image="none.png", label=3)), DEFAULTS)
     (failure,) = manifest.failures
     assert "num_frames is 1" in failure.error_message
@@ -110,7 +110,7 @@ def test_one_row_can_fail_twice_and_keeps_its_columns(folder):
 @pytest.mark.parametrize(
     "name", ["..", "a/b", "a%2eb", "a\\b", "a\0b", "a\n", "a\u202eb", "x" * 300, "", "é", "a.b", 5, True, None]
 )
-def test_an_illegal_id_fails_its_row_under_a_name_of_its_line(folder, name):
+def test_an_illegal_id_fails_its_row_under_a_name_of_its_line(folder, name) -> None:
     manifest = read_manifest(write(folder, row(), row(name), row("line-000002")), DEFAULTS)
     assert (manifest.problems, manifest.usable, manifest.rows) == ([], 2, 3)
     (failure,) = manifest.failures
@@ -135,7 +135,7 @@ def test_an_illegal_id_fails_its_row_under_a_name_of_its_line(folder, name):
         ("label", {"\ud800": 1}),
     ],
 )
-def test_a_value_of_the_wrong_kind_fails_its_row_by_the_name_of_its_column(folder, column, value):
+def test_a_value_of_the_wrong_kind_fails_its_row_by_the_name_of_its_column(folder, column, value) -> None:
     manifest = read_manifest(write(folder, row(**{column: value}), row("b")), DEFAULTS)
     assert (manifest.problems, manifest.usable) == ([], 1)
     (failure,) = manifest.failures
@@ -145,14 +145,14 @@ def test_a_value_of_the_wrong_kind_fails_its_row_by_the_name_of_its_column(folde
 
 
 @pytest.mark.parametrize("name", ["text", "line", "file_name", "video", "videos", "file_names", "x_file_name"])
-def test_a_column_that_the_output_or_its_reader_takes_makes_the_manifest_unusable(folder, name):
+def test_a_column_that_the_output_or_its_reader_takes_makes_the_manifest_unusable(folder, name) -> None:
     manifest = read_manifest(write(folder, row(), row("b", **{name: "x"}), row("c", **{name: "x"})), DEFAULTS)
     (problem,) = manifest.problems
     assert (problem.line, problem.field, manifest.usable) == (2, name, 0)
     assert repr(name) in problem.message
 
 
-def test_columns_that_no_row_has_are_told_once(folder):
+def test_columns_that_no_row_has_are_told_once(folder) -> None:
     (folder / "m.csv").write_text("id|image|prompt\na|b|c\nd|e|f\n")
     manifest = read_manifest(str(folder / "m.csv"), DEFAULTS)
     assert [problem.field for problem in manifest.problems] == ["id", "image", "prompt"]
@@ -160,7 +160,7 @@ def test_columns_that_no_row_has_are_told_once(folder):
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_fractional_rates_and_seeds_of_64_bits_are_taken(folder, ending):
+def test_fractional_rates_and_seeds_of_64_bits_are_taken(folder, ending) -> None:
     rows = [row("a", fps=29.97, seed=2**64 - 1), row("b", fps=24.0, seed=2**63)]
     table = pa.table({name: [one[name] for one in rows] for name in rows[0] if name != "seed"})
     table = table.append_column("seed", pa.array([one["seed"] for one in rows], pa.uint64()))
@@ -188,7 +188,7 @@ def test_fractional_rates_and_seeds_of_64_bits_are_taken(folder, ending):
         ("image", "github://a:b@c/d.png", "choose one of file, s3"),
     ],
 )
-def test_a_bad_value_fails_its_row_only(folder, column, value, words):
+def test_a_bad_value_fails_its_row_only(folder, column, value, words) -> None:
     manifest = read_manifest(write(folder, row(**{column: value}), row("b")), DEFAULTS)
     assert manifest.problems == []
     assert [request.id for request in manifest.requests] == ["b"]
@@ -197,7 +197,7 @@ def test_a_bad_value_fails_its_row_only(folder, column, value, words):
 
 
 @pytest.mark.parametrize("line", ['{"id": 1, "id": 2}', '{"a": ' + "1" * 5000 + "}", "[" * 99999, "\xff"])
-def test_what_json_cannot_hold_is_a_problem_of_its_line(folder, line):
+def test_what_json_cannot_hold_is_a_problem_of_its_line(folder, line) -> None:
     path = folder / "manifest.jsonl"
     path.write_bytes(json.dumps(row()).encode() + b"\n\n" + line.encode("latin-1") + b"\n")
     (problem,) = read_manifest(str(path), DEFAULTS).problems
@@ -205,7 +205,7 @@ def test_what_json_cannot_hold_is_a_problem_of_its_line(folder, line):
     assert "not JSON" in problem.message
 
 
-def test_a_near_name_warns_and_passes_through(folder):
+def test_a_near_name_warns_and_passes_through(folder) -> None:
     manifest = read_manifest(write(folder, row(num_frame=9, label=1), row("b", num_frame=9)), DEFAULTS)
     (warning,) = manifest.warnings
     assert "'num_frame'" in warning
@@ -213,14 +213,14 @@ def test_a_near_name_warns_and_passes_through(folder):
     assert manifest.requests[0].extra == {"num_frame": 9, "label": 1}
 
 
-def test_another_size_warns(folder):
+def test_another_size_warns(folder) -> None:
     manifest = read_manifest(write(folder, row(width=96)), DEFAULTS)
     assert "96x64" in manifest.warnings[0]
     assert len(manifest.requests) == 1
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "manifest.txt", ".", "bad.parquet", "ftp://x/m.jsonl"])
-def test_an_unreadable_manifest_is_one_problem(folder, name):
+def test_an_unreadable_manifest_is_one_problem(folder, name) -> None:
     (folder / "manifest.txt").write_text("{}")
     (folder / "bad.parquet").write_text("{}")
     url = name if "://" in name else str(folder / name)
@@ -229,7 +229,7 @@ def test_an_unreadable_manifest_is_one_problem(folder, name):
     assert url in manifest.problems[0].message
 
 
-def test_csv_keeps_text_and_reads_numbers(folder):
+def test_csv_keeps_text_and_reads_numbers(folder) -> None:
     path = folder / "m.csv"
     with path.open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file)
@@ -246,7 +246,7 @@ def test_csv_keeps_text_and_reads_numbers(folder):
     assert request.seed == derive_seed(5, "001")
 
 
-def test_csv_numbers_may_be_written_as_other_tools_write_them(folder):
+def test_csv_numbers_may_be_written_as_other_tools_write_them(folder) -> None:
     (folder / "m.csv").write_text("id,image,prompt,num_frames,guidance_scale\na,ok.png,x,7.0,nan\nb,ok.png,x,7.0,9\n")
     manifest = read_manifest(str(folder / "m.csv"), DEFAULTS)
     assert [(f.line, f.error_message) for f in manifest.failures] == [
@@ -255,25 +255,25 @@ def test_csv_numbers_may_be_written_as_other_tools_write_them(folder):
     assert [(request.id, request.num_frames) for request in manifest.requests] == [("b", 7)]
 
 
-def test_a_csv_header_that_names_a_column_twice_is_a_problem(folder):
+def test_a_csv_header_that_names_a_column_twice_is_a_problem(folder) -> None:
     (folder / "m.csv").write_text("id,image,prompt,prompt\na,ok.png,x,y\n")
     (problem,) = read_manifest(str(folder / "m.csv"), DEFAULTS).problems
     assert (problem.line, problem.message) == (1, "the header names 'prompt' twice")
 
 
 @pytest.mark.parametrize(("name", "text"), [("m.jsonl", "\n"), ("m.csv", "id,image,prompt\n")])
-def test_a_manifest_without_a_row_is_unusable(folder, name, text):
+def test_a_manifest_without_a_row_is_unusable(folder, name, text) -> None:
     (folder / name).write_text(text)
     (problem,) = read_manifest(str(folder / name), DEFAULTS).problems
     assert problem.message.endswith("has no row")
 
 
-def test_nine_and_nine_point_zero_are_one_setting():
+def test_nine_and_nine_point_zero_are_one_setting() -> None:
     whole, real = (DEFAULTS.request(id="a", image="/x.png", prompt="x", guidance_scale=g) for g in (9, 9.0))
     assert canonical_json(whole.to_json()) == canonical_json(real.to_json())
 
 
-def test_parquet_rows(folder):
+def test_parquet_rows(folder) -> None:
     columns = {"id": ["a", "b"], "image": ["ok.png"] * 2, "prompt": ["x", None], "num_frames": [12.0, float("nan")]}
     pq.write_table(pa.table(columns), folder / "m.parquet")
     manifest = read_manifest(str(folder / "m.parquet"), DEFAULTS)
@@ -281,7 +281,7 @@ def test_parquet_rows(folder):
     assert [(failure.line, failure.error_message) for failure in manifest.failures] == [(2, "prompt is missing")]
 
 
-def test_variations_have_ids_and_seeds_of_their_own(folder):
+def test_variations_have_ids_and_seeds_of_their_own(folder) -> None:
     manifest = read_manifest(write(folder, row("a"), row("b", seed=3)), DEFAULTS, variations=3)
     assert [r.id for r in manifest.requests] == ["a-000", "a-001", "a-002", "b-000", "b-001", "b-002"]
     assert len({r.seed for r in manifest.requests}) == 6
@@ -292,14 +292,14 @@ def test_variations_have_ids_and_seeds_of_their_own(folder):
     assert [(failure.line, failure.id) for failure in long.failures] == [(1, "line-000001"), (1, "line-000001-")]
 
 
-def test_seeds_are_stable_and_exact_as_doubles():
+def test_seeds_are_stable_and_exact_as_doubles() -> None:
     assert derive_seed(0, "a") == 4090793517674978  # every run ever made depends on it
     seeds = {derive_seed(0, str(number)) for number in range(1000)}
     assert len(seeds) == 1000
     assert all(int(float(seed)) == seed for seed in seeds)
 
 
-def test_a_manifest_and_its_images_in_a_store(folder):
+def test_a_manifest_and_its_images_in_a_store(folder) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")
@@ -322,7 +322,7 @@ assert os.listdir("/proc/self/task") == before
 """
 
 
-def test_reading_parquet_starts_no_thread():
+def test_reading_parquet_starts_no_thread() -> None:
     """One of Arrow's, still alive as the interpreter ends, may abort a command that has done all it was asked."""
     done = subprocess.run([sys.executable, "-c", STARTS_NO_THREAD], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -44,7 +44,7 @@ def stored(store: CheckpointStore, *ids: str, **more: Any) -> Plan:
     return plan
 
 
-def test_an_order_is_open_until_it_ends_and_ends_once(store: CheckpointStore):
+def test_an_order_is_open_until_it_ends_and_ends_once(store: CheckpointStore) -> None:
     orders, plan, other = Orders(store), stored(store, "ann"), stored(store, "bob")
     assert orders.open() == []
     assert [orders.place(plan, True), orders.place(other, False)] == [0, 1]
@@ -57,7 +57,9 @@ def test_an_order_is_open_until_it_ends_and_ends_once(store: CheckpointStore):
     assert orders.place(plan, True) == 3, "it is asked for again"
 
 
-def test_a_lagging_listing_hides_no_order_and_opens_none_again(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch):
+def test_a_lagging_listing_hides_no_order_and_opens_none_again(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     orders, plan = Orders(store), stored(store, "ann")
     numbers = [orders.place(stored(store, name), False) for name in ("bob", "cid")]
     orders.end(numbers[0], "interrupted")
@@ -66,7 +68,7 @@ def test_a_lagging_listing_hides_no_order_and_opens_none_again(store: Checkpoint
     assert orders.place(plan, True) == 2
 
 
-def test_two_who_ask_at_once_have_two_orders(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch):
+def test_two_who_ask_at_once_have_two_orders(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Orders(store), Orders(store)
     plan, other = stored(store, "ann"), stored(store, "bob")
     monkeypatch.setattr(second, "_newest", lambda: -1)
@@ -74,7 +76,7 @@ def test_two_who_ask_at_once_have_two_orders(store: CheckpointStore, monkeypatch
     assert [order.plan for order in first.open()] == [plan.sha256, other.sha256]
 
 
-def test_the_run_consists_of_its_newest_manifest_and_what_came_later(store: CheckpointStore):
+def test_the_run_consists_of_its_newest_manifest_and_what_came_later(store: CheckpointStore) -> None:
     orders = Orders(store)
     stored(store, "never", "ordered")
     assert orders.lines() == {"never": 1, "ordered": 2}, "a version without orders: every plan there is"
@@ -88,7 +90,7 @@ def test_the_run_consists_of_its_newest_manifest_and_what_came_later(store: Chec
     assert orders.lines({}) == {"ann": 1, "cid": 2, "dan": 1}
 
 
-def test_a_stand_in_goes_when_its_line_has_a_video(store: CheckpointStore):
+def test_a_stand_in_goes_when_its_line_has_a_video(store: CheckpointStore) -> None:
     orders, name = Orders(store), stand_in(2)
     refused = ({"id": name, "line": 2, "attempts": 0},)
     plan = Plan((make_request(id="ann"),), {"ann": 1, name: 2}, refused)
@@ -107,7 +109,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(str(tmp_path / "out"), patch)
 
 
-def test_16_nobody_speaks_of_a_row_that_was_taken_out_of_the_manifest(world: World):
+def test_16_nobody_speaks_of_a_row_that_was_taken_out_of_the_manifest(world: World) -> None:
     """It was finished, or has failed; the tables, `status`, `verify` and `retry` are of the run as it is now."""
     ann, bob, cid = video("ann"), video("bob"), video("cid")
     world.store.claim_request(cid)
@@ -131,7 +133,7 @@ def test_16_nobody_speaks_of_a_row_that_was_taken_out_of_the_manifest(world: Wor
         assert asked.requests == ()
 
 
-def test_2_what_a_dead_command_asked_for_is_made_by_whoever_comes_next(world: World):
+def test_2_what_a_dead_command_asked_for_is_made_by_whoever_comes_next(world: World) -> None:
     """It was attached to a life that died before it had read the plan; Ray begins the next one, with what is open."""
     ann, bob = video("ann"), video("bob")
     world.order(ann)
@@ -146,7 +148,7 @@ def test_2_what_a_dead_command_asked_for_is_made_by_whoever_comes_next(world: Wo
     assert Orders(world.store).open() == []
 
 
-def test_9_who_takes_a_run_over_takes_in_all_that_is_asked_of_it(world: World):
+def test_9_who_takes_a_run_over_takes_in_all_that_is_asked_of_it(world: World) -> None:
     """A run is at work in one place; in another one, which does not see that, somebody extends a video of it."""
     ann, bob, cid = video("ann"), video("bob", 9), video("cid", 9)
     longer = replace(ann, num_frames=5, generation=1)
@@ -177,7 +179,7 @@ def slowly(call: Any) -> Any:
     return staticmethod(slow)
 
 
-def test_what_nobody_tells_a_life_of_is_made_before_its_end(world: World):
+def test_what_nobody_tells_a_life_of_is_made_before_its_end(world: World) -> None:
     """Its command has given up, for this life did not answer; or it died before it could ask."""
     ann, bob = video("ann"), video("bob")
 
@@ -193,7 +195,7 @@ def test_what_nobody_tells_a_life_of_is_made_before_its_end(world: World):
 
 
 @pytest.mark.parametrize("has_computed", [False, True])
-def test_18_a_coordinator_that_dies_again_and_again_is_not_begun_without_end(world: World, has_computed: bool):
+def test_18_a_coordinator_that_dies_again_and_again_is_not_begun_without_end(world: World, has_computed: bool) -> None:
     order = world.order(video("ann"))
     world.store.next_epoch()
     for _ in range(upkeep.MAX_DEATHS - 1):
@@ -213,7 +215,7 @@ def test_18_a_coordinator_that_dies_again_and_again_is_not_begun_without_end(wor
         assert "died 8 times in a row" in (Orders(world.store).end_of(order) or {})["error"], "no life comes after it"
 
 
-def test_a_command_whose_coordinator_is_gone_reads_how_its_order_came_out(world: World):
+def test_a_command_whose_coordinator_is_gone_reads_how_its_order_came_out(world: World) -> None:
     """Others saw its end, and made room for the next run, before this one asked again."""
     work = Work(world.store, RunConfig(), stored(world.store, "ann"), set(), True)
     told: list[Any] = []
@@ -236,7 +238,7 @@ def test_a_command_whose_coordinator_is_gone_reads_how_its_order_came_out(world:
     assert told == ["finished", "the store says no", "it is gone"]
 
 
-def test_a_coordinator_of_another_version_is_not_talked_to(world: World):
+def test_a_coordinator_of_another_version_is_not_talked_to(world: World) -> None:
     work = Work(world.store, RunConfig(), stored(world.store, "ann"), set(), True)
     identities: list[dict[str, Any]] = [work.identity, {"run_id": "y", "output": "/z", "protocol": PROTOCOL}]
     with pytest.MonkeyPatch.context() as patch:

@@ -14,7 +14,7 @@ from ti2v_dist.storage.objects import Store, StoreDenied, StoreUnavailable
 from ti2v_dist.telemetry.metrics import Metrics
 
 
-def test_a_call_waits_for_its_store_and_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_call_waits_for_its_store_and_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outages, "TOLD_AFTER_S", 0.2)
     monkeypatch.setattr(objects, "ATTEMPTS", 1)
     store, metrics = Store(str(tmp_path / "out")), Metrics()
@@ -48,14 +48,14 @@ def test_a_call_waits_for_its_store_and_tells_why(tmp_path: Path, monkeypatch: p
     assert metrics.usage()["storage_retries"] >= 1
 
 
-def test_a_refusal_is_not_waited_for(tmp_path: Path):
+def test_a_refusal_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder can be made here")
     store = Store(str(tmp_path / "file"))
     with pytest.raises(StoreDenied, match="Not a directory"):
         asyncio.run(Outages(Metrics()).outlast(lambda: asyncio.to_thread(store.settle, "x", b"value")))
 
 
-def test_after_its_end_nobody_waits_for_storage():
+def test_after_its_end_nobody_waits_for_storage() -> None:
     waiting = Outages(Metrics())
 
     async def full() -> None:
@@ -71,7 +71,7 @@ def test_after_its_end_nobody_waits_for_storage():
     assert waiting.note is None
 
 
-def test_who_is_cancelled_while_it_waits_is_cancelled():
+def test_who_is_cancelled_while_it_waits_is_cancelled() -> None:
     async def full() -> None:
         raise StoreUnavailable("x: full")
 
@@ -85,7 +85,7 @@ def test_who_is_cancelled_while_it_waits_is_cancelled():
     assert asyncio.run(cancel())
 
 
-def test_other_errors_are_not_waited_for():
+def test_other_errors_are_not_waited_for() -> None:
     async def broken() -> None:
         raise ValueError("a bug")
 
@@ -93,7 +93,9 @@ def test_other_errors_are_not_waited_for():
         asyncio.run(Outages(Metrics()).outlast(broken))
 
 
-def test_an_outage_of_many_calls_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_an_outage_of_many_calls_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(outages, "TOLD_AFTER_S", 0.1)
     monkeypatch.setattr(outages, "PAUSES_S", (0.03,) * 100)
     caplog.set_level("INFO", "ti2v_dist")
@@ -120,7 +122,7 @@ def test_an_outage_of_many_calls_is_logged_once(monkeypatch: pytest.MonkeyPatch,
 
 def test_nobody_says_that_storage_answers_when_it_does_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     monkeypatch.setattr(outages, "TOLD_AFTER_S", 0.0)
     monkeypatch.setattr(outages, "PAUSES_S", (0.01,) * 100)
     caplog.set_level("INFO", "ti2v_dist")

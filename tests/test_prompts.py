@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from ti2v_dist.video import SamplingParams, VideoRequest
 TWO: list[PromptFrom] = [{"from_frame": 0, "prompt": "a cat"}, {"from_frame": 3, "prompt": "a dog"}]
 
 
-def test_a_plain_prompt_keeps_the_bytes_that_it_always_had():
+def test_a_plain_prompt_keeps_the_bytes_that_it_always_had() -> None:
     """Of before there were schedules: every output made then must resume."""
     request, encoded = make_request(extra={"b": 1}), make_encoded()
     recipe = request.recipe(FINGERPRINT, encoded.image_HWC)
@@ -36,7 +37,7 @@ def test_a_plain_prompt_keeps_the_bytes_that_it_always_had():
     assert stored == "a53ee8810e778cc1783f62c6e4b18d7d078d8312ee637cf51d4ef2bd2b088aae"
 
 
-def test_a_text_holds_from_its_frame_on():
+def test_a_text_holds_from_its_frame_on() -> None:
     assert [number_at(TWO, frame) for frame in (0, 1, 2, 3, 4, 99)] == [0, 0, 0, 1, 1, 1]
     assert number_at("a cat", 7) == 0
     assert caption(TWO) == "a cat; from frame 3: a dog"
@@ -44,11 +45,11 @@ def test_a_text_holds_from_its_frame_on():
     assert make_request().caption == "a cat"
 
 
-def test_a_schedule_of_one_text_is_that_text():
+def test_a_schedule_of_one_text_is_that_text() -> None:
     assert make_request(prompt=TWO[:1]) == make_request(prompt="a cat")
 
 
-def test_a_change_replaces_what_would_have_come():
+def test_a_change_replaces_what_would_have_come() -> None:
     assert changed("a cat", 5, "a dog") == [TWO[0], {"from_frame": 5, "prompt": "a dog"}]
     assert changed(TWO, 3, "a cow") == [TWO[0], {"from_frame": 3, "prompt": "a cow"}]
     assert changed(TWO, 2, "a cow") == [TWO[0], {"from_frame": 2, "prompt": "a cow"}]
@@ -72,17 +73,17 @@ def test_a_change_replaces_what_would_have_come():
         ([TWO[0], {"from_frame": 2, "prompt": 5}], "prompt 2 of the schedule is 5"),
     ],
 )
-def test_what_is_no_schedule_is_refused_by_number(prompt, said):
+def test_what_is_no_schedule_is_refused_by_number(prompt, said) -> None:
     with pytest.raises(ValueError, match=said):
         check_prompt(prompt)
 
 
-def test_one_window_cannot_change_its_text():
+def test_one_window_cannot_change_its_text() -> None:
     with pytest.raises(ValueError, match="prompt is a schedule; sampler 'replace' makes one window"):
         make_request(prompt=TWO, params=SamplingParams(sampler="replace", context_frames=3))
 
 
-def test_every_schedule_is_a_recipe_of_its_own():
+def test_every_schedule_is_a_recipe_of_its_own() -> None:
     image = make_encoded().image_HWC
     prompts = ["a cat", TWO, [TWO[0], {"from_frame": 4, "prompt": "a dog"}]]
     assert len({make_request(prompt=prompt).recipe(FINGERPRINT, image) for prompt in prompts}) == 3
@@ -90,7 +91,7 @@ def test_every_schedule_is_a_recipe_of_its_own():
     assert longer.recipe(FINGERPRINT, image) == make_request(prompt=TWO).recipe(FINGERPRINT, image)
 
 
-def test_the_state_knows_the_text_of_its_next_frame(tmp_path):
+def test_the_state_knows_the_text_of_its_next_frame(tmp_path: Path) -> None:
     request = make_request(prompt=TWO)
     later = make_encoded(1).text_LD
     encoded = replace(make_encoded(), later_text_PLD=later[None])
@@ -105,7 +106,7 @@ def test_the_state_knows_the_text_of_its_next_frame(tmp_path):
     assert VideoRequest.from_json(json.loads(canonical_json(request.to_json()))) == request
 
 
-def test_a_record_of_frames_holds_no_later_texts():
+def test_a_record_of_frames_holds_no_later_texts() -> None:
     encoded = replace(make_encoded(), later_text_PLD=make_encoded(1).text_LD[None])
     data = Record.of_start(make_request(prompt=TWO).identity(), encoded, "r").to_bytes()
     assert Record.from_bytes("k", data).to_bytes() == data
@@ -115,7 +116,7 @@ def test_a_record_of_frames_holds_no_later_texts():
         Record.from_bytes("k", wrong.to_bytes())
 
 
-def test_schedules_stand_in_every_kind_of_manifest(tmp_path):
+def test_schedules_stand_in_every_kind_of_manifest(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "ok.png")
     text = json.dumps(TWO)
     rows = [{"id": "a", "image": "ok.png", "prompt": TWO}, {"id": "b", "image": "ok.png", "prompt": "[a] cat"}]
@@ -133,7 +134,7 @@ def test_schedules_stand_in_every_kind_of_manifest(tmp_path):
         assert [request.prompt for request in manifest.requests] == [TWO, "[a] cat"][: len(manifest.requests)]
 
 
-def test_a_bad_schedule_fails_its_row_and_an_unreached_one_warns(tmp_path):
+def test_a_bad_schedule_fails_its_row_and_an_unreached_one_warns(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "ok.png")
     bad = {"id": "a", "image": "ok.png", "prompt": [TWO[1]]}
     short = {"id": "b", "image": "ok.png", "prompt": TWO, "num_frames": 3}

@@ -74,7 +74,7 @@ STORIES = settings(
 )
 
 
-def test_the_protocol_in_any_order():
+def test_the_protocol_in_any_order() -> None:
     with played():
         run_state_machine_as_test(Owners, settings=STORIES)
 
@@ -82,7 +82,7 @@ def test_the_protocol_in_any_order():
 @pytest.mark.parametrize(
     "mutant", [a_412_is_mine, a_timeout_is_success, gc_of_an_unfinished_video], ids=lambda mutant: mutant.__name__
 )
-def test_a_broken_promise_is_found_in_some_order(mutant: Callable[[pytest.MonkeyPatch], None]):
+def test_a_broken_promise_is_found_in_some_order(mutant: Callable[[pytest.MonkeyPatch], None]) -> None:
     with played() as patch:
         mutant(patch)
         with pytest.raises(Broken):

@@ -55,7 +55,7 @@ def local() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt, SystemExit])
-def test_rays_settings_are_as_before_whatever_happens(clean: None, error: type[BaseException] | None):
+def test_rays_settings_are_as_before_whatever_happens(clean: None, error: type[BaseException] | None) -> None:
     before, was_open = dict(os.environ), ray_internals.constants.ENABLE_RAY_CLUSTER
     at_first = auth()
     seen: list[Any] = []
@@ -72,7 +72,9 @@ def test_rays_settings_are_as_before_whatever_happens(clean: None, error: type[B
     assert was_open == ray_internals.constants.ENABLE_RAY_CLUSTER
 
 
-def test_two_local_clusters_have_two_tokens_and_a_users_own_is_kept(clean: None, monkeypatch: pytest.MonkeyPatch):
+def test_two_local_clusters_have_two_tokens_and_a_users_own_is_kept(
+    clean: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = []
     for _ in range(2):
         with kept_environment(is_local=True):
@@ -85,7 +87,7 @@ def test_two_local_clusters_have_two_tokens_and_a_users_own_is_kept(clean: None,
     assert os.environ["RAY_AUTH_TOKEN"] == own
 
 
-def test_a_living_cluster_answers_and_another_token_is_refused(local: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_living_cluster_answers_and_another_token_is_refused(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_reachable(local)
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with kept_environment(is_local=False), pytest.raises(Unreachable, match="the token of RAY_AUTH_TOKEN"):
@@ -95,7 +97,7 @@ def test_a_living_cluster_answers_and_another_token_is_refused(local: str, monke
     check_reachable(local)
 
 
-def test_an_actor_has_a_state_and_a_node(local: str):
+def test_an_actor_has_a_state_and_a_node(local: str) -> None:
     @ray.remote(num_cpus=0)
     class Actor:
         def where(self) -> str:
@@ -113,7 +115,7 @@ def test_an_actor_has_a_state_and_a_node(local: str):
     assert ray_internals.reason_of(entry["DeathCause"]) == "died"
 
 
-def test_a_worker_keeps_off_the_nodes_that_it_is_to_avoid(local: str):
+def test_a_worker_keeps_off_the_nodes_that_it_is_to_avoid(local: str) -> None:
     (node,) = ray_internals.nodes()
     assert node["Labels"]["ray.io/node-id"] == node["NodeID"]
     assert node["Resources"]["CPU"] == 1
@@ -131,7 +133,7 @@ def test_a_worker_keeps_off_the_nodes_that_it_is_to_avoid(local: str):
     ray.cancel(waits)
 
 
-def test_nodes_are_listed_and_drained(local: str):
+def test_nodes_are_listed_and_drained(local: str) -> None:
     (node,) = ray_internals.nodes()
     assert ray_internals.addresses_of_nodes(local) == {node["NodeID"]: node["NodeManagerAddress"]}
     assert asyncio.run(ray_internals.draining_nodes()) == set()

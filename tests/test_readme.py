@@ -37,27 +37,27 @@ def run(arguments: list[str] | str, place: Path, **kwargs) -> subprocess.Complet
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_works(command: str, place: Path):
+def test_a_command_of_the_readme_works(command: str, place: Path) -> None:
     """With fewer evaluations where videos are made: `make demo` makes them with all."""
     few = shlex.join(FAST) if command.startswith(("ti2v generate", "ti2v run")) else ""
     done = run(f"{command} {few}", place, shell=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_commands_left_their_videos(place: Path):
+def test_the_commands_left_their_videos(place: Path) -> None:
     assert (place / "runs" / "circle.mp4").stat().st_size > 1000
     videos = {path.name.rpartition("-")[0] for path in (place / "runs" / "short" / "dataset").rglob("*.mp4")}
     assert len(videos) == 7
     assert "red-circle-up" in videos
 
 
-def test_the_shards_left_one_data_set(place: Path):
+def test_the_shards_left_one_data_set(place: Path) -> None:
     table = pyarrow.parquet.read_table(place / "runs" / "sharded" / "metadata.parquet")
     assert table.num_rows == 6
     assert all((place / "runs" / "sharded" / name).exists() for name in table["file_name"].to_pylist())
 
 
-def test_the_python_of_the_readme_works(place: Path):
+def test_the_python_of_the_readme_works(place: Path) -> None:
     (code,) = blocks("python")
     short = code.replace("seed=7)", "seed=7, config=load_config(settings=['sampling.num_frames=2']))")
     assert short != code
@@ -66,12 +66,12 @@ def test_the_python_of_the_readme_works(place: Path):
     assert (place / "runs" / "python.mp4").exists()
 
 
-def test_the_verbs_of_the_readme_are_those_of_the_command_line(place: Path):
+def test_the_verbs_of_the_readme_are_those_of_the_command_line(place: Path) -> None:
     listed = set(re.findall(r"^\| `ti2v ([\w-]+)", README, re.MULTILINE))
     shown = run(["ti2v", "--help"], place).stdout
     assert listed == set(re.findall(r"^  ([\w-]+) {2,}", shown.split("Commands:")[1], re.MULTILINE))
 
 
-def test_the_files_that_the_readme_names_exist():
+def test_the_files_that_the_readme_names_exist() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

@@ -28,7 +28,7 @@ print(*(sha256(record.to_bytes()).hexdigest() for record in records))
 """
 
 
-def test_bytes_do_not_depend_on_the_process():
+def test_bytes_do_not_depend_on_the_process() -> None:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     outputs = {
         subprocess.run(
@@ -44,7 +44,7 @@ def test_bytes_do_not_depend_on_the_process():
     assert len(outputs) == 1
 
 
-def test_the_format_is_what_it_says():
+def test_the_format_is_what_it_says() -> None:
     record = Record.of_chunk(make_chunk(3, 2, context=True), "recipe", "parent")
     data = record.to_bytes()
     assert data[:8] == MAGIC
@@ -62,7 +62,7 @@ def test_the_format_is_what_it_says():
     assert read.arrays["latents_FCHW"].flags.writeable
 
 
-def test_truncated_and_padded_records_are_found():
+def test_truncated_and_padded_records_are_found() -> None:
     data = Record.of_chunk(make_chunk(1, 2), "r", "p").to_bytes()
     for size in [1, 7, 8, 39, 40, 43, 44, 60, len(data) - 16, len(data) - 1]:
         with pytest.raises(CorruptRecord, match=r"^the-key: "):
@@ -106,29 +106,29 @@ def forged(change) -> bytes:
         (lambda h: h.update(time=1), "header fields"),
     ],
 )
-def test_a_forged_header_is_refused_by_name(change, reason):
+def test_a_forged_header_is_refused_by_name(change, reason) -> None:
     with pytest.raises(CorruptRecord, match=reason):
         Record.from_bytes("k", forged(change))
 
 
-def test_a_header_that_lies_about_its_length_or_nests_without_end_is_refused():
+def test_a_header_that_lies_about_its_length_or_nests_without_end_is_refused() -> None:
     for body in (struct.pack("<I", 2**32 - 1) + b"{}", struct.pack("<I", 100_000) + b"[" * 100_000):
         with pytest.raises(CorruptRecord):
             Record.from_bytes("k", MAGIC + sha256(body).digest() + body)
 
 
-def test_stored_non_finite_values_are_found():
+def test_stored_non_finite_values_are_found() -> None:
     chunk = make_chunk(1)
     chunk.latents_FCHW[0, 1, 1, 1] = np.nan
     with pytest.raises(CorruptRecord, match="latents_FCHW has non-finite values"):
         Record.from_bytes("k", Record.of_chunk(chunk, "r", "p").to_bytes())
 
 
-def test_differences_of_equal_values_are_none():
+def test_differences_of_equal_values_are_none() -> None:
     assert differences({"a": (1, {"b": 2})}, {"a": [1, {"b": 2}]}) == []
 
 
-def test_errors_survive_pickling():
+def test_errors_survive_pickling() -> None:
     for error in (CorruptRecord("k", "r"), RecipeMismatch("k", "r")):
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy), copy.key) == (type(error), str(error), "k")

@@ -60,7 +60,7 @@ def of_run(proxy: Refusing, url: str, method: str) -> list[str]:
 
 def test_a_run_whose_hints_may_not_be_deleted_ends_well_and_says_so_once(
     proxy: Refusing, moto_url: str, run: Run, manifest: Path
-):
+) -> None:
     leave_hints(run, manifest, moto_url)
     proxy.rule = lambda method, path: "AccessDenied" if method == "DELETE" and "/progress/" in path else None
     ended = made(run, manifest, moto_url)
@@ -76,7 +76,7 @@ def test_a_run_whose_hints_may_not_be_deleted_ends_well_and_says_so_once(
 
 def test_a_run_whose_records_are_refused_ends_at_once_and_waits_for_no_outage(
     proxy: Refusing, moto_url: str, run: Run, manifest: Path
-):
+) -> None:
     """One video waits for a store that is full; then another one's record is refused. Nothing may be deleted either."""
     leave_hints(run, manifest, moto_url)
     full, denied = ("/videos/bob/0000000002", "/videos/ann/0000000002")

@@ -28,7 +28,7 @@ def make(output: Path, video_id: str, prompt: str = PROMPT, frames: int = 20, si
         return metadata_row(request, written, store_video(str(output), video_id, written), {})
 
 
-def test_a_report_opens_from_a_disk(tmp_path):
+def test_a_report_opens_from_a_disk(tmp_path: Path) -> None:
     rows = [make(tmp_path, "b"), make(tmp_path, "a", "a dog", frames=3)]
     write_report(str(tmp_path), rows)
     page = (tmp_path / "report/index.html").read_text()
@@ -41,7 +41,7 @@ def test_a_report_opens_from_a_disk(tmp_path):
     assert page.index("a dog") < page.index("alert")
 
 
-def test_previews_last_as_long_as_their_videos(tmp_path):
+def test_previews_last_as_long_as_their_videos(tmp_path: Path) -> None:
     rows = [make(tmp_path, "short"), make(tmp_path, "long", frames=100, size=16)]
     write_report(str(tmp_path), rows)
     for row in rows:
@@ -57,7 +57,7 @@ def test_previews_last_as_long_as_their_videos(tmp_path):
             assert preview.info["loop"] == 0
 
 
-def test_the_sheet_shows_the_input_and_evenly_spaced_frames(tmp_path):
+def test_the_sheet_shows_the_input_and_evenly_spaced_frames(tmp_path: Path) -> None:
     write_report(str(tmp_path), [make(tmp_path, "a")])
     sheet = np.asarray(Image.open(tmp_path / "report/contact_sheet.png")).astype(int)
     left, side, step = CAPTION_WIDTH + 20, 128, 138
@@ -69,7 +69,7 @@ def test_the_sheet_shows_the_input_and_evenly_spaced_frames(tmp_path):
     assert (sheet[:, :left] < 100).any()
 
 
-def test_small_frames_are_enlarged_pixel_by_pixel_and_large_ones_reduced():
+def test_small_frames_are_enlarged_pixel_by_pixel_and_large_ones_reduced() -> None:
     tiny = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     enlarged = np.asarray(thumbnail(tiny))
     assert enlarged.shape == (128, 128, 3)
@@ -78,7 +78,7 @@ def test_small_frames_are_enlarged_pixel_by_pixel_and_large_ones_reduced():
     assert thumbnail(np.zeros((96, 96, 3), np.uint8)).size == (96, 96)
 
 
-def test_no_videos_and_videos_of_several_sizes(tmp_path):
+def test_no_videos_and_videos_of_several_sizes(tmp_path: Path) -> None:
     write_report(str(tmp_path / "empty"), [])
     assert "0 videos" in (tmp_path / "empty/report/index.html").read_text()
     assert Image.open(tmp_path / "empty/report/contact_sheet.png").size[1] > 20
@@ -89,7 +89,7 @@ def test_no_videos_and_videos_of_several_sizes(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a red circle", "o" * 500, "word " * 500, "日本" * 90, "café " * 9, "x" * 10**6])
-def test_captions_fit(text):
+def test_captions_fit(text) -> None:
     lines = _wrap(text, CAPTION_LINES)
     assert 1 <= len(lines) <= CAPTION_LINES
     assert all(_font().getlength(line) <= CAPTION_WIDTH for line in lines)
@@ -98,7 +98,7 @@ def test_captions_fit(text):
     assert shown
 
 
-def test_a_video_that_cannot_be_read_is_named_and_the_others_are_shown(tmp_path):
+def test_a_video_that_cannot_be_read_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
     rows = [make(tmp_path, "a"), make(tmp_path, "b"), make(tmp_path, "c", "a dog")]
     (tmp_path / "dataset" / rows[0]["file_name"]).write_bytes(b"torn")
     (tmp_path / "dataset" / rows[1]["file_name"]).unlink()
@@ -113,7 +113,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_only_what_has_changed_is_made_again(tmp_path, monkeypatch):
+def test_only_what_has_changed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report of the same videos touches no file and decodes none; a changed video costs its own preview."""
     rows = [make(tmp_path, "a"), make(tmp_path, "b"), make(tmp_path, "c")]
     write_report(str(tmp_path), rows)
@@ -135,7 +135,7 @@ def test_only_what_has_changed_is_made_again(tmp_path, monkeypatch):
     assert after[sheet] != before[sheet]
 
 
-def test_a_page_without_new_pictures_links_what_there_is(tmp_path):
+def test_a_page_without_new_pictures_links_what_there_is(tmp_path: Path) -> None:
     old = make(tmp_path, "a")
     write_page(str(tmp_path), [old])
     page = (tmp_path / "report/index.html").read_text()
@@ -149,7 +149,7 @@ def test_a_page_without_new_pictures_links_what_there_is(tmp_path):
         assert (tmp_path / "report" / unquote(link)).is_file(), link
 
 
-def test_a_damaged_video_is_told_though_its_preview_is_there(tmp_path):
+def test_a_damaged_video_is_told_though_its_preview_is_there(tmp_path: Path) -> None:
     rows = [make(tmp_path, "a"), make(tmp_path, "b")]
     write_report(str(tmp_path), rows)
     path = tmp_path / "dataset" / rows[0]["file_name"]
@@ -170,7 +170,7 @@ def test_a_damaged_video_is_told_though_its_preview_is_there(tmp_path):
     assert contents(tmp_path / "report") != before
 
 
-def test_the_sheet_of_many_videos_keeps_a_readable_size(tmp_path):
+def test_the_sheet_of_many_videos_keeps_a_readable_size(tmp_path: Path) -> None:
     one = make(tmp_path, "v", frames=3, size=16)
     folder = (tmp_path / "dataset" / one["file_name"]).parent
     rows = []
@@ -190,7 +190,7 @@ def test_the_sheet_of_many_videos_keeps_a_readable_size(tmp_path):
     assert SHEET_VIDEOS == 24
 
 
-def test_previews_of_large_frames_are_reduced():
+def test_previews_of_large_frames_are_reduced() -> None:
     frames = [np.full((480, 832, 3), 40 * n, np.uint8) for n in range(3)]
     with Image.open(io.BytesIO(report.animated_webp(frames, 100))) as preview:
         assert preview.size == (PREVIEW_SIDE, round(PREVIEW_SIDE * 480 / 832))

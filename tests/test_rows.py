@@ -32,19 +32,19 @@ def columns_of(name: str, data: bytes) -> list[dict]:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
-def test_csv_as_spreadsheets_write_it(encoding, mark):
+def test_csv_as_spreadsheets_write_it(encoding, mark) -> None:
     data = LINES.replace(",", mark).encode(encoding)
     assert columns_of("m.csv", data) == [{"id": "a", "image": "ok.png", "prompt": "x"}]
     assert columns_of("m.jsonl", '{"id": "é"}\n'.encode(encoding)) == [{"id": "é"}]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "latin-1"])
-def test_another_encoding_is_named_with_its_cure(encoding):
+def test_another_encoding_is_named_with_its_cure(encoding) -> None:
     with pytest.raises(InputError, match="save it as UTF-8"):
         list(parse_rows("m.csv", LINES.replace("x", "é").encode(encoding)))
 
 
-def test_a_long_cell_is_read_and_the_limit_of_others_stays():
+def test_a_long_cell_is_read_and_the_limit_of_others_stays() -> None:
     before = csv.field_size_limit()
     (row,) = columns_of("m.csv", LINES.replace("x", "x" * 140_000).encode())
     assert len(row["prompt"]) == 140_000
@@ -52,7 +52,7 @@ def test_a_long_cell_is_read_and_the_limit_of_others_stays():
 
 
 @pytest.mark.parametrize(("last", "line"), [('"b"x,ok.png,y\n', 5), ('"b,ok.png,y\n\n', 6)])
-def test_a_bad_quote_names_its_line_and_the_rows_before_stay(last, line):
+def test_a_bad_quote_names_its_line_and_the_rows_before_stay(last, line) -> None:
     text = LINES + 'b,"ok\n.png",x\n' + last
     *good, bad = parse_rows("m.csv", text.encode())
     assert [row.line for row in good] == [2, 4]
@@ -60,14 +60,14 @@ def test_a_bad_quote_names_its_line_and_the_rows_before_stay(last, line):
     assert bad.error.startswith("not CSV")
 
 
-def test_two_columns_of_one_name_are_refused_in_parquet_too():
+def test_two_columns_of_one_name_are_refused_in_parquet_too() -> None:
     sink = io.BytesIO()
     pq.write_table(pa.table([["a"], ["b"]], names=["id", "id"]), sink)
     with pytest.raises(InputError, match="two columns 'id'"):
         list(parse_rows("m.parquet", sink.getvalue()))
 
 
-def test_parquets_types_become_json_by_a_rule():
+def test_parquets_types_become_json_by_a_rule() -> None:
     day, moment = datetime.date(2024, 1, 2), datetime.datetime(2024, 1, 2, 3, 4, 5)
     made = parquet(
         day=[day],
@@ -97,25 +97,25 @@ def test_parquets_types_become_json_by_a_rule():
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("value", [b"x", datetime.timedelta(1)])
-def test_a_type_that_json_cannot_hold_is_refused_by_its_column(value, inside):
+def test_a_type_that_json_cannot_hold_is_refused_by_its_column(value, inside) -> None:
     with pytest.raises(InputError, match=r"column 'odd' is of type .*; write it as text"):
         list(parse_rows("m.parquet", parquet(id=["a"], odd=[[value] if inside else value])))
 
 
-def test_infinity_is_its_rows_fault_in_parquet_and_in_json():
+def test_infinity_is_its_rows_fault_in_parquet_and_in_json() -> None:
     data = parquet(id=["a", "b"], x=[1.0, float("inf")], y=[[0.5], [float("-inf")]])
     text = b'{"id": "a"}\n{"id": "b", "x": 1e999, "y": [-Infinity]}\n'
     for found in (list(parse_rows("m.parquet", data)), list(parse_rows("m.jsonl", text))):
         assert [[name for name, _ in row.faults] for row in found] == [[], ["x", "y"]]
 
 
-def test_depth_has_a_limit():
+def test_depth_has_a_limit() -> None:
     deep = json.dumps({"x": json.loads("[" * 100 + "]" * 100)}).encode()
     (row,) = parse_rows("m.jsonl", deep)
     assert "more than 64 deep" in row.faults[0][1]
 
 
-def test_files_of_no_end_are_refused_before_they_are_read(monkeypatch):
+def test_files_of_no_end_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     small = parquet(id=pa.array(["a"] * 3_000_000).dictionary_encode())
     assert len(small) < 200_000
     with pytest.raises(InputError, match="more than the allowed 1,000,000 rows"):

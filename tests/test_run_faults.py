@@ -145,12 +145,12 @@ def contents(run: Run) -> dict[Path, bytes]:
     return {path.relative_to(run.output): path.read_bytes() for path in files}
 
 
-def test_a_killed_workers_videos_go_on_to_the_same_frames(worker_killed: WorkerKilled, reference: Run):
+def test_a_killed_workers_videos_go_on_to_the_same_frames(worker_killed: WorkerKilled, reference: Run) -> None:
     assert worker_killed.ended.code == 0, worker_killed.ended.stderr
     assert_same_videos(worker_killed.run, reference)
 
 
-def test_a_killed_worker_costs_the_frames_in_flight(worker_killed: WorkerKilled):
+def test_a_killed_worker_costs_the_frames_in_flight(worker_killed: WorkerKilled) -> None:
     computed = worker_killed.run.frames()
     first = {frame[:2]: frame[2] for frame in reversed(computed)}
     twice = Counter(frame[:2] for frame in computed) - Counter(first.keys())
@@ -180,7 +180,7 @@ def device_of(run: Run) -> str:
     return device
 
 
-def test_each_line_of_the_log_says_where_it_comes_from(worker_killed: WorkerKilled):
+def test_each_line_of_the_log_says_where_it_comes_from(worker_killed: WorkerKilled) -> None:
     by_pid = logged(worker_killed.run)
     lines = [line for of_one in by_pid.values() for line in of_one]
     assert len(by_pid) == 3, "the coordinator, a worker, and the one in its place"
@@ -194,7 +194,7 @@ def test_each_line_of_the_log_says_where_it_comes_from(worker_killed: WorkerKill
     assert not any(row["prompt"] in str(lines) for row in worker_killed.run.inputs.rows())
 
 
-def test_the_log_tells_of_a_run_from_its_beginning_to_its_end(worker_killed: WorkerKilled):
+def test_the_log_tells_of_a_run_from_its_beginning_to_its_end(worker_killed: WorkerKilled) -> None:
     (lines,) = [of_one for of_one in logged(worker_killed.run).values() if len(of_one) > 1]
     ready = f"a worker is ready on node 127.0.0.1 ({device_of(worker_killed.run)})"
     assert [(line["level"], line["message"], line.get("worker")) for line in lines if "video" not in line] == [
@@ -213,7 +213,7 @@ def test_the_log_tells_of_a_run_from_its_beginning_to_its_end(worker_killed: Wor
     assert {time.utcoffset() for time in times} == {timedelta()}
 
 
-def test_a_finished_run_is_left_as_it_is(worker_killed: WorkerKilled):
+def test_a_finished_run_is_left_as_it_is(worker_killed: WorkerKilled) -> None:
     before = contents(worker_killed.run)
     with ray_runs.opened(worker_killed.run.inputs, worker_killed.run.output) as again:
         ended = again.run(workers=1)
@@ -222,7 +222,7 @@ def test_a_finished_run_is_left_as_it_is(worker_killed: WorkerKilled):
         assert not any(again.ray_dir.iterdir()), "Ray was started"
 
 
-def test_a_lost_file_is_made_again_from_its_frames(worker_killed: WorkerKilled, reference: Run, tmp_path: Path):
+def test_a_lost_file_is_made_again_from_its_frames(worker_killed: WorkerKilled, reference: Run, tmp_path: Path) -> None:
     """The images need not be there any more."""
     output = shutil.copytree(worker_killed.run.output, tmp_path / "out")
     (lost,) = output.glob("dataset/videos/*/bob-*.mp4")
@@ -234,7 +234,7 @@ def test_a_lost_file_is_made_again_from_its_frames(worker_killed: WorkerKilled, 
         assert run.frames() == [], "no frame was computed"
 
 
-def test_other_settings_are_refused(worker_killed: WorkerKilled):
+def test_other_settings_are_refused(worker_killed: WorkerKilled) -> None:
     run = worker_killed.run
     before = contents(run)
     ended = run.run("--set", "sampling.num_inference_steps=3")
@@ -244,7 +244,7 @@ def test_other_settings_are_refused(worker_killed: WorkerKilled):
 
 
 @pytest.mark.parametrize("unfinished", [False, True])
-def test_another_prompt_is_refused(worker_killed: WorkerKilled, tmp_path: Path, unfinished: bool):
+def test_another_prompt_is_refused(worker_killed: WorkerKilled, tmp_path: Path, unfinished: bool) -> None:
     output = tmp_path / "out"
     shutil.copytree(worker_killed.run.output, output)
     if unfinished:
@@ -261,14 +261,14 @@ def test_another_prompt_is_refused(worker_killed: WorkerKilled, tmp_path: Path, 
         assert contents(run) == before
 
 
-def test_after_kills_and_stops_the_videos_are_the_same(lives: tuple[Run, list[Life]], reference: Run):
+def test_after_kills_and_stops_the_videos_are_the_same(lives: tuple[Run, list[Life]], reference: Run) -> None:
     run, (*_, last) = lives
     assert last.ended
     assert (last.ended.code, last.ended.result["status"]) == (0, "finished"), last.ended.stderr
     assert_same_videos(run, reference)
 
 
-def test_no_settled_frame_is_computed_again(lives: tuple[Run, list[Life]]):
+def test_no_settled_frame_is_computed_again(lives: tuple[Run, list[Life]]) -> None:
     run, [killed, interrupted, stopped, last] = lives
     log = [frame[:2] for frame in run.frames()]
     for life, following in ((killed, interrupted), (interrupted, stopped), (stopped, last)):
@@ -283,7 +283,7 @@ def test_no_settled_frame_is_computed_again(lives: tuple[Run, list[Life]]):
     assert 0 < len(interrupted.stored) < len(stopped.stored) < FRAMES_TO_MAKE
 
 
-def test_what_a_run_has_cost_is_that_of_all_its_lives(lives: tuple[Run, list[Life]]):
+def test_what_a_run_has_cost_is_that_of_all_its_lives(lives: tuple[Run, list[Life]]) -> None:
     _, [_, interrupted, stopped, last] = lives
     results = [life.ended.result for life in (interrupted, stopped, last) if life.ended]
     own = [result["this_life"]["counters"]["ti2v_device_seconds_total"] for result in results]
@@ -293,7 +293,7 @@ def test_what_a_run_has_cost_is_that_of_all_its_lives(lives: tuple[Run, list[Lif
 
 
 @pytest.mark.parametrize("life", [1, 2])
-def test_a_stopped_run_says_how_to_go_on(lives: tuple[Run, list[Life]], life: int):
+def test_a_stopped_run_says_how_to_go_on(lives: tuple[Run, list[Life]], life: int) -> None:
     ended = lives[1][life].ended
     assert ended
     assert (ended.code, ended.result["status"]) == (130, "interrupted"), ended.stderr
@@ -308,14 +308,14 @@ def told(life: Life) -> list[tuple[int, int, str]]:
 
 
 @pytest.mark.parametrize("life", [1, 2])
-def test_a_stopping_run_says_so_and_makes_no_pictures(lives: tuple[Run, list[Life]], life: int):
+def test_a_stopping_run_says_so_and_makes_no_pictures(lives: tuple[Run, list[Life]], life: int) -> None:
     said = [said for _, _, said in told(lives[1][life])]
     assert any(line.startswith(("stopping: ", "writing the ")) for line in said), said
     assert not any(" s left" in line for line in said[-1:])
     assert lives[1][life].previews == 0
 
 
-def test_a_resumed_run_counts_from_what_was_made_before(lives: tuple[Run, list[Life]]):
+def test_a_resumed_run_counts_from_what_was_made_before(lives: tuple[Run, list[Life]]) -> None:
     _, [_, interrupted, stopped, last] = lives
     for life in (interrupted, stopped, last):
         for frames, total, said in told(life):
@@ -326,7 +326,7 @@ def test_a_resumed_run_counts_from_what_was_made_before(lives: tuple[Run, list[L
     assert last.previews == len(NUM_FRAMES)
 
 
-def test_a_run_does_not_end_for_want_of_metrics(lives: tuple[Run, list[Life]]):
+def test_a_run_does_not_end_for_want_of_metrics(lives: tuple[Run, list[Life]]) -> None:
     ended = lives[1][-1].ended
     assert ended
     assert ended.result["this_life"]["metrics_url"] is None
@@ -334,7 +334,7 @@ def test_a_run_does_not_end_for_want_of_metrics(lives: tuple[Run, list[Life]]):
     assert "Address already in use" in ended.stderr
 
 
-def test_status_shows_what_an_interrupted_run_has_settled(lives: tuple[Run, list[Life]]):
+def test_status_shows_what_an_interrupted_run_has_settled(lives: tuple[Run, list[Life]]) -> None:
     _, [_, interrupted, stopped, _] = lives
     assert interrupted.status
     shown = interrupted.status.result

@@ -43,7 +43,7 @@ class Info(NamedTuple):
 class FakeModel:
     """Keeps (t, x_BCFHW) of every call; its "VAE" is a scale of 2 and 8-bit pixels."""
 
-    def __init__(self, predict: Predict = mixing, window: int = WINDOW):
+    def __init__(self, predict: Predict = mixing, window: int = WINDOW) -> None:
         self.predict = predict
         self.info = Info(window)
         self.alphas_cumprod = ALPHAS
@@ -82,11 +82,11 @@ def params(sampler: str = "ti2v_zero", S: int = 4, U: int = 3, **more) -> Sampli
 
 
 @pytest.mark.parametrize("S", [10, 50])
-def test_timesteps_are_those_of_diffusers(S):
+def test_timesteps_are_those_of_diffusers(S) -> None:
     assert timesteps(params(S=S)) == diffusers_schedule(S).timesteps.tolist()
 
 
-def test_t_start_moves_the_first_timestep_only():
+def test_t_start_moves_the_first_timestep_only() -> None:
     assert timesteps(params(S=4, t_start=700)) == [700, 467, 234, 1]
     assert timesteps(params(S=1, t_start=500)) == [500]
     for t_start, S in [(999, 999), (999, 600), (7, 7), (10, 7)]:
@@ -97,7 +97,7 @@ def test_t_start_moves_the_first_timestep_only():
     assert timestep_pairs(params(S=2, t_start=9)) == [(9, 1), (1, 0)]
 
 
-def test_renoise_is_the_forward_process_across_an_interval():
+def test_renoise_is_the_forward_process_across_an_interval() -> None:
     z, first, second = torch.randn(3, 100_000, generator=torch.Generator().manual_seed(1)).unbind()
     x = renoise(q_sample(z, 0.8, first), 0.3, 0.8, second)
     noise = (x - sqrt(0.3) * z) / sqrt(0.7)
@@ -105,14 +105,14 @@ def test_renoise_is_the_forward_process_across_an_interval():
     assert (noise * z).mean().item() == pytest.approx(0, abs=0.01)
 
 
-def test_noise_is_pinned():
+def test_noise_is_pinned() -> None:
     """Another numpy, key layout or purpose number must not change the videos of a seed unnoticed."""
     expected = [-0.99120766, -0.92406476, 0.17938925, -0.45241556]
     assert gaussian((1, 2, 3, Purpose.INIT), 7, (4,)).tolist() == pytest.approx(expected)
     assert [purpose.value for purpose in Purpose] == [0, 1, 2, 3]
 
 
-def test_noise_of_a_row_does_not_depend_on_its_batch():
+def test_noise_of_a_row_does_not_depend_on_its_batch() -> None:
     alone = KeyedNoise([12], [7], LATENT).draw(Purpose.RENOISE, 2, 1, K)
     beside = KeyedNoise([3, None, 12], [7, 0, 7], LATENT).draw(Purpose.RENOISE, 2, 1, K)
     assert torch.equal(alone[0], beside[2])
@@ -120,7 +120,7 @@ def test_noise_of_a_row_does_not_depend_on_its_batch():
     assert not torch.equal(beside[0], beside[2])
 
 
-def test_every_part_of_the_key_counts_and_nothing_else():
+def test_every_part_of_the_key_counts_and_nothing_else() -> None:
     first = gaussian((1, 2, 3, 0), 7, (64,))
     assert np.array_equal(first, gaussian((1, 2, 3, 0), 7, (64,)))
     others = [gaussian(key, 7, (64,)) for key in [(2, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1), (2, 1, 3, 0)]]
@@ -132,7 +132,7 @@ def test_every_part_of_the_key_counts_and_nothing_else():
     assert many.std() == pytest.approx(1, abs=0.01)
 
 
-def test_drawing_ahead_changes_no_value():
+def test_drawing_ahead_changes_no_value() -> None:
     with ThreadPoolExecutor(1) as executor:
         ahead = KeyedNoise((11, 12), (1, 7), LATENT, executor=executor)
         plain, drawn_ahead = run(FakeModel(), params()), run(FakeModel(), params(), ahead)
@@ -149,14 +149,14 @@ def test_drawing_ahead_changes_no_value():
         ("replace", 10, 4, 10),
     ],
 )
-def test_evaluations_per_chunk(sampler, S, U, evaluations):
+def test_evaluations_per_chunk(sampler, S, U, evaluations) -> None:
     model = FakeModel()
     run(model, params(sampler, S, U), g=1.0)
     assert len(model.calls) == evaluations
     assert {len(x) for _, x in model.calls} == {4}  # both branches of two videos in one call, at g = 1 too
 
 
-def test_a_zero_prediction_in_one_step_is_known_by_hand():
+def test_a_zero_prediction_in_one_step_is_known_by_hand() -> None:
     model = FakeModel(lambda x, t, text: torch.zeros_like(x))
     queue, latents, context = run(model, params(S=1, t_start=600))
     noise = keyed().draw(Purpose.INIT, 0, 0, 1)
@@ -167,7 +167,7 @@ def test_a_zero_prediction_in_one_step_is_known_by_hand():
 
 
 @pytest.mark.parametrize("sampler", ["ti2v_zero", "ti2v_zero_reference"])
-def test_predicting_the_very_noise_ends_at_q_sample_of_the_last_latent(sampler):
+def test_predicting_the_very_noise_ends_at_q_sample_of_the_last_latent(sampler) -> None:
     """Known x0: whatever is re-noised in between, the result is q_sample(q[K-1], 0) with the last noise predicted."""
     seen: list[Tensor] = []
     queue = run(FakeModel(), params())[0]
@@ -184,7 +184,7 @@ def test_predicting_the_very_noise_ends_at_q_sample_of_the_last_latent(sampler):
 
 
 @pytest.mark.parametrize("init", ["inversion", "gaussian"])
-def test_one_iteration_is_plain_ddim(init):
+def test_one_iteration_is_plain_ddim(init) -> None:
     """Against diffusers' own step, with a context noised by its own `add_noise`."""
     model = FakeModel()
     queue, latents, _ = run(model, params(S=5, U=1, init=init), g=2.0)
@@ -204,7 +204,7 @@ def test_one_iteration_is_plain_ddim(init):
     assert torch.allclose(latents, x, rtol=1e-4, atol=1e-4)
 
 
-def test_context_noise_is_drawn_once_per_timestep_and_only_the_new_frame_moves():
+def test_context_noise_is_drawn_once_per_timestep_and_only_the_new_frame_moves() -> None:
     model = FakeModel()
     queue, _, _ = run(model, params(S=4, U=3))
     assert Counter(t for t, _ in model.calls) == {751: 3, 501: 3, 251: 3, 1: 1}
@@ -216,7 +216,7 @@ def test_context_noise_is_drawn_once_per_timestep_and_only_the_new_frame_moves()
         assert len({window[:, :, K:].sum().item() for window in windows}) == len(windows)
 
 
-def test_x_is_renoised_from_t_prime_back_to_t():
+def test_x_is_renoised_from_t_prime_back_to_t() -> None:
     model = FakeModel(lambda x, t, text: 0.1 * x)
     run(model, params(S=2, U=2))
     (_, first), (_, second), (t_last, last) = model.calls
@@ -230,7 +230,7 @@ def test_x_is_renoised_from_t_prime_back_to_t():
     assert torch.allclose(last[:2, :, K:], x, atol=1e-5)
 
 
-def test_unconditional_rows_come_first():
+def test_unconditional_rows_come_first() -> None:
     rows = torch.tensor([1.0, 2.0, 10.0, 20.0]).view(4, 1, 1)
     model = FakeModel(lambda x, t, text: text[:, :1, :1, None, None].expand_as(x))
     start, g = keyed().draw(Purpose.INIT, 0, 0, 1), torch.tensor([3.0, 5.0])
@@ -241,7 +241,7 @@ def test_unconditional_rows_come_first():
     assert torch.allclose(sample.latents_BCFHW, expected, atol=1e-4)
 
 
-def test_reference_steps_and_renoises_the_whole_window():
+def test_reference_steps_and_renoises_the_whole_window() -> None:
     model = FakeModel()
     queue, _, _ = run(model, params("ti2v_zero_reference", S=3, U=2), g=1.0)
     noise, pairs = keyed(), timestep_pairs(params(S=3))
@@ -255,7 +255,7 @@ def test_reference_steps_and_renoises_the_whole_window():
         assert torch.allclose(second[:, :, :K], renoise(s_prev, a, a_prev, again[:, :, :K]), atol=1e-6)
 
 
-def test_reference_slides_encoded_pixels():
+def test_reference_slides_encoded_pixels() -> None:
     model = FakeModel()
     _, latents, context = run(model, params("ti2v_zero_reference"))
     pixels = model.decode(latents[:, :, 0]).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -264,7 +264,7 @@ def test_reference_slides_encoded_pixels():
     assert not torch.equal(context, latents)
 
 
-def test_reference_starts_from_pure_noise_or_the_inverted_latent():
+def test_reference_starts_from_pure_noise_or_the_inverted_latent() -> None:
     for init, t_start in [("gaussian", 800), ("inversion", 650)]:
         model = FakeModel()
         queue, _, _ = run(model, params("ti2v_zero_reference", init=init, t_start=t_start))
@@ -275,7 +275,7 @@ def test_reference_starts_from_pure_noise_or_the_inverted_latent():
         assert torch.equal(x[:2, :, K:], fresh if init == "gaussian" else inverted)
 
 
-def test_replace_makes_one_window_whose_first_frame_is_replaced_at_every_step():
+def test_replace_makes_one_window_whose_first_frame_is_replaced_at_every_step() -> None:
     model = FakeModel(window=6)
     queue, latents, context = run(model, params("replace", S=5, U=4))
     assert (latents.shape[2], context) == (5, None)
@@ -287,7 +287,7 @@ def test_replace_makes_one_window_whose_first_frame_is_replaced_at_every_step():
     assert torch.equal(model.calls[0][1][:2, :, 1:], noise.draw(Purpose.INIT, 0, 0, 5))
 
 
-def test_registry_is_complete():
+def test_registry_is_complete() -> None:
     assert tuple(SAMPLERS) == SAMPLER_NAMES
     assert SAMPLERS["ti2v_zero"] is sample_ti2v_zero
     assert SAMPLERS["ti2v_zero_reference"] is sample_ti2v_zero_reference

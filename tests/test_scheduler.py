@@ -63,7 +63,7 @@ def advance(scheduler: Scheduler, worker: int, *ids: str, frame: int) -> list:
     return commands
 
 
-def test_one_video_from_submission_to_the_end():
+def test_one_video_from_submission_to_the_end() -> None:
     scheduler = Scheduler(slots=2)
     assert submit(scheduler, "a") == []  # nobody is there to work yet
     assert scheduler.handle(WorkerReady(0)) == [Load("a")]
@@ -78,21 +78,21 @@ def test_one_video_from_submission_to_the_end():
     assert scheduler.is_idle
 
 
-def test_a_resumed_video_goes_on_after_its_last_settled_frame():
+def test_a_resumed_video_goes_on_after_its_last_settled_frame() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(WorkerReady(0))
     submit(scheduler, "a", frames=10)
     assert scheduler.handle(Loaded("a", 7)) == [Advance(0, ("a",))]
 
 
-def test_a_video_with_all_frames_settled_is_only_finished():
+def test_a_video_with_all_frames_settled_is_only_finished() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(WorkerReady(0))
     submit(scheduler, "a", frames=3)
     assert scheduler.handle(Loaded("a", 2)) == [Finish(0, "a")]
 
 
-def test_full_batches_are_queued_behind_a_call_in_hand_and_part_ones_wait_for_company():
+def test_full_batches_are_queued_behind_a_call_in_hand_and_part_ones_wait_for_company() -> None:
     scheduler = started("a", "b", "c", "d", slots=2)
     assert scheduler.crew.workers[0].calls == [("a", "b"), ("c", "d")]
     assert len(scheduler.crew.workers[0].calls) == CALLS_PER_WORKER
@@ -101,7 +101,7 @@ def test_full_batches_are_queued_behind_a_call_in_hand_and_part_ones_wait_for_co
     assert Advance(0, ("c", "a")) in advance(scheduler, 0, "a", "b", frame=1)
 
 
-def test_videos_take_turns_so_that_the_last_ones_fill_their_batches():
+def test_videos_take_turns_so_that_the_last_ones_fill_their_batches() -> None:
     """Six videos of 15 new frames in four slots need 23 batches; finishing four first would need 30."""
     scheduler = started(*"abcdef", slots=4, frames=16)
     frames, batches = dict.fromkeys("abcdef", 0), 0
@@ -121,7 +121,7 @@ def test_videos_take_turns_so_that_the_last_ones_fill_their_batches():
     assert batches <= 24
 
 
-def test_videos_of_different_groups_never_share_a_batch():
+def test_videos_of_different_groups_never_share_a_batch() -> None:
     scheduler = Scheduler(slots=4)
     scheduler.handle(WorkerReady(0))
     submit(scheduler, "a", "b")
@@ -132,7 +132,7 @@ def test_videos_of_different_groups_never_share_a_batch():
         assert len({scheduler.videos[i].group for i in command.ids}) == 1
 
 
-def test_memory_holds_two_batches_a_worker():
+def test_memory_holds_two_batches_a_worker() -> None:
     scheduler = Scheduler(slots=2)
     submit(scheduler, *map(str, range(100)))
     assert scheduler.handle(WorkerReady(0)) == [Load(str(i)) for i in range(4)]
@@ -141,14 +141,14 @@ def test_memory_holds_two_batches_a_worker():
     assert len(scheduler.waiting) == 92
 
 
-def test_a_slow_store_holds_a_video_back_after_one_unsettled_frame():
+def test_a_slow_store_holds_a_video_back_after_one_unsettled_frame() -> None:
     scheduler = started("a", slots=1, frames=9)
     assert Advance(0, ("a",)) in scheduler.handle(ChunkDone(0, ("a",), {"a": 1}))
     assert scheduler.handle(ChunkDone(0, ("a",), {"a": 2})) == [Commit("a", 2)]
     assert scheduler.handle(Committed("a", 1)) == [Advance(0, ("a",))]
 
 
-def test_a_lost_worker_is_replaced_and_its_videos_go_to_others():
+def test_a_lost_worker_is_replaced_and_its_videos_go_to_others() -> None:
     scheduler = started("a", "b", slots=2)
     assert scheduler.handle(WorkerReady(1)) == []
     assert scheduler.handle(WorkerLost(0)) == [StartWorker(), Advance(1, ("a", "b"))]
@@ -156,7 +156,7 @@ def test_a_lost_worker_is_replaced_and_its_videos_go_to_others():
     assert scheduler.handle(ChunkDone(0, ("a", "b"), {"a": 1, "b": 1})) == []
 
 
-def test_a_video_in_the_middle_of_encoding_is_encoded_elsewhere():
+def test_a_video_in_the_middle_of_encoding_is_encoded_elsewhere() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(WorkerReady(0))
     submit(scheduler, "a")
@@ -166,14 +166,14 @@ def test_a_video_in_the_middle_of_encoding_is_encoded_elsewhere():
 
 
 @pytest.mark.parametrize("reason", ["preempted", "node_died"])
-def test_what_happens_to_nodes_counts_against_nobody(reason: str):
+def test_what_happens_to_nodes_counts_against_nobody(reason: str) -> None:
     scheduler = started("a", slots=1)
     for worker in range(50):
         assert scheduler.handle(WorkerLost(worker, reason)) == [StartWorker()]
         assert scheduler.handle(WorkerReady(worker + 1)) == [Advance(worker + 1, ("a",))]
 
 
-def test_a_video_that_kills_its_workers_is_tried_alone_and_then_fails():
+def test_a_video_that_kills_its_workers_is_tried_alone_and_then_fails() -> None:
     scheduler = started("bad", "good", slots=2, frames=4)
     scheduler.handle(WorkerLost(0))
     assert scheduler.handle(WorkerReady(1)) == [Advance(1, ("bad", "good"))]
@@ -187,7 +187,7 @@ def test_a_video_that_kills_its_workers_is_tried_alone_and_then_fails():
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_what_waits_behind_a_killer_is_tried_alone_and_lives(slots: int):
+def test_what_waits_behind_a_killer_is_tried_alone_and_lives(slots: int) -> None:
     """Both are blamed twice, since a worker's last answer may die with it; the third time, only one is there."""
     scheduler = Scheduler(slots)
     scheduler.handle(WorkerReady(0))
@@ -210,7 +210,7 @@ LIMITED = {reason: policy for reason, policy in LOSSES.items() if policy.limit}
 
 
 @pytest.mark.parametrize("reason", LIMITED)
-def test_workers_that_never_finish_a_call_end_the_run_and_say_why(reason: str):
+def test_workers_that_never_finish_a_call_end_the_run_and_say_why(reason: str) -> None:
     limit = LIMITED[reason].limit
     assert limit
     scheduler = Scheduler(slots=1)
@@ -222,13 +222,13 @@ def test_workers_that_never_finish_a_call_end_the_run_and_say_why(reason: str):
     assert scheduler.is_idle
 
 
-def test_an_end_for_want_of_memory_names_what_to_lower():
+def test_an_end_for_want_of_memory_names_what_to_lower() -> None:
     assert "engine.slots" in LOSSES["cuda_oom"].advice
     assert {"engine.slots", "cluster.workers"} <= set(LOSSES["host_oom"].advice.replace(",", "").split())
 
 
 @pytest.mark.parametrize("reason", ["host_oom", "cuda_oom"])
-def test_want_of_memory_is_no_videos_fault_and_a_finished_call_clears_it(reason: str):
+def test_want_of_memory_is_no_videos_fault_and_a_finished_call_clears_it(reason: str) -> None:
     scheduler = started("a", slots=1, frames=99)
     for life in range(20):
         assert scheduler.handle(WorkerLost(life, reason)) == [StartWorker()]
@@ -237,7 +237,7 @@ def test_want_of_memory_is_no_videos_fault_and_a_finished_call_clears_it(reason:
     assert scheduler.videos["a"].crashes == 0
 
 
-def test_each_kind_of_loss_has_a_limit_of_its_own():
+def test_each_kind_of_loss_has_a_limit_of_its_own() -> None:
     scheduler = started("a", slots=1)
     for worker, reason in enumerate(["cuda_oom", "host_oom", "preempted", "host_oom", "died"]):
         assert scheduler.handle(WorkerLost(worker, reason))[0] == StartWorker()
@@ -245,7 +245,7 @@ def test_each_kind_of_loss_has_a_limit_of_its_own():
     assert isinstance(scheduler.handle(WorkerLost(5, "cuda_oom"))[0], GiveUp)
 
 
-def test_a_video_that_breaks_its_device_is_quarantined():
+def test_a_video_that_breaks_its_device_is_quarantined() -> None:
     scheduler = started("bad", slots=1)
     for worker in range(MAX_CRASHES - 1):
         assert scheduler.handle(WorkerLost(worker, "cuda_error")) == [StartWorker()]
@@ -255,7 +255,7 @@ def test_a_video_that_breaks_its_device_is_quarantined():
     assert (failed.error_type, "cuda_error" in failed.message) == ("WorkerCrashed", True)
 
 
-def test_a_draining_worker_finishes_the_frame_in_hand_and_leaves():
+def test_a_draining_worker_finishes_the_frame_in_hand_and_leaves() -> None:
     scheduler = started("a", "b", slots=1, frames=9)
     assert scheduler.crew.workers[0].calls == [("a",), ("b",)]
     assert scheduler.handle(WorkerDraining(0)) == [Recall(0), StartWorker()]
@@ -267,7 +267,7 @@ def test_a_draining_worker_finishes_the_frame_in_hand_and_leaves():
     assert [scheduler.videos[i].attempts + scheduler.videos[i].crashes for i in "ab"] == [0, 0]
 
 
-def test_what_a_draining_worker_gives_back_goes_to_another_at_once():
+def test_what_a_draining_worker_gives_back_goes_to_another_at_once() -> None:
     scheduler = started("a", "b", slots=1, frames=9)
     scheduler.handle(WorkerReady(1))
     assert scheduler.handle(WorkerDraining(0)) == [Recall(0), StartWorker()]
@@ -275,7 +275,7 @@ def test_what_a_draining_worker_gives_back_goes_to_another_at_once():
     assert scheduler.handle(ChunkDone(0, ("a",), {"a": 1})) == [Commit("a", 1), Release(0), Advance(1, ("a",))]
 
 
-def test_a_call_given_back_unbegun_leaves_its_video_where_it_was():
+def test_a_call_given_back_unbegun_leaves_its_video_where_it_was() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(WorkerReady(0))
     submit(scheduler, "new", "complete")
@@ -288,21 +288,21 @@ def test_a_call_given_back_unbegun_leaves_its_video_where_it_was():
     assert scheduler.handle(WorkerReady(1)) == [Finish(1, "complete"), Encode(1, "new")]
 
 
-def test_an_idle_worker_leaves_its_draining_node_at_once():
+def test_an_idle_worker_leaves_its_draining_node_at_once() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(WorkerReady(0))
     assert scheduler.handle(WorkerDraining(0)) == [StartWorker(), Release(0)]
     assert scheduler.handle(WorkerDraining(0)) == []
 
 
-def test_a_draining_worker_that_is_lost_after_all_was_replaced_already():
+def test_a_draining_worker_that_is_lost_after_all_was_replaced_already() -> None:
     scheduler = started("a", slots=1)
     scheduler.handle(WorkerDraining(0))
     assert scheduler.handle(WorkerLost(0, "preempted")) == []
     assert scheduler.handle(WorkerReady(1)) == [Advance(1, ("a",))]
 
 
-def test_a_stopping_run_replaces_no_draining_worker():
+def test_a_stopping_run_replaces_no_draining_worker() -> None:
     scheduler = started("a", slots=1, frames=9)
     scheduler.handle(StopRequested())
     assert scheduler.handle(WorkerDraining(0)) == [Recall(0)]
@@ -311,7 +311,7 @@ def test_a_stopping_run_replaces_no_draining_worker():
     assert scheduler.is_idle
 
 
-def test_a_call_that_fails_is_tried_again_and_its_video_fails_at_the_limit():
+def test_a_call_that_fails_is_tried_again_and_its_video_fails_at_the_limit() -> None:
     scheduler = started("a", slots=1)
     for _ in range(MAX_ATTEMPTS - 1):
         assert scheduler.handle(CallFailed(0, ("a",), "RuntimeError", "no")) == [Advance(0, ("a",))]
@@ -321,7 +321,7 @@ def test_a_call_that_fails_is_tried_again_and_its_video_fails_at_the_limit():
     assert scheduler.is_idle
 
 
-def test_an_innocent_neighbour_survives_a_poisoned_batch():
+def test_an_innocent_neighbour_survives_a_poisoned_batch() -> None:
     scheduler = started("bad", "good", slots=2)
     scheduler.handle(CallFailed(0, ("bad", "good"), "RuntimeError", "boom"))
     assert scheduler.handle(CallFailed(0, ("bad", "good"), "RuntimeError", "boom")) == [Advance(0, ("bad",))]
@@ -331,7 +331,7 @@ def test_an_innocent_neighbour_survives_a_poisoned_batch():
     assert scheduler.videos["good"].attempts == 0
 
 
-def test_a_video_error_fails_that_video_alone_and_at_once():
+def test_a_video_error_fails_that_video_alone_and_at_once() -> None:
     scheduler = started("bad", "good", slots=2)
     commands = scheduler.handle(ChunkDone(0, ("bad", "good"), {"good": 1}))
     assert commands == [Commit("good", 1), Advance(0, ("good",))]
@@ -339,7 +339,7 @@ def test_a_video_error_fails_that_video_alone_and_at_once():
     assert scheduler.handle(VideoError("bad", "NonFiniteLatents", "NaN")) == []
 
 
-def test_a_video_may_fail_while_its_next_frame_is_being_computed():
+def test_a_video_may_fail_while_its_next_frame_is_being_computed() -> None:
     scheduler = started("bad", "good", slots=2, frames=9)
     scheduler.handle(ChunkDone(0, ("bad", "good"), {"bad": 1, "good": 1}))
     assert scheduler.crew.workers[0].calls == [("bad", "good")]
@@ -348,7 +348,7 @@ def test_a_video_may_fail_while_its_next_frame_is_being_computed():
     assert scheduler.handle(CallFailed(0, ("bad", "good"), "RuntimeError", "late")) == []
 
 
-def test_an_image_error_frees_the_worker():
+def test_an_image_error_frees_the_worker() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(WorkerReady(0))
     submit(scheduler, "a")
@@ -358,7 +358,7 @@ def test_an_image_error_frees_the_worker():
     assert scheduler.is_idle
 
 
-def test_what_rests_on_a_superseded_frame_is_dropped_and_the_video_is_read_again():
+def test_what_rests_on_a_superseded_frame_is_dropped_and_the_video_is_read_again() -> None:
     scheduler = started("a", slots=1, frames=9)
     scheduler.handle(ChunkDone(0, ("a",), {"a": 1}))  # frame 2 is being computed on top of our frame 1
     assert scheduler.handle(Superseded("a")) == []
@@ -367,7 +367,7 @@ def test_what_rests_on_a_superseded_frame_is_dropped_and_the_video_is_read_again
     assert scheduler.videos["a"].committed == 1
 
 
-def test_a_video_that_has_failed_cannot_be_superseded():
+def test_a_video_that_has_failed_cannot_be_superseded() -> None:
     scheduler = started("a", slots=1, frames=9)
     scheduler.handle(ChunkDone(0, ("a",), {"a": 1}))
     scheduler.handle(VideoError("a", "CorruptRecord", "bad"))
@@ -375,7 +375,7 @@ def test_a_video_that_has_failed_cannot_be_superseded():
 
 
 @pytest.mark.parametrize("in_hand", [True, False])
-def test_a_stop_starts_nothing_new_and_waits_for_what_is_in_hand(in_hand: bool):
+def test_a_stop_starts_nothing_new_and_waits_for_what_is_in_hand(in_hand: bool) -> None:
     scheduler = started("a", slots=1, frames=9) if in_hand else Scheduler(slots=1)
     assert scheduler.handle(StopRequested()) == []
     assert submit(scheduler, "b") == []
@@ -387,7 +387,7 @@ def test_a_stop_starts_nothing_new_and_waits_for_what_is_in_hand(in_hand: bool):
     assert scheduler.is_idle
 
 
-def test_stopping_ends_though_what_was_superseded_is_lost_with_its_worker():
+def test_stopping_ends_though_what_was_superseded_is_lost_with_its_worker() -> None:
     scheduler = started("a", slots=1, frames=9)
     scheduler.handle(ChunkDone(0, ("a",), {"a": 1}))  # frame 2 is in hand
     scheduler.handle(Superseded("a"))
@@ -397,7 +397,7 @@ def test_stopping_ends_though_what_was_superseded_is_lost_with_its_worker():
     assert scheduler.is_idle
 
 
-def test_a_run_is_replayed_from_its_events():
+def test_a_run_is_replayed_from_its_events() -> None:
     def story(scheduler: Scheduler) -> list:
         log = [*submit(scheduler, "a", "b", "c"), *scheduler.handle(WorkerReady(0))]
         log += [c for i in "abc" for c in scheduler.handle(Loaded(i, 0))]
@@ -407,14 +407,14 @@ def test_a_run_is_replayed_from_its_events():
     assert story(Scheduler(2)) == story(Scheduler(2))
 
 
-def test_a_start_that_fails_is_tried_again_and_costs_no_video():
+def test_a_start_that_fails_is_tried_again_and_costs_no_video() -> None:
     scheduler = started("a", slots=1)
     assert scheduler.handle(StartFailed(1, "n", "OSError: disk")) == [StartWorker(after_s=1.0)]
     assert (scheduler.videos["a"].attempts, scheduler.videos["a"].crashes) == (0, 0)
     assert not scheduler.stopping
 
 
-def test_a_node_that_fails_twice_in_a_row_is_avoided():
+def test_a_node_that_fails_twice_in_a_row_is_avoided() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(Places(frozenset({"good", "bad"})))
     assert scheduler.handle(WorkersWanted(2)) == [StartWorker(), StartWorker()]
@@ -425,7 +425,7 @@ def test_a_node_that_fails_twice_in_a_row_is_avoided():
     assert scheduler.starts.avoided == frozenset(), "it can, after all"
 
 
-def test_the_run_ends_with_the_first_cause_when_nobody_can_load_the_model():
+def test_the_run_ends_with_the_first_cause_when_nobody_can_load_the_model() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(Places(frozenset({"m", "n"})))
     scheduler.handle(WorkersWanted(2))
@@ -438,7 +438,7 @@ def test_the_run_ends_with_the_first_cause_when_nobody_can_load_the_model():
     ]
 
 
-def test_starts_that_fail_everywhere_are_bounded():
+def test_starts_that_fail_everywhere_are_bounded() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(Places(frozenset(map(str, range(1000)))))
     open_starts, failed = scheduler.handle(WorkersWanted(1000)), 0
@@ -451,7 +451,7 @@ def test_starts_that_fail_everywhere_are_bounded():
     assert failed < 1000 + MAX_IN_A_ROW
 
 
-def test_what_a_sick_node_cannot_start_is_started_on_a_new_one():
+def test_what_a_sick_node_cannot_start_is_started_on_a_new_one() -> None:
     scheduler = started("a", slots=1)
     scheduler.handle(Places(frozenset({"n"})))
     scheduler.handle(StartFailed(1, "n", "x"))
@@ -459,7 +459,7 @@ def test_what_a_sick_node_cannot_start_is_started_on_a_new_one():
     assert scheduler.handle(Places(frozenset({"n", "new"}))) == [StartWorker(frozenset({"n"}))]
 
 
-def test_a_worker_of_another_kind_is_not_started_again_on_that_kind():
+def test_a_worker_of_another_kind_is_not_started_again_on_that_kind() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(Places(frozenset({"a100", "h1", "h2"})))
     scheduler.handle(WorkersWanted(2))
@@ -468,7 +468,7 @@ def test_a_worker_of_another_kind_is_not_started_again_on_that_kind():
     assert scheduler.handle(WorkerRefused(1, h100, "device: stored A100, now H100")) == [StartWorker(h100)]
 
 
-def test_a_run_that_nobody_matches_ends_in_words():
+def test_a_run_that_nobody_matches_ends_in_words() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(Places(frozenset({"h1"})))
     scheduler.handle(WorkersWanted(1))
@@ -476,7 +476,7 @@ def test_a_run_that_nobody_matches_ends_in_words():
     assert told == [GiveUp("0 of 1 workers match: device: stored A100, now H100")]
 
 
-def test_a_stopping_run_starts_nobody():
+def test_a_stopping_run_starts_nobody() -> None:
     scheduler = Scheduler(slots=1)
     scheduler.handle(WorkersWanted(1))
     scheduler.handle(StopRequested())

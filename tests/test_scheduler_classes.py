@@ -38,7 +38,7 @@ def fleet(*ids: str, slots: int = 1, frames: int = 9, kinds: tuple[str, ...] = (
     return scheduler
 
 
-def test_a_video_stays_with_the_class_that_began_it():
+def test_a_video_stays_with_the_class_that_began_it() -> None:
     scheduler = fleet("x", "y", frames=3)
     assert scheduler.handle(Loaded("x", None)) == [Encode(0, "x")]
     assert scheduler.handle(Loaded("y", None)) == [Encode(1, "y")]
@@ -57,7 +57,7 @@ def test_a_video_stays_with_the_class_that_began_it():
     assert scheduler.kinds.stranded == {}
 
 
-def test_the_file_of_a_video_is_written_by_its_class():
+def test_the_file_of_a_video_is_written_by_its_class() -> None:
     scheduler = fleet("x", frames=3)
     scheduler.handle(WorkerLost(1, "node_died"))
     assert scheduler.handle(Loaded("x", 2, B)) == [Park("x")]
@@ -65,7 +65,7 @@ def test_the_file_of_a_video_is_written_by_its_class():
     assert scheduler.handle(Loaded("x", 2, B)) == [Finish(2, "x")]
 
 
-def test_a_batch_is_of_one_class():
+def test_a_batch_is_of_one_class() -> None:
     scheduler = fleet("a1", "b1", "a2", "b2", slots=4)
     commands = [
         c for i, kind in (("a1", A), ("b1", B), ("a2", A), ("b2", B)) for c in scheduler.handle(Loaded(i, 1, kind))
@@ -74,7 +74,7 @@ def test_a_batch_is_of_one_class():
     assert {batch.worker: set(batch.ids) for batch in batches} == {0: {"a1", "a2"}, 1: {"b1", "b2"}}
 
 
-def test_new_videos_go_wherever_there_is_room_and_no_class_takes_more_than_its_own():
+def test_new_videos_go_wherever_there_is_room_and_no_class_takes_more_than_its_own() -> None:
     scheduler = fleet(*(f"v{number}" for number in range(8)), slots=2, kinds=(A,))
     for number in range(4):
         scheduler.handle(Loaded(f"v{number}", None))
@@ -88,7 +88,7 @@ def test_new_videos_go_wherever_there_is_room_and_no_class_takes_more_than_its_o
     assert all(isinstance(command, Encode) and command.worker == 1 for command in given), "the first class is full"
 
 
-def test_a_video_that_has_no_room_in_its_class_makes_room_for_others():
+def test_a_video_that_has_no_room_in_its_class_makes_room_for_others() -> None:
     """A restart: of the waiting videos many are of the class that has few workers."""
     scheduler = fleet(*(f"b{number}" for number in range(6)), "x", slots=1)
     assert len(scheduler.videos) == 4
@@ -107,7 +107,7 @@ def test_a_video_that_has_no_room_in_its_class_makes_room_for_others():
     assert not scheduler.is_idle
 
 
-def test_a_class_with_room_is_not_starved_by_videos_that_wait_for_another():
+def test_a_class_with_room_is_not_starved_by_videos_that_wait_for_another() -> None:
     scheduler = fleet("x", "y", "z1", "z2", slots=1)
     for video_id in ("x", "y"):
         scheduler.handle(Loaded(video_id, 3, B))
@@ -123,7 +123,7 @@ def test_a_class_with_room_is_not_starved_by_videos_that_wait_for_another():
     assert scheduler.kinds.stranded == {B: 2}
 
 
-def test_videos_of_a_class_that_is_gone_go_on_elsewhere_when_they_are_let_go():
+def test_videos_of_a_class_that_is_gone_go_on_elsewhere_when_they_are_let_go() -> None:
     scheduler = fleet("x", "y", slots=1)
     scheduler.handle(Loaded("x", 3, B))
     scheduler.handle(Loaded("y", 8, B))
@@ -138,7 +138,7 @@ def test_videos_of_a_class_that_is_gone_go_on_elsewhere_when_they_are_let_go():
     assert scheduler.handle(ChunkDone(0, ("x",), {"x": 5})) == [Commit("x", 5), Advance(0, ("x",))], "it is of A now"
 
 
-def test_parked_videos_are_let_go_too():
+def test_parked_videos_are_let_go_too() -> None:
     scheduler = fleet("x", kinds=(A,))
     assert scheduler.handle(Loaded("x", 3, B)) == [Park("x")]
     assert scheduler.kinds.stranded == {B: 1}
@@ -146,7 +146,7 @@ def test_parked_videos_are_let_go_too():
     assert scheduler.handle(Loaded("x", 3, B)) == [Advance(0, ("x",))]
 
 
-def test_a_class_that_comes_back_has_its_videos_again_where_nobody_has_gone_on():
+def test_a_class_that_comes_back_has_its_videos_again_where_nobody_has_gone_on() -> None:
     scheduler = fleet("x", "y", "z", slots=1)
     for video_id in ("x", "y", "z"):
         scheduler.handle(Loaded(video_id, 3, B))
@@ -158,7 +158,7 @@ def test_a_class_that_comes_back_has_its_videos_again_where_nobody_has_gone_on()
     assert (scheduler.videos["x"].kind, scheduler.videos["y"].kind) == (B, A)
 
 
-def test_a_class_is_not_gone_where_one_of_its_workers_came_first():
+def test_a_class_is_not_gone_where_one_of_its_workers_came_first() -> None:
     scheduler = fleet("x")
     scheduler.handle(Loaded("x", 3, B))
     assert scheduler.handle(ClassGone(B)) == []
@@ -166,7 +166,7 @@ def test_a_class_is_not_gone_where_one_of_its_workers_came_first():
     assert scheduler.handle(WorkerReady(2, kind=A)) == []
 
 
-def test_a_video_that_another_owner_moved_is_of_the_class_in_its_record():
+def test_a_video_that_another_owner_moved_is_of_the_class_in_its_record() -> None:
     """What was computed rests on a frame that a worker of the other class has settled first."""
     scheduler = fleet("x", slots=1)
     assert scheduler.handle(Loaded("x", 3, B)) == [Advance(1, ("x",))]
@@ -176,20 +176,20 @@ def test_a_video_that_another_owner_moved_is_of_the_class_in_its_record():
     assert scheduler.handle(Loaded("x", 4, A)) == [Advance(0, ("x",))]
 
 
-def test_frame_0_that_another_class_settled_first_makes_it_a_video_of_that_class():
+def test_frame_0_that_another_class_settled_first_makes_it_a_video_of_that_class() -> None:
     scheduler = fleet("x")
     assert scheduler.handle(Loaded("x", None)) == [Encode(0, "x")]
     assert scheduler.handle(Encoded(0, "x", B)) == [Advance(1, ("x",))]
 
 
-def test_a_new_video_may_have_a_class_before_it_has_a_frame():
+def test_a_new_video_may_have_a_class_before_it_has_a_frame() -> None:
     """A fork begins in the class of the frame at which it leaves its origin."""
     scheduler = fleet("x", "y", slots=1)
     assert scheduler.handle(Loaded("x", None, B)) == [Encode(1, "x")]
     assert scheduler.handle(Loaded("y", None, B)) == [Encode(1, "y")], "that it fills its class does not hold it back"
 
 
-def test_a_worker_that_drains_is_none_that_a_class_is_left_with():
+def test_a_worker_that_drains_is_none_that_a_class_is_left_with() -> None:
     scheduler = fleet("x")
     scheduler.handle(Loaded("x", 3, B))
     scheduler.handle(WorkerDraining(1))
@@ -199,7 +199,7 @@ def test_a_worker_that_drains_is_none_that_a_class_is_left_with():
     assert told == [Commit("x", 4), Release(1), Advance(0, ("x",))]
 
 
-def test_a_lost_reply_of_a_class_that_is_gone_counts_for_nothing():
+def test_a_lost_reply_of_a_class_that_is_gone_counts_for_nothing() -> None:
     scheduler = fleet("x")
     scheduler.handle(Loaded("x", 3, B))
     scheduler.handle(WorkerLost(1, "node_died"))

@@ -37,7 +37,7 @@ def age(folder: Path) -> None:
         os.utime(path, (long_ago, long_ago))
 
 
-def test_the_folder_of_a_killed_process_is_swept_and_never_that_of_a_living_one(place: Path):
+def test_the_folder_of_a_killed_process_is_swept_and_never_that_of_a_living_one(place: Path) -> None:
     start = lambda: subprocess.Popen(  # noqa: E731
         [sys.executable, "-c", HOLDER], env={**os.environ, "TMPDIR": str(place)}, stdout=subprocess.PIPE, text=True
     )
@@ -67,7 +67,7 @@ def test_the_folder_of_a_killed_process_is_swept_and_never_that_of_a_living_one(
             process.communicate(timeout=30)
 
 
-def test_a_full_temporary_folder_is_named_with_its_machine(place: Path):
+def test_a_full_temporary_folder_is_named_with_its_machine(place: Path) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for error in (full, CodecError("ffmpeg ended with 228: Error writing trailer: No space left on device")):
         with (
@@ -80,7 +80,7 @@ def test_a_full_temporary_folder_is_named_with_its_machine(place: Path):
         raise CodecError("broken")
 
 
-def test_a_temporary_folder_that_is_not_there_is_named(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_temporary_folder_that_is_not_there_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(place / "gone"))
     with pytest.raises(ScratchFull, match="gone"), scratch_folder():
         pass

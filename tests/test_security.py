@@ -144,7 +144,7 @@ def is_loopback(address: str) -> bool:
     return (mapped or found).is_loopback
 
 
-def test_no_secret_is_said_anywhere(heard: Heard):
+def test_no_secret_is_said_anywhere(heard: Heard) -> None:
     assert heard.token
     for secret in (*SECRETS.values(), heard.token):
         assert heard.where(secret) == []
@@ -157,25 +157,25 @@ def test_no_secret_is_said_anywhere(heard: Heard):
     assert "at-all" in heard.places["refusal"]
 
 
-def test_no_prompt_and_no_id_is_a_label(heard: Heard):
+def test_no_prompt_and_no_id_is_a_label(heard: Heard) -> None:
     assert 'ti2v_videos_total{outcome="finished"}' in heard.places["scrape"]
     for words in (ID, PROMPT, *PROMPT.split()):
         assert "scrape" not in heard.where(words)
         assert "/dataset/metadata.parquet" in heard.where(words)
 
 
-def test_everything_listens_on_loopback(heard: Heard):
+def test_everything_listens_on_loopback(heard: Heard) -> None:
     assert len(heard.listening) > 1, "our endpoint and Ray's"
     assert {address for address in heard.listening if not is_loopback(address)} == set()
     assert not is_loopback("00000000")
     assert not is_loopback("00000000000000000000000000000000")
 
 
-def test_a_run_of_its_own_ray_leaves_no_token_behind(heard: Heard):
+def test_a_run_of_its_own_ray_leaves_no_token_behind(heard: Heard) -> None:
     assert [path for path in heard.home if path.name == "auth_token"] == []
 
 
-def test_a_program_that_has_imported_ray_starts_one_that_asks_for_the_token(tmp_path: Path):
+def test_a_program_that_has_imported_ray_starts_one_that_asks_for_the_token(tmp_path: Path) -> None:
     program = """
 import os, ray
 from ti2v_dist.runtime.session import connected
@@ -190,7 +190,7 @@ with connected(None) as ray:
     assert done.stdout.strip() == "token", done.stderr
 
 
-def test_the_documented_token_is_its_owners_alone(tmp_path: Path):
+def test_the_documented_token_is_its_owners_alone(tmp_path: Path) -> None:
     texts = [path.read_text() for path in (ROOT / "clusters").glob("*.yaml")]
     (command,) = {match for text in texts for match in re.findall(r"#   (.*ray get-auth-token --generate\)?)", text)}
     assert len(texts) == sum(command in text for text in texts)
@@ -205,7 +205,7 @@ def test_the_documented_token_is_its_owners_alone(tmp_path: Path):
 # Stored data and models
 
 
-def test_no_call_runs_what_was_stored():
+def test_no_call_runs_what_was_stored() -> None:
     """Calls that execute data: found by their names, wherever they stand."""
     found = []
     for path in sorted([*(ROOT / "ti2v_dist").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")]):
@@ -227,7 +227,7 @@ def is_dangerous(call: Any) -> bool:
     return unsafe or name in {"eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load", "np.load", "numpy.load"}
 
 
-def test_code_in_a_models_folder_is_not_run(given: Inputs, tmp_path: Path):
+def test_code_in_a_models_folder_is_not_run(given: Inputs, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     subprocess.run(["cp", "-r", given.model, folder], check=True)
     planted = f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Planted: pass\n"
@@ -243,7 +243,7 @@ def test_code_in_a_models_folder_is_not_run(given: Inputs, tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_hub_model_is_pinned_to_its_commit(given: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_model_is_pinned_to_its_commit(given: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The branch moves between two runs: the run goes on with the commit that it began with, or says that it cannot."""
     stored, commits = tmp_path / "models--someone--tiny", ["0" * 40, "1" * 40]
     (stored / "refs").mkdir(parents=True)
@@ -318,7 +318,9 @@ def taking(pattern: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("video_id", ILLEGAL, ids=ascii)
-def test_an_illegal_id_is_refused_by_every_verb(place: Path, given: Inputs, monkeypatch, capsys, video_id: str):
+def test_an_illegal_id_is_refused_by_every_verb(
+    place: Path, given: Inputs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], video_id: str
+) -> None:
     row = {"id": video_id, "image": str(given.image("ann")), "prompt": "red"}
     (place / "rows.jsonl").write_text(json.dumps(row) + "\n")
     before = files(place)
@@ -345,7 +347,9 @@ def test_an_illegal_id_is_refused_by_every_verb(place: Path, given: Inputs, monk
 
 
 @pytest.mark.parametrize("url", REFUSED)
-def test_a_refused_url_meets_no_client(place: Path, given: Inputs, monkeypatch, capsys, url: str):
+def test_a_refused_url_meets_no_client(
+    place: Path, given: Inputs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
     made: list[str] = []
     maker = type(fsspec.AbstractFileSystem)
     make = maker.__call__
@@ -365,7 +369,9 @@ def test_a_refused_url_meets_no_client(place: Path, given: Inputs, monkeypatch, 
     assert files(place) == before
 
 
-def test_every_reader_keeps_images_below_their_place(place: Path, given: Inputs, monkeypatch, capsys):
+def test_every_reader_keeps_images_below_their_place(
+    place: Path, given: Inputs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`validate` and `run` by their option, a worker and `generate` by the setting, `retry` by what the run kept."""
     inside = place / "in"
     inside.mkdir()
@@ -394,7 +400,7 @@ def test_every_reader_keeps_images_below_their_place(place: Path, given: Inputs,
 # The page
 
 
-def test_every_item_names_tests_that_exist():
+def test_every_item_names_tests_that_exist() -> None:
     page = (ROOT / "docs" / "security.md").read_text()
     items = re.split(r"(?m)^\d+\. ", page)[1:]
     assert len(items) == 9

@@ -29,20 +29,20 @@ SMALL = TrainConfig(
 )
 
 
-def test_a_batch_of_the_world_is_a_function_of_its_seed():
+def test_a_batch_of_the_world_is_a_function_of_its_seed() -> None:
     one, other = (world.sample_scenes(20, np.random.default_rng([1, 5])) for _ in range(2))
     travel = one.speed[:, None] * np.arange(4)
     assert torch.equal(world.render(one, travel), world.render(other, travel))
 
 
-def test_objects_leave_on_one_side_and_come_back_on_the_other():
+def test_objects_leave_on_one_side_and_come_back_on_the_other() -> None:
     scenes = world.sample_scenes(30, np.random.default_rng(0))
     frames = world.render(scenes, np.array([[0.0, world.SIZE]] * len(scenes)))
     torch.testing.assert_close(frames[:, 0], frames[:, 1], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("motion", "shift"), [("left", (0, -4)), ("right", (0, 4)), ("up", (-4, 0)), ("down", (4, 0))])
-def test_an_object_moves_as_its_motion_says(motion: str, shift: tuple[int, int]):
+def test_an_object_moves_as_its_motion_says(motion: str, shift: tuple[int, int]) -> None:
     scenes = world.sample_scenes(1, np.random.default_rng(3))
     scenes.motion[:] = list(world.MOTIONS).index(motion)
     scenes.top_rgb[:] = scenes.bottom_rgb[:] = 0.3  # a flat background rolls with the object
@@ -50,7 +50,7 @@ def test_an_object_moves_as_its_motion_says(motion: str, shift: tuple[int, int])
     torch.testing.assert_close(torch.roll(before, shift, (1, 2)), after, atol=1e-4, rtol=0)
 
 
-def test_every_prompt_is_inside_the_grammar_and_every_word_is_one_token():
+def test_every_prompt_is_inside_the_grammar_and_every_word_is_one_token() -> None:
     rng, known, tokenizer = np.random.default_rng(0), set(world.grammar()), new_tokenizer()
     assert [word for word in known if len(tokenizer(word).input_ids) != 3] == []
     for color in world.COLORS:
@@ -62,7 +62,7 @@ def test_every_prompt_is_inside_the_grammar_and_every_word_is_one_token():
                 assert len(tokenizer(prompt).input_ids) <= tokenizer.model_max_length
 
 
-def test_clips_show_what_their_prompts_say_and_many_set_off_in_their_last_frame():
+def test_clips_show_what_their_prompts_say_and_many_set_off_in_their_last_frame() -> None:
     config = TrainConfig(unet_batch=2000, text_dropout=0.0)
     names = np.stack([np.zeros(8, int), np.zeros(8, int), np.arange(8) % 4], 1)
     trajectory, frame, prompts = cut_clips(config, names, step=0)
@@ -84,12 +84,14 @@ def test_clips_show_what_their_prompts_say_and_many_set_off_in_their_last_frame(
     assert (left == (((motion == 0) & ~backwards) | ((motion == 1) & backwards)) & ~rests).all()
 
 
-def test_some_prompts_are_dropped_for_guidance():
+def test_some_prompts_are_dropped_for_guidance() -> None:
     _, _, prompts = cut_clips(TrainConfig(unet_batch=2000), np.zeros((4, 3), int), step=1)
     assert 0.07 < np.mean([prompt == "" for prompt in prompts]) < 0.13
 
 
-def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path, monkeypatch):
+def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = torch.device("cpu")
     torch.set_num_threads(1)
     # One making of the tokenizer and the clips, so that only the optimisation differs.
@@ -114,14 +116,14 @@ def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path
     assert model.info.window == WINDOW
 
 
-def test_the_figures_that_are_quoted_are_of_the_weights_that_ship():
+def test_the_figures_that_are_quoted_are_of_the_weights_that_ship() -> None:
     sha256 = load_model(read_info("shapes")).weights_sha256()
     figures = json.loads((ROOT / "benchmarks" / "results" / "quality_shapes.json").read_text())
     assert figures["settings"]["weights_sha256"] == sha256
     assert f"weights `{sha256[:12]}`" in (ROOT / "README.md").read_text()
 
 
-def test_the_text_encoder_that_ships_keeps_the_motions_apart():
+def test_the_text_encoder_that_ships_keeps_the_motions_apart() -> None:
     model = load_model(read_info("shapes"))
     text_BLD = model.encode_text([world.describe("red", "circle", motion) for motion in world.MOTIONS])
     words_BD = text_BLD[:, 6:].mean(1)  # from the end token on
@@ -130,7 +132,7 @@ def test_the_text_encoder_that_ships_keeps_the_motions_apart():
     assert cosines.max() < 0.8
 
 
-def test_the_weights_that_ship_reconstruct_the_world_to_30_db():
+def test_the_weights_that_ship_reconstruct_the_world_to_30_db() -> None:
     model = load_model(read_info("shapes"))
     scenes = world.sample_scenes(64, np.random.default_rng([2, 1]))
     images = world.render(scenes, np.zeros((len(scenes), 1)))[:, 0]

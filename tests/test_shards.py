@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Place:
     """A manifest of rows with one picture, and an output."""
 
-    def __init__(self, folder: Path, model: Path):
+    def __init__(self, folder: Path, model: Path) -> None:
         self.folder, self.model, self.output = folder, model, str(folder / "out")
         Image.new("RGB", (SIZE, SIZE)).save(folder / "a.png")
 
@@ -55,7 +55,7 @@ def ids(work: Work) -> list[str]:
     return [request.id for request in work.plan.requests]
 
 
-def test_each_row_is_in_one_shard_and_stays_there_when_the_manifest_grows(place: Place):
+def test_each_row_is_in_one_shard_and_stays_there_when_the_manifest_grows(place: Place) -> None:
     before = {shard: ids(place.prepare(shard)) for shard in ("1/3", "2/3", "3/3")}
     assert before == {"1/3": ["v1", "v4", "v7"], "2/3": ["v2", "v5"], "3/3": ["v3", "v6"]}
     grown = {shard: ids(place.prepare(shard, 10)) for shard in before}
@@ -63,11 +63,11 @@ def test_each_row_is_in_one_shard_and_stays_there_when_the_manifest_grows(place:
     assert sorted(name for shard in grown.values() for name in shard) == sorted(f"v{n}" for n in range(1, 11))
 
 
-def test_all_variations_of_a_row_are_together(place: Place):
+def test_all_variations_of_a_row_are_together(place: Place) -> None:
     assert ids(place.prepare("2/2", 3, "variations=2")) == ["v2-000", "v2-001"]
 
 
-def test_a_retry_of_a_shard_reads_the_rows_of_that_shard(place: Place):
+def test_a_retry_of_a_shard_reads_the_rows_of_that_shard(place: Place) -> None:
     work = place.prepare("2/2", 4, num_frames=-1)
     assert [row["id"] for row in work.plan.refused] == ["v2", "v4"]
     path = place.folder / "m.jsonl"
@@ -76,12 +76,12 @@ def test_a_retry_of_a_shard_reads_the_rows_of_that_shard(place: Place):
 
 
 @pytest.mark.parametrize("text", ["2", "0/2", "3/2", "1/0", "a/b", "1/2/3", "-1/2"])
-def test_a_shard_is_a_number_and_a_count(text: str):
+def test_a_shard_is_a_number_and_a_count(text: str) -> None:
     with pytest.raises(InputError, match="NUMBER/COUNT"):
         Shard.parse(text)
 
 
-def test_an_output_keeps_the_number_and_the_settings_of_its_shards(place: Place):
+def test_an_output_keeps_the_number_and_the_settings_of_its_shards(place: Place) -> None:
     place.prepare("1/2")
     with pytest.raises(InputError, match="begun with 2 shards, not 3"):
         place.prepare("1/3")
@@ -94,7 +94,7 @@ def test_an_output_keeps_the_number_and_the_settings_of_its_shards(place: Place)
         edit.opened(place.output)
 
 
-def test_the_output_of_a_whole_run_takes_no_shard(place: Place):
+def test_the_output_of_a_whole_run_takes_no_shard(place: Place) -> None:
     place.prepare(None)
     with pytest.raises(InputError, match="a run without shards"):
         place.prepare("1/2")
@@ -111,7 +111,7 @@ def finish(place: Place, shard: str, number: int, score: object) -> None:
             store.finish(request.id, metadata_row(request, written, store_video(store.url, request.id, written), FACTS))
 
 
-def test_the_data_sets_of_all_shards_are_one(place: Place, monkeypatch: pytest.MonkeyPatch):
+def test_the_data_sets_of_all_shards_are_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a column has another form in each: the table is made of the rows as they were given."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
@@ -132,7 +132,7 @@ def test_the_data_sets_of_all_shards_are_one(place: Place, monkeypatch: pytest.M
     assert frames == {"v1": 3, "v2": 4, "v3": 3, "v4": 4}
 
 
-def test_the_status_of_shards_is_their_sum(place: Place):
+def test_the_status_of_shards_is_their_sum(place: Place) -> None:
     finish(place, "2/3", 1, 1)
     place.prepare("1/3", 4)
     found = views.status(place.output)

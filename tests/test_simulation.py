@@ -23,7 +23,7 @@ PATIENCE = 3000
 """Schedules within which a mutant must be caught."""
 
 
-def test_every_promise_is_kept_in_thousands_of_schedules():
+def test_every_promise_is_kept_in_thousands_of_schedules() -> None:
     counts = Counter()
     with played():
         for seed in range(SCHEDULES):
@@ -153,7 +153,7 @@ MUTANTS = (
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
-def test_a_protocol_without_one_of_its_rules_is_caught(mutant: Callable[[pytest.MonkeyPatch], None]):
+def test_a_protocol_without_one_of_its_rules_is_caught(mutant: Callable[[pytest.MonkeyPatch], None]) -> None:
     with played() as patch:
         mutant(patch)
         for seed in range(PATIENCE):
@@ -164,7 +164,7 @@ def test_a_protocol_without_one_of_its_rules_is_caught(mutant: Callable[[pytest.
     pytest.fail(f"{PATIENCE} schedules without a broken promise")
 
 
-def test_a_campaign_adds_up_and_keeps_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_campaign_adds_up_and_keeps_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "campaign.json"
     with played():
         campaign(path).run(0, 5)

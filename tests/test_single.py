@@ -29,7 +29,7 @@ LONG = 48
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
@@ -44,7 +44,7 @@ def configured(model: Path, *settings: str) -> RunConfig:
 
 
 @pytest.fixture
-def image(tmp_path) -> str:
+def image(tmp_path: Path) -> str:
     return str(write_image(tmp_path / "first.png"))
 
 
@@ -74,7 +74,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_one_video_has_one_slot_unless_told_otherwise(image, model, tmp_path):
+def test_one_video_has_one_slot_unless_told_otherwise(image, model, tmp_path: Path) -> None:
     small = [f"model.id={model}", "sampling.num_frames=2"]
     for name, settings, slots in (("a", [], 1), ("b", ["engine.slots=2"], 2)):
         generate(image, PROMPT, tmp_path / f"{name}.mp4", seed=7, config=load_config(None, [*small, *settings]))
@@ -91,7 +91,7 @@ def settings_of_torch():
     )
 
 
-def test_makes_the_video_and_then_does_nothing(tmp_path, image, config):
+def test_makes_the_video_and_then_does_nothing(tmp_path: Path, image, config) -> None:
     output, heard = tmp_path / "deep" / "er" / "cat.mp4", []
     with kept_numerics():
         torch.use_deterministic_algorithms(False)
@@ -114,7 +114,7 @@ def test_makes_the_video_and_then_does_nothing(tmp_path, image, config):
     assert sorted(path.name for path in output.parent.iterdir()) == ["cat.mp4", "cat.mp4.ti2v"]
 
 
-def test_a_lost_mp4_or_a_lost_done_gives_the_same_bytes(tmp_path, image, config):
+def test_a_lost_mp4_or_a_lost_done_gives_the_same_bytes(tmp_path: Path, image, config) -> None:
     output = tmp_path / "cat.mp4"
     row = generate(image, PROMPT, output, seed=7, config=config)
     output.unlink()
@@ -129,7 +129,7 @@ def test_a_lost_mp4_or_a_lost_done_gives_the_same_bytes(tmp_path, image, config)
     assert sha256(output) == row["file_sha256"]
 
 
-def test_the_image_is_not_needed_once_frame_0_is_settled(tmp_path, image, config):
+def test_the_image_is_not_needed_once_frame_0_is_settled(tmp_path: Path, image, config) -> None:
     output = tmp_path / "cat.mp4"
     row = generate(image, PROMPT, output, seed=7, config=config)
     CheckpointStore(f"{output}.ti2v").store.delete(".ti2v/done/cat/0")
@@ -137,7 +137,9 @@ def test_the_image_is_not_needed_once_frame_0_is_settled(tmp_path, image, config
     assert generate(image, PROMPT, output, seed=7, config=config)["frames_sha256"] == row["frames_sha256"]
 
 
-def test_the_image_is_what_the_user_wrote_not_where_it_lies(tmp_path, image, config, monkeypatch):
+def test_the_image_is_what_the_user_wrote_not_where_it_lies(
+    tmp_path: Path, image, config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     row = generate("first.png", PROMPT, "cat.mp4", seed=7, config=config)
     with pytest.raises(RequestMismatch, match=r"image_uri: stored 'first.png', now '/"):
@@ -150,7 +152,7 @@ def test_the_image_is_what_the_user_wrote_not_where_it_lies(tmp_path, image, con
     assert sha256(elsewhere / "cat.mp4") == row["file_sha256"]
 
 
-def test_another_request_or_other_settings_are_refused(tmp_path, image, model, config):
+def test_another_request_or_other_settings_are_refused(tmp_path: Path, image, model, config) -> None:
     output = tmp_path / "cat.mp4"
     generate(image, PROMPT, output, seed=7, config=config)
     before = sha256(output)
@@ -179,7 +181,9 @@ def test_another_request_or_other_settings_are_refused(tmp_path, image, model, c
         ("s3://bucket/cat.mp4", "is a URL"),
     ],
 )
-def test_an_output_that_cannot_be_is_refused_by_name(tmp_path, image, config, monkeypatch, name, said):
+def test_an_output_that_cannot_be_is_refused_by_name(
+    tmp_path: Path, image, config, monkeypatch: pytest.MonkeyPatch, name, said
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder.mp4").mkdir()
     with pytest.raises(ValueError, match=said) as error:
@@ -188,7 +192,7 @@ def test_an_output_that_cannot_be_is_refused_by_name(tmp_path, image, config, mo
     assert sorted(os.listdir()) == ["first.png", "folder.mp4"]
 
 
-def test_a_file_of_somebody_else_is_not_overwritten(tmp_path, image, config):
+def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path, image, config) -> None:
     output = tmp_path / "holiday.mp4"
     output.write_bytes(b"the only copy")
     with pytest.raises(ValueError, match=r"holiday.mp4' exists, and .*holiday.mp4.ti2v' does not"):
@@ -197,7 +201,7 @@ def test_a_file_of_somebody_else_is_not_overwritten(tmp_path, image, config):
     assert sorted(os.listdir(tmp_path)) == ["first.png", "holiday.mp4"]
 
 
-def test_what_is_wrong_leaves_nothing_and_can_be_put_right(tmp_path, image, model, config):
+def test_what_is_wrong_leaves_nothing_and_can_be_put_right(tmp_path: Path, image, model, config) -> None:
     output, broken = tmp_path / "out" / "cat.mp4", tmp_path / "broken.png"
     broken.write_bytes(Path(image).read_bytes()[:-40])
     with pytest.raises(ImageError, match="does not exist"):
@@ -214,7 +218,7 @@ def test_what_is_wrong_leaves_nothing_and_can_be_put_right(tmp_path, image, mode
     assert generate(image, PROMPT, output, config=config)["num_frames"] == FRAMES
 
 
-def test_the_command_says_what_is_wrong_and_exits_2_or_1_once_something_is_begun(tmp_path, model):
+def test_the_command_says_what_is_wrong_and_exits_2_or_1_once_something_is_begun(tmp_path: Path, model) -> None:
     write_image(tmp_path / "first.png")
     missing = ti2v(*generate_arguments("nowhere.png", model, "cat.mp4"), cwd=tmp_path)
     assert (missing.returncode, missing.stdout) == (2, "")
@@ -242,7 +246,7 @@ def test_the_command_says_what_is_wrong_and_exits_2_or_1_once_something_is_begun
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, model) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, model) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     write_image(folder / "first.png")
     done = ti2v(*generate_arguments("first.png", model, "cat.mp4", LONG), cwd=folder)
@@ -250,7 +254,7 @@ def undisturbed(tmp_path_factory, model) -> Path:
     return folder / "cat.mp4"
 
 
-def test_three_kills_end_with_the_same_file(tmp_path, model, undisturbed):
+def test_three_kills_end_with_the_same_file(tmp_path: Path, model, undisturbed) -> None:
     write_image(tmp_path / "first.png")
     work = Killed(tmp_path, generate_arguments("first.png", model, "cat.mp4", LONG))
     assert work.until(lambda: len(work.computed()) >= 3, signal.SIGKILL) == -signal.SIGKILL
@@ -275,7 +279,7 @@ def test_three_kills_end_with_the_same_file(tmp_path, model, undisturbed):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_says_how_to_go_on(tmp_path, model, number):
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path, model, number) -> None:
     write_image(tmp_path / "first.png")
     work = Killed(tmp_path, generate_arguments("first.png", model, "cat.mp4", LONG))
     assert work.until(lambda: len(work.computed()) >= 2, number) == 128 + number

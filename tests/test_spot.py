@@ -25,7 +25,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[MetadataService]:
 class Watching:
     """`first_notice` on a thread of its own."""
 
-    def __init__(self, cloud: str):
+    def __init__(self, cloud: str) -> None:
         self.notice: Notice | None = None
         self._thread = threading.Thread(target=self._watch, args=(cloud,))
         self._thread.start()
@@ -39,7 +39,7 @@ class Watching:
         return self.notice
 
 
-def test_a_notice_of_aws_says_how_long_there_is(service: MetadataService):
+def test_a_notice_of_aws_says_how_long_there_is(service: MetadataService) -> None:
     watching = Watching("aws")
     wait_until(lambda: len(service.requests) > 5, "requests")
     assert watching.notice is None
@@ -50,7 +50,7 @@ def test_a_notice_of_aws_says_how_long_there_is(service: MetadataService):
     assert service.requests.count("PUT /latest/api/token") == 1
 
 
-def test_a_token_of_aws_that_ran_out_is_renewed(service: MetadataService):
+def test_a_token_of_aws_that_ran_out_is_renewed(service: MetadataService) -> None:
     watching = Watching("aws")
     wait_until(lambda: len(service.requests) > 3, "requests")
     service.tokens.clear()
@@ -60,7 +60,7 @@ def test_a_token_of_aws_that_ran_out_is_renewed(service: MetadataService):
     assert service.requests.count("PUT /latest/api/token") == 2
 
 
-def test_a_notice_of_gce_comes_while_it_is_waited_for(service: MetadataService):
+def test_a_notice_of_gce_comes_while_it_is_waited_for(service: MetadataService) -> None:
     watching = Watching("gce")
     wait_until(lambda: len(service.requests) == 2, "request that waits")
     assert watching.notice is None
@@ -70,13 +70,13 @@ def test_a_notice_of_gce_comes_while_it_is_waited_for(service: MetadataService):
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_notice_that_was_given_before_is_found(service: MetadataService, cloud: str):
+def test_a_notice_that_was_given_before_is_found(service: MetadataService, cloud: str) -> None:
     service.take_away(30)
     assert first_notice(cloud).remaining_s > 0
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_service_that_is_unwell_for_a_while_is_asked_again(service: MetadataService, cloud: str):
+def test_a_service_that_is_unwell_for_a_while_is_asked_again(service: MetadataService, cloud: str) -> None:
     watching = Watching(cloud)
     answered = {"aws": 3, "gce": 1}[cloud]  # AWS refuses a first request and gives a token
     wait_until(lambda: len(service.requests) > answered, "request after the first answer")
@@ -87,7 +87,7 @@ def test_a_service_that_is_unwell_for_a_while_is_asked_again(service: MetadataSe
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_a_machine_of_another_kind_is_told_so(monkeypatch: pytest.MonkeyPatch, cloud: str):
+def test_a_machine_of_another_kind_is_told_so(monkeypatch: pytest.MonkeyPatch, cloud: str) -> None:
     nobody = f"127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{nobody}")
     monkeypatch.setenv("GCE_METADATA_HOST", nobody)
@@ -95,6 +95,6 @@ def test_a_machine_of_another_kind_is_told_so(monkeypatch: pytest.MonkeyPatch, c
         first_notice(cloud)
 
 
-def test_an_unknown_cloud_is_named():
+def test_an_unknown_cloud_is_named() -> None:
     with pytest.raises(ValueError, match="cloud is 'azure'; choose one of aws, gce"):
         watch("azure", "127.0.0.1:1")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Never
 
 import pytest
 
@@ -13,7 +14,7 @@ from ti2v_dist.storage import objects
 from ti2v_dist.storage.objects import Store, StoreRefused, StoreUnavailable, check_scheme
 
 
-def test_probe_refuses_what_cannot_be_written(tmp_path, moto_url):
+def test_probe_refuses_what_cannot_be_written(tmp_path: Path, moto_url) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreRefused, match="cannot write"):
         Store(str(tmp_path / "file" / "run")).probe("probe")
@@ -21,7 +22,7 @@ def test_probe_refuses_what_cannot_be_written(tmp_path, moto_url):
         Store("s3://no-such-bucket/run").probe("probe")
 
 
-def test_an_s3_server_that_is_gone_is_unavailable(moto_url, monkeypatch):
+def test_an_s3_server_that_is_gone_is_unavailable(moto_url, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "ATTEMPTS", 2)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -32,12 +33,12 @@ def test_an_s3_server_that_is_gone_is_unavailable(moto_url, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["ftp://h/x", "github://a:b@c/x", "http://h/x", "hf://x", "s3a://b/x", "://x"])
-def test_other_schemes_are_named_with_the_choices(url):
+def test_other_schemes_are_named_with_the_choices(url) -> None:
     with pytest.raises(ValueError, match=rf"scheme '{url.split(':')[0]}'.*file, s3, gs, az, memory"):
         Store(url)
 
 
-def test_chained_urls_and_missing_buckets_are_refused():
+def test_chained_urls_and_missing_buckets_are_refused() -> None:
     with pytest.raises(ValueError, match="::"):
         Store("simplecache::s3://bucket/x")
     pytest.importorskip("s3fs")
@@ -45,7 +46,7 @@ def test_chained_urls_and_missing_buckets_are_refused():
         Store("s3://")
 
 
-def test_plain_paths_are_local(tmp_path, monkeypatch):
+def test_plain_paths_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert check_scheme("runs/demo") == "file"
     Store("runs/demo").create("k", b"1")
@@ -53,7 +54,7 @@ def test_plain_paths_are_local(tmp_path, monkeypatch):
     assert Store(f"file://{tmp_path}/runs/demo").get("k") == b"1"
 
 
-def test_looking_makes_no_folder(tmp_path):
+def test_looking_makes_no_folder(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "run"))
     assert store.list(".ti2v/done") == []
     with pytest.raises(KeyError):
@@ -61,7 +62,7 @@ def test_looking_makes_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_keys_cannot_leave_the_root(tmp_path):
+def test_keys_cannot_leave_the_root(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for key in ("../x", "/x", "a//b", "a/../b", ".", "a/.tmp-1", "a\0", "a\n", ""):
         with pytest.raises(AssertionError):
@@ -89,7 +90,7 @@ print(round_)
 """
 
 
-def test_a_killed_writer_leaves_whole_keys_or_none(tmp_path):
+def test_a_killed_writer_leaves_whole_keys_or_none(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path), "2"]
     rounds = int(subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout)
     store = Store(str(tmp_path))
@@ -103,17 +104,19 @@ def test_a_killed_writer_leaves_whole_keys_or_none(tmp_path):
         store.create(f"r{round_}/{len(names):05d}", b"the slot in flight is still free")
 
 
-def test_an_object_too_large_for_one_put_is_refused(tmp_path, monkeypatch):
+def test_an_object_too_large_for_one_put_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "MAX_OBJECT_BYTES", 10)
     with pytest.raises(ValueError, match="k has 11 bytes"):
         Store(str(tmp_path)).create("k", b"x" * 11)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
-def test_a_disk_without_hard_links_is_refused_with_the_reason_and_a_way_out(tmp_path, monkeypatch, number):
+def test_a_disk_without_hard_links_is_refused_with_the_reason_and_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number
+) -> None:
     """As exFAT, vfat and gcsfuse answer; no such file system can be had in a test."""
 
-    def refuse(*_):
+    def refuse(*_) -> Never:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", refuse)
@@ -140,7 +143,7 @@ except StoreRefused as exc:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_real_permissions_of_a_disk_are_denied_at_once():
+def test_real_permissions_of_a_disk_are_denied_at_once() -> None:
     with tempfile.TemporaryDirectory() as folder:  # below one that others may enter
         os.chmod(folder, 0o755)
         for name, mode in (("secret", 0o600), ("open", 0o644)):

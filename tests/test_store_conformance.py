@@ -45,7 +45,7 @@ def race(store: Store, key: str, threads: int = 16) -> list[bytes]:
         return [data for data in results if data is not None]
 
 
-def test_a_key_is_created_once(store):
+def test_a_key_is_created_once(store) -> None:
     store.create("a/b", b"one")
     with pytest.raises(KeyExists):
         store.create("a/b", b"two")
@@ -58,12 +58,12 @@ def test_a_key_is_created_once(store):
         store.get("a")
 
 
-def test_settle_returns_the_first_writers_bytes(store):
+def test_settle_returns_the_first_writers_bytes(store) -> None:
     assert store.settle("k", b"mine") == b"mine"
     assert store.settle("k", b"other") == b"mine"
 
 
-def test_list_is_sorted_and_stays_below_its_folder(store):
+def test_list_is_sorted_and_stays_below_its_folder(store) -> None:
     assert store.list("v") == []
     for key in ("v/x/2", "v/x/1", "v/y", "vx/1", "w"):
         store.create(key, b"1")
@@ -71,21 +71,21 @@ def test_list_is_sorted_and_stays_below_its_folder(store):
     assert store.list("v/x") == ["1", "2"]
 
 
-def test_folders_are_what_lies_right_below(store):
+def test_folders_are_what_lies_right_below(store) -> None:
     assert store.folders("v") == []
     for key in ("v/x/2", "v/x/1", "v/y/1/1", "vx/1", "w"):
         store.create(key, b"1")
     assert store.folders("v") == ["x", "y"]
 
 
-def test_a_listing_sees_what_another_client_wrote(store):
+def test_a_listing_sees_what_another_client_wrote(store) -> None:
     other = Store(f"{store.scheme}://{store.root}")
     assert store.list("v") == []
     other.create("v/1", b"1")
     assert store.list("v") == ["1"]
 
 
-def test_delete_frees_a_key_and_is_idempotent(store):
+def test_delete_frees_a_key_and_is_idempotent(store) -> None:
     store.create("k", b"one")
     store.delete("k")
     store.delete("k")
@@ -103,19 +103,19 @@ def eager_threads():
     sys.setswitchinterval(interval)
 
 
-def test_sixteen_threads_have_one_winner(store, eager_threads):
+def test_sixteen_threads_have_one_winner(store, eager_threads) -> None:
     for round_ in range({"file": 20, "memory": 60, "s3": 5, "az": 5, "gs": 2}[store.scheme]):
         winners = race(store, f"race/{round_}")
         assert len(winners) == 1
         assert store.get(f"race/{round_}") == winners[0]
 
 
-def test_probe_accepts_and_leaves_nothing(store):
+def test_probe_accepts_and_leaves_nothing(store) -> None:
     store.probe(".ti2v/probe")
     assert store.list(".ti2v/probe") == []
 
 
-def test_random_bytes_come_back(store):
+def test_random_bytes_come_back(store) -> None:
     rng = random.Random(1)
     for size in (1, 4095, 1_000_000):
         data = rng.randbytes(size)
@@ -123,7 +123,7 @@ def test_random_bytes_come_back(store):
         assert store.get(f"size/{size}") == data
 
 
-def test_what_was_acknowledged_outlives_the_server(ceph: Ceph, ceph_url: str):
+def test_what_was_acknowledged_outlives_the_server(ceph: Ceph, ceph_url: str) -> None:
     """kill -9 of the gateway and of the disk's daemon under sixteen writers: each is told the truth or nothing."""
     store, acknowledged, stop = Store(ceph_url), {}, threading.Event()
 
@@ -172,12 +172,12 @@ def rclone_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
         process.wait(30)
 
 
-def test_a_server_that_ignores_the_condition_is_refused(rclone_url: str):
+def test_a_server_that_ignores_the_condition_is_refused(rclone_url: str) -> None:
     with pytest.raises(StoreRefused, match="overwrites an object that exists: it ignores create-only writes"):
         Store(rclone_url).probe("probe")
 
 
-def test_googles_emulator_as_it_is_is_refused(google: str, monkeypatch: pytest.MonkeyPatch):
+def test_googles_emulator_as_it_is_is_refused(google: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", google)
     with pytest.raises(StoreRefused, match="overwrites an object that exists: it ignores create-only writes"):
         Store("gs://runs/refused").probe("probe")

@@ -14,14 +14,14 @@ from ti2v_dist.storage.objects import Store, StoreDenied, StoreRefused, StoreUna
 class Overwriting(MemoryFileSystem):
     """A server that answers 200 to every conditional write."""
 
-    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+    def pipe_file(self, path, value, mode="overwrite", **kwargs) -> None:
         super().pipe_file(path, value)
 
 
 class LooksThenWrites(MemoryFileSystem):
     """A server that honours the condition one client at a time, but not atomically."""
 
-    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+    def pipe_file(self, path, value, mode="overwrite", **kwargs) -> None:
         if self.exists(path):
             raise FileExistsError(path)
         time.sleep(0.01)
@@ -29,7 +29,7 @@ class LooksThenWrites(MemoryFileSystem):
 
 
 @pytest.mark.parametrize("filesystem", [Overwriting, LooksThenWrites])
-def test_probe_refuses_a_store_that_lies(filesystem):
+def test_probe_refuses_a_store_that_lies(filesystem) -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")
     store.fs, store.scheme = filesystem(), "s3"
     with pytest.raises(StoreRefused, match=r"overwrites an object|let \d+ of 16 writers"):
@@ -41,7 +41,7 @@ class Faulty(MemoryFileSystem):
 
     faults: list = []  # noqa: RUF012
 
-    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+    def pipe_file(self, path, value, mode="overwrite", **kwargs) -> None:
         applied, error = self.faults.pop(0) if self.faults else (True, None)
         if applied:
             super().pipe_file(path, value, mode=mode)
@@ -58,7 +58,7 @@ def s3_error(status: int, code: str) -> OSError:
 
 
 @pytest.fixture
-def faulty(monkeypatch):
+def faulty(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(objects, "RETRY_BASE_S", 0.0)
     store = Store(f"memory://{uuid.uuid4().hex}")
     store.fs = Faulty(skip_instance_cache=True)
@@ -68,7 +68,7 @@ def faulty(monkeypatch):
 
 @pytest.mark.parametrize("applied", [True, False])
 @pytest.mark.parametrize("status", [None, 409, 500, 503])
-def test_an_unknown_outcome_is_asked_again_and_counts_as_ours(faulty, applied, status):
+def test_an_unknown_outcome_is_asked_again_and_counts_as_ours(faulty, applied, status) -> None:
     error = TimeoutError("no reply") if status is None else s3_error(status, "ServiceUnavailable")
     faulty.fs.faults = [(applied, error)]
     assert faulty.settle("k", b"mine") == b"mine"
@@ -87,7 +87,7 @@ def azure_error(status: int | None) -> Exception:
 
 @pytest.mark.parametrize("applied", [True, False])
 @pytest.mark.parametrize("status", [None, 500, 503])
-def test_azures_own_errors_are_asked_again(faulty, applied, status):
+def test_azures_own_errors_are_asked_again(faulty, applied, status) -> None:
     faulty._transport_errors = transport_errors("az")
     faulty.fs.faults = [(applied, azure_error(status))]
     assert faulty.settle("k", b"mine") == b"mine"
@@ -106,7 +106,7 @@ def google_error(status: int) -> Exception:
 
 @pytest.mark.parametrize("applied", [True, False])
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
-def test_googles_own_errors_are_asked_again(faulty, applied, status):
+def test_googles_own_errors_are_asked_again(faulty, applied, status) -> None:
     faulty._transport_errors = transport_errors("gs")
     faulty.fs.faults = [(applied, google_error(status))]
     assert faulty.settle("k", b"mine") == b"mine"
@@ -114,26 +114,26 @@ def test_googles_own_errors_are_asked_again(faulty, applied, status):
 
 
 @pytest.mark.parametrize("status", [400, 403])
-def test_what_google_refuses_is_not_asked_again(faulty, status):
+def test_what_google_refuses_is_not_asked_again(faulty, status) -> None:
     faulty._transport_errors = transport_errors("gs")
     faulty.fs.faults = [(False, google_error(status)), (False, AssertionError("a refusal is asked again"))]
     with pytest.raises(StoreDenied, match="as asked"):
         faulty.create("k", b"mine")
 
 
-def test_a_timeout_is_not_a_success(faulty):
+def test_a_timeout_is_not_a_success(faulty) -> None:
     faulty.fs.faults = [(False, ConnectionResetError()), (False, TimeoutError())]
     faulty.create("k", b"mine")
     assert faulty.get("k") == b"mine"
 
 
-def test_a_lost_reply_does_not_hide_anothers_value(faulty):
+def test_a_lost_reply_does_not_hide_anothers_value(faulty) -> None:
     faulty.create("k", b"theirs")
     faulty.fs.faults = [(False, TimeoutError())]
     assert faulty.settle("k", b"mine") == b"theirs"
 
 
-def test_a_412_under_any_name_means_exists(faulty):
+def test_a_412_under_any_name_means_exists(faulty) -> None:
     faulty.create("k", b"theirs")
     error = s3_error(412, "PreconditionFailed")
     assert error.errno == errno.EINVAL
@@ -141,7 +141,7 @@ def test_a_412_under_any_name_means_exists(faulty):
     assert faulty.settle("k", b"mine") == b"theirs"
 
 
-def test_credentials_that_lapsed_are_asked_again_for_the_client_may_have_new_ones(faulty):
+def test_credentials_that_lapsed_are_asked_again_for_the_client_may_have_new_ones(faulty) -> None:
     lapsed = s3_error(400, "ExpiredToken"), s3_error(403, "RequestTimeTooSkewed"), google_error(401)
     faulty._transport_errors = transport_errors("gs") + transport_errors("s3")
     for error in lapsed:
@@ -173,7 +173,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("why", REFUSED)
-def test_what_no_retry_can_mend_is_denied_at_once_in_the_stores_words(faulty, why):
+def test_what_no_retry_can_mend_is_denied_at_once_in_the_stores_words(faulty, why) -> None:
     error = REFUSED[why]()
     faulty._transport_errors = transport_errors("az") + transport_errors("s3")
     faulty.fs.faults = [(False, error), (False, AssertionError("a refusal is asked again"))]
@@ -184,19 +184,19 @@ def test_what_no_retry_can_mend_is_denied_at_once_in_the_stores_words(faulty, wh
 
 
 @pytest.mark.parametrize("error", [s3_error(403, "QuotaExceeded"), OSError(errno.EDQUOT, "Disk quota exceeded")])
-def test_a_store_whose_quota_is_used_up_pauses_the_run(faulty, error):
+def test_a_store_whose_quota_is_used_up_pauses_the_run(faulty, error) -> None:
     faulty.fs.faults = [(False, error)]
     with pytest.raises(StoreUnavailable):
         faulty.create("k", b"mine")
 
 
-def test_an_error_that_nobody_knows_is_asked_again_and_then_an_outage(faulty):
+def test_an_error_that_nobody_knows_is_asked_again_and_then_an_outage(faulty) -> None:
     faulty.fs.faults = [(False, OSError(errno.EIO, "Input/output error"))] * objects.ATTEMPTS
     with pytest.raises(StoreUnavailable, match="Input/output"):
         faulty.create("k", b"mine")
 
 
-def test_a_refused_delete_of_what_nobody_needs_is_told_once(faulty, monkeypatch):
+def test_a_refused_delete_of_what_nobody_needs_is_told_once(faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str) -> None:
         raise s3_error(403, "AccessDenied")
 
@@ -215,7 +215,7 @@ def test_a_refused_delete_of_what_nobody_needs_is_told_once(faulty, monkeypatch)
         faulty.delete("a")
 
 
-def test_silence_and_a_full_disk_are_unavailable_and_a_refusal_is_itself(faulty):
+def test_silence_and_a_full_disk_are_unavailable_and_a_refusal_is_itself(faulty) -> None:
     faulty.fs.faults = [(False, TimeoutError())] * objects.ATTEMPTS
     with pytest.raises(StoreUnavailable, match="k: no answer"):
         faulty.create("k", b"1")

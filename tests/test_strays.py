@@ -90,7 +90,7 @@ def put(store: CheckpointStore, key: str, data: bytes) -> None:
 @example("00").via("another way to write 0")
 @example("-1").via("int() reads it")
 @given(NAMES)
-def test_no_name_of_others_changes_what_is_known(name: str):
+def test_no_name_of_others_changes_what_is_known(name: str) -> None:
     store, plan = half_made()
     before = seen(store, plan)
     strays = {f".ti2v/{folder}/{name}" for folder in FOLDERS if not keys.is_ours(f"{folder}/{name}")}
@@ -109,7 +109,7 @@ def test_no_name_of_others_changes_what_is_known(name: str):
     assert Ledger(store).hinted(plan) == {"dog", "eve"}
 
 
-def test_a_hint_a_plan_a_note_or_a_part_that_is_none_is_passed_over():
+def test_a_hint_a_plan_a_note_or_a_part_that_is_none_is_passed_over() -> None:
     store, plan = half_made()
     before = seen(store, plan)
     for number, data in enumerate((b"{}", b"[", b'{"final": [[0, 9]]}', b'{"final": [[-2, 1]]}', b'{"final": 3}'), 7):
@@ -120,7 +120,7 @@ def test_a_hint_a_plan_a_note_or_a_part_that_is_none_is_passed_over():
     assert seen(store, plan) == before
 
 
-def test_every_key_that_a_run_makes_is_ours():
+def test_every_key_that_a_run_makes_is_ours() -> None:
     store, _ = half_made()
     assert store.strays() == []
     made = [
@@ -133,7 +133,7 @@ def test_every_key_that_a_run_makes_is_ours():
     assert all(keys.is_ours(key.removeprefix(f"{keys.ROOT}/")) for key in made)
 
 
-def test_a_folder_in_the_place_of_a_file_is_denied_by_name(tmp_path: Path):
+def test_a_folder_in_the_place_of_a_file_is_denied_by_name(tmp_path: Path) -> None:
     import pytest
 
     from ti2v_dist.storage.objects import Store, StoreDenied

@@ -51,7 +51,7 @@ def same(read: list[Any], written: list[Any]) -> bool:
 
 @given(COLUMNS)
 @settings(max_examples=150, deadline=None)
-def test_any_json_comes_back(columns):
+def test_any_json_comes_back(columns) -> None:
     rows = two_rows(columns)
     data = metadata_table(rows)
     table = pq.read_table(io.BytesIO(data))
@@ -64,7 +64,7 @@ def test_any_json_comes_back(columns):
 
 
 @pytest.mark.parametrize("value", [{}, [{}], {"a": {}}, [], [[]], {"a": []}, 2**63, 2**64, -(2**63), None, [None]])
-def test_a_column_of_one_value_comes_back(value):
+def test_a_column_of_one_value_comes_back(value) -> None:
     table = pq.read_table(io.BytesIO(metadata_table(two_rows({"x": [value, value]}))))
     assert same(table["x"].to_pylist(), [value, value])
 
@@ -78,7 +78,7 @@ def put(output: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def load(tmp_path, monkeypatch):
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """`load_dataset` of an output's data set in one cache."""
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
@@ -90,7 +90,7 @@ def load(tmp_path, monkeypatch):
     return load
 
 
-def test_two_data_sets_in_one_cache_are_two_and_one_that_grew_has_grown(tmp_path, load):
+def test_two_data_sets_in_one_cache_are_two_and_one_that_grew_has_grown(tmp_path: Path, load) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     put(one, [row("first")])
     put(two, [row("second"), row("third")])
@@ -107,7 +107,7 @@ def test_two_data_sets_in_one_cache_are_two_and_one_that_grew_has_grown(tmp_path
 
 @given(COLUMNS)
 @FEW
-def test_the_reader_gives_back_what_was_accepted(tmp_path, load, columns):
+def test_the_reader_gives_back_what_was_accepted(tmp_path: Path, load, columns) -> None:
     put(tmp_path / "out", two_rows(columns))
     loaded = load(tmp_path / "out")
     assert [Path(video["path"]).name for video in loaded["video"]] == ["a.mp4", "b.mp4"]
@@ -115,7 +115,7 @@ def test_the_reader_gives_back_what_was_accepted(tmp_path, load, columns):
         assert same(list(loaded[name]), values), name
 
 
-def test_an_object_of_many_names_takes_seconds():
+def test_an_object_of_many_names_takes_seconds() -> None:
     began = time.monotonic()
     wide = {f"name {number}": number for number in range(50_000)}
     (text,) = pq.read_table(io.BytesIO(metadata_table([row("a", wide=wide)])))["wide"].to_pylist()

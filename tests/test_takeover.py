@@ -87,7 +87,7 @@ def frame_of(key: str) -> tuple[str, int]:
     return name, int(frame)
 
 
-def test_the_older_owner_writes_what_is_settled_and_is_refused(taken_over: TakenOver):
+def test_the_older_owner_writes_what_is_settled_and_is_refused(taken_over: TakenOver) -> None:
     refused = {key for key, status in taken_over.answers_after_waking if status == 412}
     assert taken_over.in_mid_write
     assert refused >= taken_over.in_mid_write
@@ -95,34 +95,34 @@ def test_the_older_owner_writes_what_is_settled_and_is_refused(taken_over: Taken
     assert not accepted & taken_over.settled_at_waking.keys()
 
 
-def test_the_older_owner_changes_nothing(taken_over: TakenOver):
+def test_the_older_owner_changes_nothing(taken_over: TakenOver) -> None:
     records = taken_over.final.records
     for settled in (taken_over.settled_by_older, taken_over.settled_at_waking):
         assert {key: records[key] for key in settled} == settled
     assert taken_over.settled_by_older.keys() < taken_over.settled_at_waking.keys()
 
 
-def test_the_older_owner_steps_down_and_says_so(taken_over: TakenOver):
+def test_the_older_owner_steps_down_and_says_so(taken_over: TakenOver) -> None:
     ended = taken_over.older_ended
     assert ended.code == 1, ended.stderr
     assert "another coordinator has taken this run over from epoch 1; it goes on there" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_the_older_owner_goes_on_for_no_more_than_a_frame(taken_over: TakenOver):
+def test_the_older_owner_goes_on_for_no_more_than_a_frame(taken_over: TakenOver) -> None:
     """Of each video the frame that was in hand while it slept, and one more."""
     after = Counter(name for name, *_ in taken_over.older_frames[taken_over.older_slept_at :])
     assert all(count <= 2 for count in after.values()), after
 
 
-def test_the_newer_owner_ends_with_the_videos_of_an_undisturbed_run(taken_over: TakenOver, reference: Run):
+def test_the_newer_owner_ends_with_the_videos_of_an_undisturbed_run(taken_over: TakenOver, reference: Run) -> None:
     ended = taken_over.newer_ended
     assert (ended.code, ended.result["status"]) == (0, "finished"), ended.stderr
     assert taken_over.final.records == reference.records()
     assert {Path(name).name: data for name, data in taken_over.final.mp4s().items()} == reference.mp4s()
 
 
-def test_what_the_older_owner_had_settled_is_not_computed_again(taken_over: TakenOver):
+def test_what_the_older_owner_had_settled_is_not_computed_again(taken_over: TakenOver) -> None:
     computed = {frame[:2] for frame in taken_over.newer_frames}
     assert not computed & set(map(frame_of, taken_over.settled_by_older))
     both = computed | {frame[:2] for frame in taken_over.older_frames}

@@ -8,14 +8,14 @@ from ti2v_dist.tally import FEWEST, Rate, Tally
 
 
 class Clock:
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 1000.0
 
     def __call__(self) -> float:
         return self.now
 
 
-def test_a_rate_is_of_the_last_minute_and_not_of_the_start():
+def test_a_rate_is_of_the_last_minute_and_not_of_the_start() -> None:
     clock = Clock()
     rate = Rate(clock)
     clock.now += 300  # a model is loaded
@@ -36,7 +36,7 @@ def test_a_rate_is_of_the_last_minute_and_not_of_the_start():
     assert rate.per_second < 1.0, "it has stalled"
 
 
-def test_a_model_of_minutes_a_frame_has_a_rate():
+def test_a_model_of_minutes_a_frame_has_a_rate() -> None:
     clock = Clock()
     rate = Rate(clock)
     for _ in range(10):
@@ -46,7 +46,7 @@ def test_a_model_of_minutes_a_frame_has_a_rate():
     assert len(rate._made) <= FEWEST + 1
 
 
-def test_frames_that_come_at_once_make_no_rate_and_take_no_room():
+def test_frames_that_come_at_once_make_no_rate_and_take_no_room() -> None:
     clock = Clock()
     rate = Rate(clock)
     for _ in range(100_000):
@@ -68,7 +68,7 @@ STEPS = st.one_of(
 
 
 @given(st.lists(STEPS, max_size=30))
-def test_done_and_left_are_the_total_at_all_times(steps: list[tuple]):
+def test_done_and_left_are_the_total_at_all_times(steps: list[tuple]) -> None:
     tally, wanted, ended = Tally(), dict[str, int](), dict[str, str]()
     settled = dict[str, int | None]()
     for name, *arguments in steps:
@@ -103,7 +103,7 @@ def test_done_and_left_are_the_total_at_all_times(steps: list[tuple]):
         assert tally.half_made() == {i: made[i] for i in wanted if made[i] and i not in ended}
 
 
-def test_an_extended_video_begins_where_it_ended():
+def test_an_extended_video_begins_where_it_ended() -> None:
     tally = Tally()
     tally.want("a", 9)
     tally.finish("a")
@@ -111,7 +111,7 @@ def test_an_extended_video_begins_where_it_ended():
     assert (tally.done, tally.left, tally.finished) == (8, 4, 0)
 
 
-def test_what_is_known_by_now_counts_more_than_what_was_looked_up():
+def test_what_is_known_by_now_counts_more_than_what_was_looked_up() -> None:
     tally = Tally()
     for video_id in "abc":
         tally.want(video_id, 9)

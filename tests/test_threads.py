@@ -9,7 +9,7 @@ import pytest
 from ti2v_dist.runtime.threads import STORAGE_THREADS, StorageThreads, use_storage_threads
 
 
-def test_answers_and_errors_reach_who_waits_for_them():
+def test_answers_and_errors_reach_who_waits_for_them() -> None:
     async def run() -> None:
         use_storage_threads()
         calls = [asyncio.to_thread(divmod, number, 7) for number in range(1000)]
@@ -20,7 +20,7 @@ def test_answers_and_errors_reach_who_waits_for_them():
     asyncio.run(run())
 
 
-def test_so_many_are_carried_out_at_once_and_no_more():
+def test_so_many_are_carried_out_at_once_and_no_more() -> None:
     together = threading.Barrier(STORAGE_THREADS)
 
     async def run() -> None:
@@ -32,7 +32,7 @@ def test_so_many_are_carried_out_at_once_and_no_more():
     asyncio.run(run())
 
 
-def test_what_nobody_waits_for_any_more_is_not_begun():
+def test_what_nobody_waits_for_any_more_is_not_begun() -> None:
     begun: list[str] = []
 
     def hold(name: str) -> None:
@@ -51,7 +51,7 @@ def test_what_nobody_waits_for_any_more_is_not_begun():
     assert begun == ["first"]
 
 
-def test_a_loop_that_ends_waits_for_what_is_being_stored():
+def test_a_loop_that_ends_waits_for_what_is_being_stored() -> None:
     stored: list[str] = []
 
     def store() -> None:

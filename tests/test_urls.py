@@ -27,7 +27,7 @@ from ti2v_dist.storage.addresses import UrlRefused, absolute_url, check_url, con
 from ti2v_dist.storage.urls import HostUnreachable, Unreachable, read_bytes
 
 
-def test_urls_are_taken_from_the_manifests_folder():
+def test_urls_are_taken_from_the_manifests_folder() -> None:
     assert resolve_url("img/a.png", "s3://b/dir") == "s3://b/dir/img/a.png"
     assert resolve_url("../a.png", "s3://b/dir") == "s3://b/a.png"
     assert resolve_url("../a.png", "/x/y") == "/x/a.png"
@@ -36,7 +36,7 @@ def test_urls_are_taken_from_the_manifests_folder():
     assert absolute_url("a.png") == os.path.join(os.getcwd(), "a.png")
 
 
-def test_http_is_for_those_who_ask():
+def test_http_is_for_those_who_ask() -> None:
     with pytest.raises(UrlRefused, match="only when it is explicitly allowed"):
         check_url("https://x/a.png")
     assert check_url("https://x/a.png", allow_http=True) == "https://x/a.png"
@@ -44,7 +44,7 @@ def test_http_is_for_those_who_ask():
         check_url("ftp://x/a.png", allow_http=True)
 
 
-def test_a_store_that_does_not_answer_is_no_fault_of_the_image(monkeypatch):
+def test_a_store_that_does_not_answer_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("s3fs", reason="s3fs is not installed")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -71,7 +71,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20))
-def test_a_file_url_is_the_path_that_it_was_made_of(name):
+def test_a_file_url_is_the_path_that_it_was_made_of(name) -> None:
     if name in (".", ".."):
         return
     path = Path("/some where", name)
@@ -81,19 +81,19 @@ def test_a_file_url_is_the_path_that_it_was_made_of(name):
 
 
 @pytest.mark.parametrize("name", ["sp ace.png", "per%20cent.png", "a::b.png", "q?#.png", "nö.png", "100%.png"])
-def test_odd_file_names_are_read_by_path_and_by_url(tmp_path, name):
+def test_odd_file_names_are_read_by_path_and_by_url(tmp_path: Path, name) -> None:
     path = tmp_path / name
     path.write_bytes(b"bytes")
     assert read_bytes(str(path)) == read_bytes(path.as_uri()) == b"bytes"
 
 
 @pytest.mark.parametrize("url", ["file://elsewhere/a.png", "file://a.png", "file:///%ff.png"])
-def test_a_file_url_of_another_machine_is_refused(url):
+def test_a_file_url_of_another_machine_is_refused(url) -> None:
     with pytest.raises(UrlRefused, match=re.escape(repr(url))):
         resolve_url(url, "/x")
 
 
-def test_a_slash_at_the_end_of_an_output_is_nothing():
+def test_a_slash_at_the_end_of_an_output_is_nothing() -> None:
     for url in ("s3://bucket/run", "s3://bucket/run/", "s3://bucket/run///"):
         assert absolute_url(url) == "s3://bucket/run"
         assert load_config(None).run_id(absolute_url(url)) == load_config(None).run_id("s3://bucket/run")
@@ -125,7 +125,7 @@ def test_a_slash_at_the_end_of_an_output_is_nothing():
         ("/etc/passwd", "https://host/", False),
     ],
 )
-def test_only_what_is_below_a_place_is_read(url, place, is_below):
+def test_only_what_is_below_a_place_is_read(url, place, is_below) -> None:
     if is_below:
         assert confined(url, ("/elsewhere", place)) == url
     else:
@@ -133,7 +133,7 @@ def test_only_what_is_below_a_place_is_read(url, place, is_below):
             confined(url, ("/elsewhere", place))
 
 
-def test_no_link_and_no_step_back_leads_out_of_a_folder(tmp_path):
+def test_no_link_and_no_step_back_leads_out_of_a_folder(tmp_path: Path) -> None:
     inside, outside = tmp_path / "in", tmp_path / "in2"
     for folder in (inside, outside):
         folder.mkdir()
@@ -152,7 +152,7 @@ def test_no_link_and_no_step_back_leads_out_of_a_folder(tmp_path):
                     read_bytes(url, below=(place,))
 
 
-def test_a_redirect_leads_nowhere_that_the_url_may_not(web, quick):
+def test_a_redirect_leads_nowhere_that_the_url_may_not(web, quick) -> None:
     web.files["in/a.png"] = web.files["out/a.png"] = b"bytes"
     web.status("in/near.png", 302, Location="/in/a.png")
     web.status("in/far.png", 302, Location="/out/a.png")
@@ -173,7 +173,7 @@ def test_a_redirect_leads_nowhere_that_the_url_may_not(web, quick):
 
 
 @pytest.mark.parametrize("code", [408, 429, 500, 502, 503])
-def test_a_busy_web_server_is_asked_again(web, quick, code):
+def test_a_busy_web_server_is_asked_again(web, quick, code) -> None:
     web.status(f"busy{code}", code, code, then=b"bytes", Retry_After="0")
     assert read_bytes(f"{web.url}/busy{code}", allow_http=True) == b"bytes"
     assert web.asked[f"busy{code}"] == 3
@@ -191,7 +191,7 @@ def test_a_busy_web_server_is_asked_again(web, quick, code):
         (503, HostUnreachable, "the server answers 503", 6),
     ],
 )
-def test_what_a_web_server_says_is_told(web, quick, code, kind, said, tries):
+def test_what_a_web_server_says_is_told(web, quick, code, kind, said, tries) -> None:
     web.status(f"says{code}", code)
     with pytest.raises(kind, match=said) as caught:
         read_bytes(f"{web.url}/says{code}", allow_http=True)
@@ -199,7 +199,7 @@ def test_what_a_web_server_says_is_told(web, quick, code, kind, said, tries):
     assert (type(caught.value), web.asked[f"says{code}"]) == (kind, tries)
 
 
-def test_a_server_that_is_away_silent_or_cuts_its_answers_is_named(web, quick):
+def test_a_server_that_is_away_silent_or_cuts_its_answers_is_named(web, quick) -> None:
     web.hang("silent")
     web.cut("cut", b"x" * 1000)
     cases = {
@@ -215,7 +215,7 @@ def test_a_server_that_is_away_silent_or_cuts_its_answers_is_named(web, quick):
     assert (web.asked["silent"], web.asked["cut"]) == (6, 6)
 
 
-def test_a_drip_has_an_end(web, quick, monkeypatch):
+def test_a_drip_has_an_end(web, quick, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urls, "READ_S", 0.6)
 
     def drip(handler) -> None:
@@ -232,7 +232,7 @@ def test_a_drip_has_an_end(web, quick, monkeypatch):
     assert web.asked["drip"] == 1
 
 
-def test_no_more_is_read_than_is_allowed(web):
+def test_no_more_is_read_than_is_allowed(web) -> None:
     web.files["large"] = b"x" * 100_000
     with pytest.raises(InputError, match="more than the allowed 1,000 bytes"):
         read_bytes(f"{web.url}/large", 1000, allow_http=True)
@@ -263,7 +263,7 @@ def s3_says(web: Web, name: str, code: int, word: str, times: int = 1000, then: 
     web.answers[name] = answer
 
 
-def test_s3_that_is_busy_is_asked_again(s3):
+def test_s3_that_is_busy_is_asked_again(s3) -> None:
     s3_says(s3, "bucket/busy.png", 503, "SlowDown", times=3, then=b"bytes")
     assert read_bytes("s3://bucket/busy.png", 1000) == b"bytes"
     s3_says(s3, "bucket/always.png", 503, "SlowDown")
@@ -279,14 +279,14 @@ def test_s3_that_is_busy_is_asked_again(s3):
     ("code", "word"),
     [(400, "ExpiredToken"), (403, "InvalidAccessKeyId"), (403, "SignatureDoesNotMatch"), (400, "InvalidToken")],
 )
-def test_credentials_that_s3_refuses_are_told_in_its_words(s3, code, word):
+def test_credentials_that_s3_refuses_are_told_in_its_words(s3, code, word) -> None:
     s3_says(s3, f"bucket/{word}.png", code, word)
     for limit in (None, 1000):
         with pytest.raises(objects.StoreDenied, match=f"the words of {word}"):
             read_bytes(f"s3://bucket/{word}.png", limit)
 
 
-def test_one_object_of_s3_may_be_missing_or_barred(s3):
+def test_one_object_of_s3_may_be_missing_or_barred(s3) -> None:
     s3_says(s3, "bucket/none.png", 404, "NoSuchKey")
     s3_says(s3, "bucket/barred.png", 403, "AccessDenied")
     with pytest.raises(FileNotFoundError, match=r"'s3://bucket/none.png' does not exist"):
@@ -295,7 +295,7 @@ def test_one_object_of_s3_may_be_missing_or_barred(s3):
         read_bytes("s3://bucket/barred.png")
 
 
-def test_no_credentials_at_all_end_the_command(s3, monkeypatch, tmp_path):
+def test_no_credentials_at_all_end_the_command(s3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -304,7 +304,7 @@ def test_no_credentials_at_all_end_the_command(s3, monkeypatch, tmp_path):
         read_bytes("s3://bucket/a.png")
 
 
-def test_an_empty_object_is_empty(moto_url):
+def test_an_empty_object_is_empty(moto_url) -> None:
     objects.Store(moto_url).fs.pipe_file(f"{moto_url}/empty", b"")
     assert read_bytes(f"{moto_url}/empty") == read_bytes(f"{moto_url}/empty", 1000) == b""
 
@@ -312,7 +312,7 @@ def test_an_empty_object_is_empty(moto_url):
 # A manifest's images
 
 
-def test_a_server_that_is_away_is_not_asked_for_every_image(web, quick):
+def test_a_server_that_is_away_is_not_asked_for_every_image(web, quick) -> None:
     dead = refusing_url()
     web.files["ok.png"] = encoded(Image.fromarray(pixels(8, 8)), "PNG")
     asked = [f"{dead}/{number}.png" for number in range(40)]
@@ -322,13 +322,13 @@ def test_a_server_that_is_away_is_not_asked_for_every_image(web, quick):
     assert sum("was not asked for" in str(error) for error in found.values()) >= 20
 
 
-def test_a_store_that_is_away_is_no_rows_fault(s3, monkeypatch):
+def test_a_store_that_is_away_is_no_rows_fault(s3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", refusing_url())
     with pytest.raises(Unreachable, match="no answer"):
         check_images([f"s3://away/{number}.png" for number in range(40)])
 
 
-def test_one_object_that_a_store_never_gives_whole_is_its_rows_fault(s3):
+def test_one_object_that_a_store_never_gives_whole_is_its_rows_fault(s3) -> None:
     data = encoded(Image.fromarray(pixels(8, 8)), "PNG")
     s3.files["shop/ok.png"] = data
     s3.cut("shop/cut.png", data)
@@ -336,7 +336,7 @@ def test_one_object_that_a_store_never_gives_whole_is_its_rows_fault(s3):
     assert url == "s3://shop/cut.png"
 
 
-def test_a_manifest_is_read_as_images_are(web, quick):
+def test_a_manifest_is_read_as_images_are(web, quick) -> None:
     defaults = RequestDefaults(window=8, vae_factor=8, height=64, width=64, guidance_scale=3.0, allow_http=True)
     web.status("barred.jsonl", 403)
     for name, said in {
@@ -352,7 +352,7 @@ def test_a_manifest_is_read_as_images_are(web, quick):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("what", ["image", "manifest"])
-def test_validate_ends_at_once_when_it_is_told_to(web, tmp_path, number, what):
+def test_validate_ends_at_once_when_it_is_told_to(web, tmp_path: Path, number, what) -> None:
     """With a server that accepts and never answers."""
     name = f"never-{what}-{number}"
     web.hang(name)

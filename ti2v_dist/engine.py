@@ -40,7 +40,7 @@ class Engine:
     none raises; on a CPU it pins torch to `threads` threads (the number decides bits). See `kept_numerics`.
     """
 
-    def __init__(self, model: VideoModel, slots: int = 1, threads: int = 1):
+    def __init__(self, model: VideoModel, slots: int = 1, threads: int = 1) -> None:
         if slots < 1 or threads < 1:
             raise InputError(f"slots is {slots} and threads is {threads}; both must be at least 1")
         self.model, self.slots, self.threads = model, slots, threads

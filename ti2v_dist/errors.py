@@ -17,7 +17,7 @@ class RunError(UserError, RuntimeError):
 class RunBug(RuntimeError):
     """A bug of ours in an actor of a run. Its text is what was raised there; that traceback is a note below its own."""
 
-    def __init__(self, told: str, its_traceback: str):
+    def __init__(self, told: str, its_traceback: str) -> None:
         super().__init__(told)
         self.add_note(f"In the actor:\n{its_traceback}")
 

@@ -110,7 +110,7 @@ class VideoState:
 class NonFiniteLatents(UserError, ArithmeticError):
     """A video's new latents hold NaN or infinity. It is an error of that video, not of its batch."""
 
-    def __init__(self, video_id: str, frame: int):
+    def __init__(self, video_id: str, frame: int) -> None:
         super().__init__(f"video {video_id!r}: frame {frame} has non-finite latents")
         self.video_id, self.frame = video_id, frame
 

@@ -19,7 +19,7 @@ GRAIN_S = 1.0
 class Rate:
     """Frames per second of late. It begins with the first frame, so the start of workers is not in it."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._made: deque[tuple[float, int]] = deque()
 
@@ -64,7 +64,7 @@ class Tally:
     `total` is `done + left`. Of a failed row only the frames that it has are in it.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate = Rate(clock)
         self.done = self.left = 0
         self._rows: dict[str, _Row] = {}

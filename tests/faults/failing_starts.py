@@ -7,13 +7,13 @@ import sys
 from poison.sitecustomize import After
 
 
-def install():
+def install() -> None:
     share = float(os.environ["TI2V_FAILING_STARTS"])
 
-    def fail_some(module):
+    def fail_some(module) -> None:
         begin = module.Engine.__init__
 
-        def sometimes(self, *arguments, **options):
+        def sometimes(self, *arguments, **options) -> None:
             if random.SystemRandom().random() < share:
                 raise OSError(5, "Input/output error", "/models/unet.safetensors")
             begin(self, *arguments, **options)

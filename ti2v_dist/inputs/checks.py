@@ -28,7 +28,7 @@ class Problem:
 class BadValue(InputError):
     """A column of a row, `field`, that holds what it may not."""
 
-    def __init__(self, field: str, message: str):
+    def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
 

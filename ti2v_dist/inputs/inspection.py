@@ -31,7 +31,7 @@ def check_images(
 
 
 class _Inspection:
-    def __init__(self, allow_http: bool, below: tuple[str, ...]):
+    def __init__(self, allow_http: bool, below: tuple[str, ...]) -> None:
         self.allow_http, self.below = allow_http, below
         self.todo: SimpleQueue[str] = SimpleQueue()
         self.done: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()

@@ -41,7 +41,9 @@ _HARMLESS = {"text_model.embeddings.position_ids", "embeddings.position_ids", "t
 class UNet3DVideoModel:
     """A `VideoModel` made of UNet3DConditionModel, AutoencoderKL and CLIPTextModel, all frozen, on one device."""
 
-    def __init__(self, info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", attention: str = "sdpa"):
+    def __init__(
+        self, info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", attention: str = "sdpa"
+    ) -> None:
         """Load the folder of `info`; see `ti2v_dist.models.load_model` for the choices and the errors."""
         check_choice("dtype", dtype, DTYPES)
         check_choice("attention", attention, ATTENTIONS)

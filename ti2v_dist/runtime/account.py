@@ -21,7 +21,7 @@ STOP_POLL_S = 0.1
 class Account:
     """One life's account of its run: `tally` counts the run, `life` what this life of the coordinator has done."""
 
-    def __init__(self, scheduler: Scheduler, upkeep: Upkeep, outages: Outages, endpoint: Endpoint):
+    def __init__(self, scheduler: Scheduler, upkeep: Upkeep, outages: Outages, endpoint: Endpoint) -> None:
         self.scheduler, self.upkeep, self.outages, self.endpoint = scheduler, upkeep, outages, endpoint
         self.tally = upkeep.tally
         self.frames = self.finished = self.failed = 0

@@ -22,7 +22,9 @@ TOLD_AFTER_S = 20.0
 class Classes:
     """`emit` tells the scheduler of a class that is gone, after `patience_s` without a worker."""
 
-    def __init__(self, scheduler: Scheduler, upkeep: Upkeep, patience_s: float, emit: Callable[[events.Event], None]):
+    def __init__(
+        self, scheduler: Scheduler, upkeep: Upkeep, patience_s: float, emit: Callable[[events.Event], None]
+    ) -> None:
         self.scheduler, self.upkeep, self.patience_s, self.emit = scheduler, upkeep, patience_s, emit
         self.newest = ""
         """The class of the worker that came last: as good a guess at a video's as any."""

@@ -47,7 +47,7 @@ class Coordinator:
 
     def __init__(
         self, config: RunConfig, output_url: str, workers: int, gpus_per_worker: float, run_id: str | None = None
-    ):
+    ) -> None:
         """`run_id` is the one that the run began with, under other slots perhaps; by default that of `config`."""
         self.run_id = run_id or config.run_id(output_url)
         begin(run=self.run_id)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Outages:
     """The calls of one process that wait for storage."""
 
-    def __init__(self, metrics: Metrics):
+    def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self._waiting: dict[asyncio.Task[Any], tuple[float, Exception]] = {}
         self._is_told = self._closed = False

@@ -20,7 +20,7 @@ class Stalled(RunError):
 class Patience:
     """That with the workers of one pool. `warn` tells of one that is late: its number, and what is to be said."""
 
-    def __init__(self, stalled_after_s: float, warn: Callable[[int | None, str], None]):
+    def __init__(self, stalled_after_s: float, warn: Callable[[int | None, str], None]) -> None:
         self.stalled_after_s, self.warn = stalled_after_s, warn
         self._longest: dict[str, float] = {}
         self._heard: dict[int, float] = {}  # when each worker answered last

@@ -42,7 +42,7 @@ async def node_of(actor: Any) -> tuple[str, str]:
 class Places:
     """The nodes that are large enough for a worker with `gpus` GPUs."""
 
-    def __init__(self, config: RunConfig, gpus: float, emit: Callable[[events.Event], None]):
+    def __init__(self, config: RunConfig, gpus: float, emit: Callable[[events.Event], None]) -> None:
         self.config, self.gpus, self.emit = config, gpus, emit
         self._large: frozenset[str] = frozenset()
 

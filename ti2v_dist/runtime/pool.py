@@ -51,7 +51,7 @@ class WorkerPool:
         outages: Outages,
         emit: Callable[[events.Event], None],
         accept: Callable[[dict[str, Any]], Awaitable[str]],
-    ):
+    ) -> None:
         self.config, self.output_url = config, output_url
         self.metrics, self.outages, self.emit, self.accept = metrics, outages, emit, accept
         self.largest: VideoRequest | None = None

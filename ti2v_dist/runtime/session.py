@@ -75,7 +75,7 @@ def _check_cluster(address: str) -> None:
 class Handle:
     """The coordinator's actor, seen from here: it may be started again between two calls."""
 
-    def __init__(self, ray: Any, name: str, actor: Any):
+    def __init__(self, ray: Any, name: str, actor: Any) -> None:
         self.ray, self.name, self.actor = ray, name, actor
 
     def ask(self, method: str, *arguments: Any, patience_s: float | None = None) -> Any:

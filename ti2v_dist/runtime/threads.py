@@ -24,7 +24,7 @@ class StorageThreads(ThreadPoolExecutor):
     Answers that come together wake the loop once.
     """
 
-    def __init__(self, count: int):
+    def __init__(self, count: int) -> None:
         super().__init__(count)
         self._loop = asyncio.get_running_loop()
         self._asked: SimpleQueue[_Call | None] = SimpleQueue()

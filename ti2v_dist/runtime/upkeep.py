@@ -44,7 +44,7 @@ class Upkeep:
         outages: Outages,
         stop: Callable[[], None],
         end: Callable[[str], None],
-    ):
+    ) -> None:
         self.store, self.metrics, self.outages = store, metrics, outages
         self.ledger, self.orders = Ledger(store), Orders(store)
         self.stop, self.end = stop, end

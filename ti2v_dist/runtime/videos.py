@@ -58,7 +58,7 @@ class Videos:
         metrics: Metrics,
         emit: Callable[..., None],
         end: Callable[[str], None],
-    ):
+    ) -> None:
         self.config, self.pool, self.upkeep, self.account, self.metrics = config, pool, upkeep, account, metrics
         self.store, self.classes, self.emit, self.end = upkeep.store, classes, emit, end
         self.run_id = run_id

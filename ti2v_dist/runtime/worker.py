@@ -44,7 +44,7 @@ class Worker:
     Any call may raise `DeviceOutOfMemory`, or `DeviceFailure`, after which only a new process can compute.
     """
 
-    def __init__(self, config: RunConfig, output_url: str, log_fields: dict[str, object] | None = None):
+    def __init__(self, config: RunConfig, output_url: str, log_fields: dict[str, object] | None = None) -> None:
         """`log_fields` are given to an actor, whose process then writes its log."""
         if log_fields is not None:
             begin(**log_fields)

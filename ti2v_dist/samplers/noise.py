@@ -46,7 +46,7 @@ class KeyedNoise:
         latent_shape: tuple[int, int, int],
         device: torch.device | str = "cpu",
         executor: Executor | None = None,
-    ):
+    ) -> None:
         assert len(seeds_B) == len(frames_B), (seeds_B, frames_B)
         self._slots = list(zip(seeds_B, frames_B, strict=True))
         self._latent_shape = latent_shape

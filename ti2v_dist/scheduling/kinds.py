@@ -15,7 +15,7 @@ Video = TypeVar("Video")
 class Kinds(Generic[Video]):
     """Memory holds at most two batches for each worker of a kind: one computing, one behind it."""
 
-    def __init__(self, crew: Crew, slots: int):
+    def __init__(self, crew: Crew, slots: int) -> None:
         self.crew, self.of_worker = crew, CALLS_PER_WORKER * slots
         self.let_go: set[str] = set()
         """Kinds without workers whose videos may go on with those of another."""

@@ -36,7 +36,7 @@ class Video:
 class Line:
     """Those of `videos` that need a call, by status, by `share` (see `Kinds`) and, where a batch is made, by group."""
 
-    def __init__(self, videos: Mapping[str, Video], slots: int, share: Callable[[str], str | None]):
+    def __init__(self, videos: Mapping[str, Video], slots: int, share: Callable[[str], str | None]) -> None:
         self.videos, self.slots, self.share = videos, slots, share
         self._turns = Turns[str, tuple]()
 

@@ -28,7 +28,7 @@ SINGLES = (("complete", "finishing", events.Finish), ("new", "encoding", events.
 class Scheduler:
     """Decides what every worker does next. `slots` is the batch size of a worker."""
 
-    def __init__(self, slots: int):
+    def __init__(self, slots: int) -> None:
         self.slots = slots
         self.waiting: deque[Video] = deque()
         self.videos: dict[str, Video] = {}  # admitted ones

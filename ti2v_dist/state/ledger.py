@@ -32,7 +32,7 @@ Key = tuple[str, int]
 class Ledger:
     """Plans, hints and final rows of one run. Blocks on storage, and raises as `CheckpointStore` does."""
 
-    def __init__(self, store: CheckpointStore):
+    def __init__(self, store: CheckpointStore) -> None:
         self.run, self.store = store, store.store
 
     def write_plan(self, plan: Plan) -> None:

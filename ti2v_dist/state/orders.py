@@ -50,7 +50,7 @@ class _Said:
 class Orders:
     """The orders of one run. Blocks on storage, and raises as `CheckpointStore` does."""
 
-    def __init__(self, store: CheckpointStore):
+    def __init__(self, store: CheckpointStore) -> None:
         self.run, self.store, self.ledger = store, store.store, Ledger(store)
         self._read: dict[int, Order] = {}  # they never change
         self._said: dict[str, _Said] = {}

@@ -41,7 +41,7 @@ _FIELDS = {"arrays", "frame", "frames", "parent", "recipe", "request"}
 class CorruptRecord(UserError, ValueError):
     """A stored object that cannot be what was written there. Its video stops; the others go on."""
 
-    def __init__(self, key: str, reason: str):
+    def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"{key}: {reason}")
         self.key, self.reason = key, reason
 

@@ -24,7 +24,7 @@ class RequestMismatch(InputError):
 class FramesDropped(InputError):
     """The frames of a finished video were dropped to free their space: it cannot go on."""
 
-    def __init__(self, video_id: str):
+    def __init__(self, video_id: str) -> None:
         super().__init__(f"video {video_id!r} is finished and gc dropped its frames; nothing more can be made of them")
         self.video_id = video_id
 
@@ -35,7 +35,7 @@ class FramesDropped(InputError):
 class RequestStore:
     """Requests of every video of one run, below `output_url`."""
 
-    def __init__(self, output_url: str):
+    def __init__(self, output_url: str) -> None:
         self.url = output_url
         self.store = Store(output_url)
 

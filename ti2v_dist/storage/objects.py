@@ -60,7 +60,7 @@ class Store:
     tries, and `StoreDenied` for what no retry can mend.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str) -> None:
         """`url` is a local path or `scheme://...`, scheme one of `SCHEMES`; anything else is a `ValueError`."""
         self.scheme = check_scheme(url)
         self.fs = _filesystem(self.scheme)

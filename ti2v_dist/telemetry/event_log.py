@@ -33,7 +33,7 @@ class ReplayDiffers(UserError):
 class EventLog:
     """Records what passes through `handle`, in a folder of this machine; None: nothing. It never ends a run."""
 
-    def __init__(self, place: str | None, scheduler: Scheduler, most_bytes: int = LOG_BYTES):
+    def __init__(self, place: str | None, scheduler: Scheduler, most_bytes: int = LOG_BYTES) -> None:
         self.place, self.scheduler, self.most_bytes = place, scheduler, most_bytes
         self.problem: str | None = None
         """Why nothing is recorded any more."""

@@ -60,7 +60,7 @@ def bind(**fields: object) -> None:
 class Lines(logging.Formatter):
     """A line of plain text, below which a traceback may follow, or one JSON object a line with `exception`."""
 
-    def __init__(self, as_json: bool):
+    def __init__(self, as_json: bool) -> None:
         super().__init__()
         self.as_json = as_json
 

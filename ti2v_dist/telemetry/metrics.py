@@ -160,7 +160,7 @@ class Endpoint:
     `url` is None until then, and `problem` says why.
     """
 
-    def __init__(self, metrics: Metrics, port: int, addr: str):
+    def __init__(self, metrics: Metrics, port: int, addr: str) -> None:
         self.metrics, self.port, self.addr = metrics, port, addr
         self.url: str | None = None
         self.problem: str | None = None

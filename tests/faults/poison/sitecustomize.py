@@ -21,7 +21,7 @@ FIRST_FRAME = {"cuda-once": 1, "exit": 4}
 class After:
     """Puts poison into a room when that is imported, and not before: torch is slow to load."""
 
-    def __init__(self, room, poison):
+    def __init__(self, room, poison) -> None:
         self.room, self.poison = room, poison
 
     def find_spec(self, name, path=None, target=None):
@@ -33,7 +33,7 @@ class After:
         assert spec.loader
         run = spec.loader.exec_module
 
-        def run_and_poison(module):
+        def run_and_poison(module) -> None:
             run(module)
             self.poison(module)
 
@@ -41,7 +41,7 @@ class After:
         return spec
 
 
-def _poison_store(checkpoint):
+def _poison_store(checkpoint) -> None:
     load = checkpoint.CheckpointStore.load
 
     def poisoned(self, request, fingerprint):
@@ -52,7 +52,7 @@ def _poison_store(checkpoint):
     checkpoint.CheckpointStore.load = poisoned
 
 
-def _poison_engine(module):
+def _poison_engine(module) -> None:
     engine = module.Engine
     advance = engine.advance
 
@@ -66,7 +66,7 @@ def _poison_engine(module):
     engine.advance = poisoned
     begin = engine.__init__
 
-    def poisoned_begin(self, *arguments, **options):
+    def poisoned_begin(self, *arguments, **options) -> None:
         if start == "fail":
             raise OSError(5, "Input/output error", "/models/unet.safetensors")
         if start == "exit":
@@ -78,7 +78,7 @@ def _poison_engine(module):
     engine.__init__ = poisoned_begin
 
 
-def _strikes(video_id, kind):
+def _strikes(video_id, kind) -> bool:
     if not kind.endswith("-once"):
         return True
     try:
@@ -88,7 +88,7 @@ def _strikes(video_id, kind):
     return True
 
 
-def _break(kind):
+def _break(kind) -> None:
     if kind == "slow":
         time.sleep(SLOW_S)
         return

@@ -73,7 +73,9 @@ def _optimizers(modules: Any, adamw_lr: float, muon_lr: float) -> list[torch.opt
 class _Stage:
     """One resumable optimisation: modules, their running average, optimizers, a log that goes on where it stopped."""
 
-    def __init__(self, folder: Path, name: str, modules: Any, steps: int, config: TrainConfig, muon_lr: float = 0.0):
+    def __init__(
+        self, folder: Path, name: str, modules: Any, steps: int, config: TrainConfig, muon_lr: float = 0.0
+    ) -> None:
         self.path, self.name, self.steps, self.config = folder / f"{name}.pt", name, steps, config
         self.modules, self.average = modules, copy.deepcopy(modules).requires_grad_(False)
         self.optimizers = _optimizers(modules, config.adamw_lr, muon_lr)
