@@ -20,7 +20,8 @@ from ray_runs import FRAMES_TO_MAKE, TI2V, Ended, Frames, Inputs, Run, wait_unti
 from test_losses import POISON_PATHS
 
 from ti2v_dist.config import load_config
-from ti2v_dist.runtime.worker import FRAMES_AT_ONCE, Worker
+from ti2v_dist.engine import DECODED_AT_ONCE
+from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.scheduling.losses import Leaving
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.telemetry.metrics import LOSS_REASONS
@@ -126,7 +127,7 @@ def test_the_file_in_hand_is_given_up(reference: Run, tmp_path: Path, monkeypatc
     config = load_config(None, [f"model.id={reference.inputs.model}", f"engine.slots={ray_runs.SLOTS}"])
     request = CheckpointStore(str(output)).read_request("bob")
     assert request
-    assert request.num_frames > FRAMES_AT_ONCE + 1, "more than one batch to decode"
+    assert request.num_frames > DECODED_AT_ONCE, "more than one batch to decode"
     leaving, staying = Worker(config, str(output)), Worker(config, str(output))
     leaving.open()
     decode = leaving.engine.decode

@@ -15,8 +15,10 @@ from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.base import VideoModel
 from ti2v_dist.prompts import Prompt, PromptFrom
-from ti2v_dist.samplers import sample_ti2v_zero
+from ti2v_dist.samplers import load_sampler
+from ti2v_dist.samplers.base import Batch
 from ti2v_dist.samplers.noise import KeyedNoise
+from ti2v_dist.specs import WINDOW as WINDOWED
 from ti2v_dist.video import SamplingParams, VideoRequest
 
 K = WINDOW - 1
@@ -28,16 +30,16 @@ class Wrapped:
     """A model whose noise prediction goes through a function of the test's; it notes the rows of each call."""
 
     def __init__(self, model: VideoModel, change: Callable[[Tensor, int, Tensor], Tensor] | None = None) -> None:
-        self.info, self.device, self.alphas_cumprod = model.info, model.device, model.alphas_cumprod
+        self.info, self.device, self.schedule = model.info, model.device, model.schedule
         self.dtype, self.attention = model.dtype, model.attention
         self.encode_text, self.encode_image = model.encode_text, model.encode_image
         self.decode, self.weights_sha256 = model.decode, model.weights_sha256
         self._model, self._change = model, change
         self.rows: list[int] = []
 
-    def predict_noise(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
+    def predict(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
         self.rows.append(len(x_BCFHW))
-        eps = self._model.predict_noise(x_BCFHW, t, text_BLD)
+        eps = self._model.predict(x_BCFHW, t, text_BLD)
         return eps if self._change is None else self._change(eps, t, text_BLD)
 
 
@@ -162,8 +164,8 @@ def test_guidance_prompt_and_seed_are_values_per_slot(engine: Engine) -> None:
 def test_length_decides_no_frame(engine: Engine) -> None:
     params = replace(PARAMS, sampler="replace")
     short, long = (ok(engine.advance([start(engine, params=params, num_frames=n)]))[0] for n in (3, WINDOW))
-    assert (len(short.latents_FCHW), len(long.latents_FCHW)) == (2, WINDOW - 1)
-    assert np.array_equal(short.latents_FCHW, long.latents_FCHW[:2])
+    assert len(short.latents_FCHW) == WINDOW - 1
+    assert np.array_equal(short.latents_FCHW, long.latents_FCHW)
 
 
 def test_noise_is_keyed_by_the_seed_and_the_new_frame(model: VideoModel) -> None:
@@ -176,7 +178,8 @@ def test_noise_is_keyed_by_the_seed_and_the_new_frame(model: VideoModel) -> None
     )
     noise, guidance = KeyedNoise([101], [2], (4, SIZE // 8, SIZE // 8)), torch.tensor([4.0])
     queue = queue.transpose(1, 2).contiguous()
-    sample = sample_ti2v_zero(model, queue, text, negative, noise, state.request.params, guidance)
+    batch = Batch(queue, text, negative, guidance, noise, [{}])
+    sample = load_sampler("ti2v_zero")(model, batch, state.request.params)
     (chunk,) = ok(engine.advance([state]))
     assert np.array_equal(chunk.latents_FCHW[0], sample.latents_BCFHW[0, :, 0].numpy())
 
@@ -262,12 +265,29 @@ def test_a_frame_decodes_alike_among_any_others(engine: Engine) -> None:
         ({"params": replace(PARAMS, sampler="replace"), "num_frames": 5}, "num_frames is 5; .* 2 to 4 frames"),
     ],
 )
-def test_requests_that_the_model_cannot_make_are_refused(change: dict, message: str) -> None:
+def test_requests_that_the_model_cannot_make_are_refused(model: VideoModel, change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(request(), **change).check_against_model(window=WINDOW, vae_factor=8)
-    request().check_against_model(window=WINDOW, vae_factor=8)
+        replace(request(), **change).check_against_model(model.info)
+    request().check_against_model(model.info)
     with pytest.raises(ValueError, match="height is 31; it must be a multiple of 2"):
-        replace(request(), height=31).check_against_model(window=WINDOW, vae_factor=1)
+        replace(request(), height=31).check_against_model(replace(model.info, vae_factor=1))
+    blind = replace(model.info, capabilities=frozenset({WINDOWED}))
+    reference = replace(request(), params=replace(PARAMS, sampler="ti2v_zero_reference"))
+    with pytest.raises(ValueError, match="the model has no pictures: choose one of ti2v_zero, replace"):
+        reference.check_against_model(blind)
+
+
+def test_a_prompt_changes_where_a_chunk_begins(model: VideoModel) -> None:
+    fours = replace(model.info, frames_per_latent=4)
+    for frame, near in ((1, ""), (5, ""), (9, ""), (2, "1 or 5"), (8, "5 or 9")):
+        asked = replace(request(), prompt=[{"from_frame": 0, "prompt": "a"}, {"from_frame": frame, "prompt": "b"}])
+        asked.check_against_model(model.info)
+        if near:
+            message = f"begins at frame {frame}, in the middle of a chunk of 4 frames: choose {near}"
+            with pytest.raises(ValueError, match=message):
+                asked.check_against_model(fours)
+        else:
+            asked.check_against_model(fours)
 
 
 def test_batches_that_do_not_fit_are_refused(engine: Engine) -> None:

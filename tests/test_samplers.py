@@ -12,14 +12,18 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
-from ti2v_dist.samplers import SAMPLERS, sample_replace, sample_ti2v_zero, sample_ti2v_zero_reference
-from ti2v_dist.samplers.ddim import ddim_step, q_sample, renoise, timestep_pairs, timesteps
+from ti2v_dist.errors import InputError
+from ti2v_dist.samplers import load_sampler
+from ti2v_dist.samplers.base import Batch
 from ti2v_dist.samplers.noise import KeyedNoise, Purpose, gaussian
-from ti2v_dist.video import SAMPLER_NAMES, SamplingParams
+from ti2v_dist.schedules import VP, Flow, Schedule, timestep_pairs, timesteps
+from ti2v_dist.specs import SAMPLERS
+from ti2v_dist.video import SamplingParams
 
 LATENT = (4, 3, 5)
 WINDOW, K = 4, 3
 ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+SCHEDULE = VP(ALPHAS.tolist())
 Predict = Callable[[Tensor, int, Tensor], Tensor]
 
 
@@ -43,16 +47,14 @@ class Info(NamedTuple):
 class FakeModel:
     """Keeps (t, x_BCFHW) of every call; its "VAE" is a scale of 2 and 8-bit pixels."""
 
-    def __init__(self, predict: Predict = mixing, window: int = WINDOW) -> None:
-        self.predict = predict
-        self.info = Info(window)
-        self.alphas_cumprod = ALPHAS
+    def __init__(self, network: Predict = mixing, window: int = WINDOW, schedule: Schedule = SCHEDULE) -> None:
+        self.network, self.info, self.schedule = network, Info(window), schedule
         self.calls: list[tuple[int, Tensor]] = []
 
-    def predict_noise(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
+    def predict(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
         assert len(x_BCFHW) == len(text_BLD)
         self.calls.append((t, x_BCFHW.clone()))
-        return self.predict(x_BCFHW, t, text_BLD)
+        return self.network(x_BCFHW, t, text_BLD)
 
     def encode_image(self, image_BCHW: Tensor) -> Tensor:
         return torch.cat([image_BCHW, image_BCHW[:, :1]], 1) / 2
@@ -73,7 +75,8 @@ def run(
     random = torch.Generator().manual_seed(0)
     queue = torch.randn(2, LATENT[0], params.context_frames, *LATENT[1:], generator=random)
     text, negative = torch.randn(2, 6, 8, generator=random), torch.randn(2, 6, 8, generator=random)
-    sample = SAMPLERS[params.sampler](model, queue, text, negative, noise or keyed(), params, torch.tensor([g, g + 1]))
+    batch = Batch(queue, text, negative, torch.tensor([g, g + 1]), noise or keyed(), [{}, {}])
+    sample = load_sampler(params.sampler)(model, batch, params)
     return queue, sample.latents_BCFHW, sample.context_BCFHW
 
 
@@ -97,12 +100,44 @@ def test_t_start_moves_the_first_timestep_only() -> None:
     assert timestep_pairs(params(S=2, t_start=9)) == [(9, 1), (1, 0)]
 
 
-def test_renoise_is_the_forward_process_across_an_interval() -> None:
-    z, first, second = torch.randn(3, 100_000, generator=torch.Generator().manual_seed(1)).unbind()
-    x = renoise(q_sample(z, 0.8, first), 0.3, 0.8, second)
-    noise = (x - sqrt(0.3) * z) / sqrt(0.7)
+@pytest.mark.parametrize("schedule", [SCHEDULE, Flow()], ids=["VP", "Flow"])
+@pytest.mark.parametrize(("t", "t_prev"), [(901, 801), (501, 1), (1, 0)])
+def test_renoise_is_the_forward_process_across_an_interval(schedule: Schedule, t: int, t_prev: int) -> None:
+    z, first, second = torch.randn(3, 400_000, generator=torch.Generator().manual_seed(1)).unbind()
+    x = schedule.renoise(schedule.q_sample(z, t_prev, first), t, t_prev, second)
+    zero, one = torch.zeros(1), torch.ones(1)
+    signal, sigma = schedule.q_sample(one, t, zero).item(), schedule.q_sample(zero, t, one).item()
+    # ᾱ at t' = 0 is not 1: the last interval of a VP schedule keeps a little noise of its own.
+    noise = (x - signal * z) / sigma
     assert noise.std().item() == pytest.approx(1, abs=0.01)
     assert (noise * z).mean().item() == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, VP(ALPHAS.tolist(), "v_prediction"), Flow()], ids=["VP", "v", "Flow"])
+def test_a_step_along_the_very_noise_stays_on_the_forward_process(schedule: Schedule) -> None:
+    z, noise = torch.randn(2, 1000, generator=torch.Generator().manual_seed(2)).double().unbind()
+    alpha = ALPHAS[700].item()
+    predictions = {SCHEDULE: noise}.get(schedule, sqrt(alpha) * noise - sqrt(1 - alpha) * z)
+    predicted = noise - z if isinstance(schedule, Flow) else predictions
+    stepped = schedule.step(schedule.q_sample(z, 700, noise), predicted, 700, 300)
+    torch.testing.assert_close(stepped, schedule.q_sample(z, 300, noise))
+
+
+def test_a_prediction_that_is_not_known_is_named() -> None:
+    with pytest.raises(InputError, match="prediction is 'sample'; choose one of epsilon, v_prediction"):
+        VP(ALPHAS.tolist(), "sample")
+
+
+def test_ti2v_zero_runs_on_rectified_flow() -> None:
+    """A model that knows where its latents lie takes the new one there, whatever the noise."""
+    queue = run(FakeModel(), params())[0]
+
+    def velocity(x: Tensor, t: int, text: Tensor) -> Tensor:
+        known = torch.cat([queue, queue[:, :, -1:]], 2).repeat(2, 1, 1, 1, 1)
+        return (x - known) / (t / 1000)
+
+    _, latents, _ = run(FakeModel(velocity, schedule=Flow()), params())
+    torch.testing.assert_close(latents, queue[:, :, -1:], rtol=1e-4, atol=1e-4)
 
 
 def test_noise_is_pinned() -> None:
@@ -180,7 +215,7 @@ def test_predicting_the_very_noise_ends_at_q_sample_of_the_last_latent(sampler) 
 
     _, latents, _ = run(FakeModel(very_noise), params(sampler))
     last_noise = seen[-1][:2, :, -1:]
-    assert torch.allclose(latents, q_sample(queue[:, :, -1:], ALPHAS[0].item(), last_noise), atol=1e-4)
+    assert torch.allclose(latents, SCHEDULE.q_sample(queue[:, :, -1:], 0, last_noise), atol=1e-4)
 
 
 @pytest.mark.parametrize("init", ["inversion", "gaussian"])
@@ -211,7 +246,7 @@ def test_context_noise_is_drawn_once_per_timestep_and_only_the_new_frame_moves()
     noise = keyed()
     for step, t in enumerate([751, 501, 251, 1]):
         windows = [x[:2] for called_at, x in model.calls if called_at == t]
-        s_t = q_sample(queue, ALPHAS[t].item(), noise.draw(Purpose.CONTEXT, step, 0, K))
+        s_t = SCHEDULE.q_sample(queue, t, noise.draw(Purpose.CONTEXT, step, 0, K))
         assert all(torch.equal(window[:, :, :K], s_t) for window in windows)
         assert len({window[:, :, K:].sum().item() for window in windows}) == len(windows)
 
@@ -220,13 +255,12 @@ def test_x_is_renoised_from_t_prime_back_to_t() -> None:
     model = FakeModel(lambda x, t, text: 0.1 * x)
     run(model, params(S=2, U=2))
     (_, first), (_, second), (t_last, last) = model.calls
-    a, a_prev = ALPHAS[501].item(), ALPHAS[1].item()
-    x_prev = ddim_step(first[:2, :, K:], 0.1 * first[:2, :, K:], a, a_prev)
-    expected = renoise(x_prev, a, a_prev, keyed().draw(Purpose.RENOISE, 0, 1, 1))
+    x_prev = SCHEDULE.step(first[:2, :, K:], 0.1 * first[:2, :, K:], 501, 1)
+    expected = SCHEDULE.renoise(x_prev, 501, 1, keyed().draw(Purpose.RENOISE, 0, 1, 1))
     assert torch.allclose(second[:2, :, K:], expected, atol=1e-5)
     # The last iteration's x' is what the next timestep starts from.
     assert t_last == 1
-    x = ddim_step(second[:2, :, K:], 0.1 * second[:2, :, K:], a, a_prev)
+    x = SCHEDULE.step(second[:2, :, K:], 0.1 * second[:2, :, K:], 501, 1)
     assert torch.allclose(last[:2, :, K:], x, atol=1e-5)
 
 
@@ -235,9 +269,10 @@ def test_unconditional_rows_come_first() -> None:
     model = FakeModel(lambda x, t, text: text[:, :1, :1, None, None].expand_as(x))
     start, g = keyed().draw(Purpose.INIT, 0, 0, 1), torch.tensor([3.0, 5.0])
     settings = params(S=1, t_start=400, init="gaussian")
-    sample = sample_ti2v_zero(model, torch.zeros(2, 4, K, 3, 5), rows[2:], rows[:2], keyed(), settings, g)
+    batch = Batch(torch.zeros(2, 4, K, 3, 5), rows[2:], rows[:2], g, keyed(), [{}, {}])
+    sample = load_sampler("ti2v_zero")(model, batch, settings)
     eps = torch.tensor([1 + 3 * 9.0, 2 + 5 * 18.0]).view(2, 1, 1, 1, 1)
-    expected = ddim_step(start, eps, ALPHAS[400].item(), ALPHAS[0].item())
+    expected = SCHEDULE.step(start, eps, 400, 0)
     assert torch.allclose(sample.latents_BCFHW, expected, atol=1e-4)
 
 
@@ -248,11 +283,10 @@ def test_reference_steps_and_renoises_the_whole_window() -> None:
     assert [t for t, _ in model.calls] == [667, 667, 334, 334, 1, 1]  # re-noised at the last timestep too
     for step, (t, t_prev) in enumerate(pairs):
         first, second = (x[:2] for called_at, x in model.calls if called_at == t)
-        a, a_prev = ALPHAS[t].item(), ALPHAS[t_prev].item()
-        assert torch.equal(first[:, :, :K], q_sample(queue, a, noise.draw(Purpose.CONTEXT, step, 0, K)))
-        s_prev = q_sample(queue, a_prev, noise.draw(Purpose.NEXT_CONTEXT, step, 0, K))
+        assert torch.equal(first[:, :, :K], SCHEDULE.q_sample(queue, t, noise.draw(Purpose.CONTEXT, step, 0, K)))
+        s_prev = SCHEDULE.q_sample(queue, t_prev, noise.draw(Purpose.NEXT_CONTEXT, step, 0, K))
         again = noise.draw(Purpose.RENOISE, step, 1, K + 1)
-        assert torch.allclose(second[:, :, :K], renoise(s_prev, a, a_prev, again[:, :, :K]), atol=1e-6)
+        assert torch.allclose(second[:, :, :K], SCHEDULE.renoise(s_prev, t, t_prev, again[:, :, :K]), atol=1e-6)
 
 
 def test_reference_slides_encoded_pixels() -> None:
@@ -270,7 +304,7 @@ def test_reference_starts_from_pure_noise_or_the_inverted_latent() -> None:
         queue, _, _ = run(model, params("ti2v_zero_reference", init=init, t_start=t_start))
         t, x = model.calls[0]
         fresh = keyed().draw(Purpose.INIT, 0, 0, 1)
-        inverted = q_sample(queue[:, :, -1:], ALPHAS[t_start].item(), fresh)
+        inverted = SCHEDULE.q_sample(queue[:, :, -1:], t_start, fresh)
         assert t == t_start
         assert torch.equal(x[:2, :, K:], fresh if init == "gaussian" else inverted)
 
@@ -281,14 +315,13 @@ def test_replace_makes_one_window_whose_first_frame_is_replaced_at_every_step() 
     assert (latents.shape[2], context) == (5, None)
     noise = keyed()
     for step, (t, x) in enumerate(model.calls):
-        z_t = q_sample(queue[:, :, -1:], ALPHAS[t].item(), noise.draw(Purpose.CONTEXT, step, 0, 1))
+        z_t = SCHEDULE.q_sample(queue[:, :, -1:], t, noise.draw(Purpose.CONTEXT, step, 0, 1))
         assert x.shape[2] == 6
         assert torch.equal(x[:2, :, :1], z_t)
     assert torch.equal(model.calls[0][1][:2, :, 1:], noise.draw(Purpose.INIT, 0, 0, 5))
 
 
-def test_registry_is_complete() -> None:
-    assert tuple(SAMPLERS) == SAMPLER_NAMES
-    assert SAMPLERS["ti2v_zero"] is sample_ti2v_zero
-    assert SAMPLERS["ti2v_zero_reference"] is sample_ti2v_zero_reference
-    assert SAMPLERS["replace"] is sample_replace
+def test_every_sampler_has_its_function() -> None:
+    functions = {name: load_sampler(name) for name in SAMPLERS}
+    assert len(set(functions.values())) == len(SAMPLERS)
+    assert {function.__module__.rpartition(".")[0] for function in functions.values()} == {"ti2v_dist.samplers"}

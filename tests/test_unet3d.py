@@ -86,7 +86,7 @@ def test_denoising_loop_is_the_pipelines(folder: Path, pipeline: Any, attention:
     text = torch.cat([model.encode_text(["", ""]), model.encode_text(PROMPTS)])
     x = start
     for t in schedule.timesteps.tolist():
-        empty, full = model.predict_noise(torch.cat([x, x]), t, text).chunk(2)
+        empty, full = model.predict(torch.cat([x, x]), t, text).chunk(2)
         x = schedule.step(empty + guidance * (full - empty), t, x).prev_sample
     # The pipeline runs sdpa; another kernel rounds in proportion to latents as large as 14.
     torch.testing.assert_close(x, expected, rtol=0 if attention == "sdpa" else 1e-5, atol=1e-5)
@@ -131,9 +131,9 @@ def test_half_precision_is_near_and_speaks_float32(
     assert half._unet.dtype == half._text_encoder.dtype == getattr(torch, dtype)
     assert half._vae.dtype == vae_dtype
     x, text = _noise(2, 4, WINDOW, 4, 4), model.encode_text(PROMPTS)
-    noise, latent = half.predict_noise(x, 501, text), half.encode_image(_noise(1, 3, SIZE, SIZE))
+    noise, latent = half.predict(x, 501, text), half.encode_image(_noise(1, 3, SIZE, SIZE))
     assert noise.dtype == latent.dtype == half.encode_text(PROMPTS).dtype == torch.float32
-    torch.testing.assert_close(noise, model.predict_noise(x, 501, text), rtol=0, atol=0.05)
+    torch.testing.assert_close(noise, model.predict(x, 501, text), rtol=0, atol=0.05)
     difference = half.decode(latent).float() - model.decode(latent).float()
     assert difference.abs().mean() < 2
 
@@ -146,13 +146,13 @@ def test_everything_is_frozen(model: UNet3DVideoModel) -> None:
 
 def test_every_frame_and_the_text_reach_every_frame(model: UNet3DVideoModel) -> None:
     x, text = _noise(2, 4, WINDOW, 4, 4), model.encode_text(PROMPTS)
-    noise = model.predict_noise(x, 501, text)
+    noise = model.predict(x, 501, text)
     for frame in range(WINDOW):
         changed = x.clone()
         changed[:, :, frame] += 1
-        assert (model.predict_noise(changed, 501, text) - noise).abs().amax((0, 1, 3, 4)).min() > 1e-3
-    assert (model.predict_noise(x, 501, text.flip(0)) - noise).abs().amax((0, 1, 3, 4)).min() > 1e-3
-    assert (model.predict_noise(x, 1, text) - noise).abs().max() > 1e-3
+        assert (model.predict(changed, 501, text) - noise).abs().amax((0, 1, 3, 4)).min() > 1e-3
+    assert (model.predict(x, 501, text.flip(0)) - noise).abs().amax((0, 1, 3, 4)).min() > 1e-3
+    assert (model.predict(x, 1, text) - noise).abs().max() > 1e-3
 
 
 def test_float16_files_load_into_float32_and_serve_as_the_variant(copy: Path, model: UNet3DVideoModel) -> None:
@@ -168,7 +168,7 @@ def test_float16_files_load_into_float32_and_serve_as_the_variant(copy: Path, mo
     assert isinstance(halved, UNet3DVideoModel)
     assert halved._unet.dtype == torch.float32
     x, text = _noise(1, 4, WINDOW, 4, 4), model.encode_text(PROMPTS[:1])
-    torch.testing.assert_close(halved.predict_noise(x, 501, text), model.predict_noise(x, 501, text), rtol=0, atol=5e-3)
+    torch.testing.assert_close(halved.predict(x, 501, text), model.predict(x, 501, text), rtol=0, atol=5e-3)
     assert halved.weights_sha256() != model.weights_sha256()
 
 
@@ -178,7 +178,7 @@ def test_sharded_weights_load(copy: Path, model: UNet3DVideoModel) -> None:
     unet.save_pretrained(copy / "unet", max_shard_size="200KB")
     assert len(list((copy / "unet").glob("*-of-*.safetensors"))) > 1
     x, text = _noise(1, 4, WINDOW, 4, 4), model.encode_text(PROMPTS[:1])
-    assert torch.equal(load_model(read_info(str(copy))).predict_noise(x, 9, text), model.predict_noise(x, 9, text))
+    assert torch.equal(load_model(read_info(str(copy))).predict(x, 9, text), model.predict(x, 9, text))
 
 
 def test_names_of_older_files_load(copy: Path, model: UNet3DVideoModel) -> None:

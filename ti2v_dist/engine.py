@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,16 +19,18 @@ from torch import Tensor
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
-from ti2v_dist.models.base import VideoModel
-from ti2v_dist.samplers import SAMPLERS
+from ti2v_dist.models.base import StreamingModel, VideoModel
+from ti2v_dist.samplers import load_sampler
+from ti2v_dist.samplers.base import Batch, Sample, to_image
 from ti2v_dist.samplers.noise import KeyedNoise
-from ti2v_dist.samplers.ti2v_zero import Sample, to_image
 from ti2v_dist.video import VideoRequest
 
 NUMERICS_VERSION = 1
 """Raised by every change of this package that may change a frame's bits."""
 
 DECODE_BATCH = 4
+DECODED_AT_ONCE = 16
+"""Latents decoded before their frames are given on: what bounds the memory of a long video."""
 
 # CUDA's matrix products read it when they start, which may be as soon as a model is on its device: before any engine.
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -60,20 +63,22 @@ class Engine:
         request = replace(largest, params=params)
         encoded = self.encode(request, np.zeros((request.height, request.width, 3), np.uint8))
         self.advance([VideoState.start(request, encoded)] * self.slots)
-        self.decode(np.repeat(encoded.latent_CHW[None], DECODE_BATCH, axis=0))
+        next(self.frames(iter([encoded.latent_CHW] * DECODE_BATCH)))
 
     @torch.inference_mode()
-    def encode(self, request: VideoRequest, image_HWC: np.ndarray) -> Encoded:
-        """What `request` starts from; `image_HWC` is its first frame, uint8 RGB of exactly the request's size."""
-        expected = (request.height, request.width, 3)
-        if image_HWC.shape != expected or image_HWC.dtype != np.uint8:
-            raise ValueError(f"the image is {image_HWC.dtype} {image_HWC.shape}; it must be uint8 {expected}")
-        latent_CHW = self.model.encode_image(to_image(self._to_device(image_HWC[None])))[0]
+    def encode(self, request: VideoRequest, image_HWC: np.ndarray, *given_HWC: np.ndarray) -> Encoded:
+        """What `request` starts from: its first frame, and those that are given, uint8 RGB of the request's size."""
+        images = (image_HWC, *given_HWC)
+        if len(images) != 1 + len(request.given):
+            raise ValueError(f"{len(images)} images were given to a video of {1 + len(request.given)}")
+        # One at a time: the shape of the batch decides bits.
+        latent_CHW, *given = [_to_numpy(self.model.encode_image(self._image(image, request))[0]) for image in images]
         # Always in pairs: the shape of the batch decides bits.
         pairs = [_to_numpy(self.model.encode_text([text, request.negative_prompt])) for text in request.texts]
         text_LD, negative_text_LD = pairs[0]
         later_text_PLD = np.stack([pair[0] for pair in pairs[1:]]) if pairs[1:] else None
-        return Encoded(image_HWC, _to_numpy(latent_CHW), text_LD, negative_text_LD, later_text_PLD)
+        stacked = (np.stack(given_HWC), np.stack(given)) if given else ()
+        return Encoded(image_HWC, latent_CHW, text_LD, negative_text_LD, later_text_PLD, *stacked)
 
     @torch.inference_mode()
     def advance(self, states: Sequence[VideoState]) -> list[Chunk | NonFiniteLatents]:
@@ -105,6 +110,17 @@ class Engine:
             raise ValueError("there are 0 latents to decode; give at least 1")
         return np.concatenate(frames)
 
+    def frames(self, latents_CHW: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """uint8 frames_FHWC of a video's latents, from the first one on, some at a time."""
+        if not isinstance(self.model, StreamingModel):
+            while batch := list(islice(latents_CHW, DECODED_AT_ONCE)):
+                yield self.decode(np.stack(batch))
+            return
+        stream = self.model.stream()
+        for latent_CHW in latents_CHW:
+            with torch.inference_mode():
+                yield _to_numpy(stream(self._to_device(latent_CHW[None])))
+
     def report(self) -> dict[str, str | int]:
         """What decides the bits of a frame besides its request: part of a run's fingerprint."""
         model, on_gpu = self.model, self.model.device.type == "cuda"
@@ -134,13 +150,13 @@ class Engine:
         if len(groups) > 1:
             raise ValueError(f"videos of {len(groups)} batch groups cannot share a batch: {sorted(map(str, groups))}")
         for state in states:
-            state.request.check_against_model(self.model.info.window, self.model.info.vae_factor)
+            state.request.check_against_model(self.model.info)
             if state.is_complete:
                 raise ValueError(f"video {state.request.id!r} is complete at frame {state.frame}")
-            if state.request.params.sampler == "replace" and state.frame > 0:
+            if state.request.params.spec.is_one_window and state.frame > state.request.lead:
                 raise ValueError(
-                    f"video {state.request.id!r} is at frame {state.frame}; sampler 'replace' makes a whole window "
-                    "at once and cannot go on from there"
+                    f"video {state.request.id!r} is at frame {state.frame}; sampler {state.request.params.sampler!r} "
+                    "makes a whole window at once and cannot go on from there"
                 )
 
     def _sample(self, slots: Sequence[VideoState | None]) -> Sample:
@@ -158,29 +174,43 @@ class Engine:
         seeds = [None if state is None else state.request.seed for state in slots]
         frames = [0 if state is None else state.frame + 1 for state in slots]
         _, C, H, W = one.queue.latents_KCHW.shape
-        return SAMPLERS[one.request.params.sampler](
-            self.model,
+        batch = Batch(
             self._to_device(queue_BKCHW).transpose(1, 2).contiguous(),
             self._to_device(text_BLD),
             self._to_device(negative_text_BLD),
-            KeyedNoise(seeds, frames, (C, H, W), self.model.device, self._executor),
-            one.request.params,
             self._to_device(guidance_B),
+            KeyedNoise(seeds, frames, (C, H, W), self.model.device, self._executor),
+            [None if state is None else state.ahead(self._chunk(state)) for state in slots],
         )
+        return load_sampler(one.request.params.sampler)(self.model, batch, one.request.params)
+
+    def _chunk(self, state: VideoState) -> int:
+        """Latents that one call makes of a video."""
+        params = state.request.params
+        return params.spec.chunk_latents(self.model.info.window, params.context_frames)
+
+    def _image(self, image_HWC: np.ndarray, request: VideoRequest) -> Tensor:
+        """The encoder's image_1CHW."""
+        expected = (request.height, request.width, 3)
+        if image_HWC.shape != expected or image_HWC.dtype != np.uint8:
+            raise ValueError(f"the image is {image_HWC.dtype} {image_HWC.shape}; it must be uint8 {expected}")
+        return to_image(self._to_device(image_HWC[None]))
 
     def _result(self, state: VideoState, sample: Sample, slot: int) -> Chunk | NonFiniteLatents:
-        first, missing = state.frame + 1, state.request.num_frames - 1 - state.frame
-        # `replace` always makes its whole window, so that a video's length decides no frame.
+        first = state.frame + 1
+        # Between given frames, what lies behind the last one in sight waits for the next window.
+        until = max(state.ahead(self._chunk(state)), default=self._chunk(state) - 1) + 1
         latents, context = (
-            batch if batch is None else _to_numpy(batch[slot, :, :missing].transpose(0, 1)) for batch in sample
+            batch if batch is None else _to_numpy(batch[slot, :, :until].transpose(0, 1)) for batch in sample
         )
         assert latents is not None
         finite_F = np.isfinite(latents).all((1, 2, 3))
         if context is not None:
             finite_F &= np.isfinite(context).all((1, 2, 3))
         if not finite_F.all():
-            return NonFiniteLatents(state.request.id, first + int(np.argmin(finite_F)))
-        return Chunk(state.request.id, first, latents, context)
+            r = self.model.info.frames_per_latent
+            return NonFiniteLatents(state.request.id, first + int(np.argmin(finite_F)) * r)
+        return Chunk(state.request.id, first, latents, context, self.model.info.frames_per_latent)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.tensor(array).to(self.model.device)  # a copy: what came out of a store or Ray is read-only

@@ -17,7 +17,7 @@ from ti2v_dist.video import VideoRequest
 class Encoded:
     """What a new video starts from: its first frame (uint8, pixels), z0 and the text embeddings (float32).
 
-    `later_text_PLD` are those of a prompt schedule's P later texts.
+    `later_text_PLD` are those of a prompt schedule's P later texts; `given_*` are the N later frames that are given.
     """
 
     image_HWC: np.ndarray
@@ -25,31 +25,40 @@ class Encoded:
     text_LD: np.ndarray
     negative_text_LD: np.ndarray
     later_text_PLD: np.ndarray | None = None
+    given_images_NHWC: np.ndarray | None = None
+    given_latents_NCHW: np.ndarray | None = None
 
     @property
     def is_finite(self) -> bool:
         """True when no value is NaN or infinite."""
-        arrays = (self.latent_CHW, self.text_LD, self.negative_text_LD, self.later_text_PLD)
+        text = (self.text_LD, self.negative_text_LD, self.later_text_PLD)
+        arrays = (self.latent_CHW, self.given_latents_NCHW, *text)
         return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """New frames of one video: latents for frames `first_frame` onwards, float32.
+    """New frames of one video: F latents for frames `first_frame` onwards, float32, each for several where told.
 
-    `context_FCHW` is what enters the queue where that differs from the latents (`ti2v_zero_reference` slides
-    re-encoded pixels).
+    It may reach beyond the last frame that was asked for, so that a video's length decides no frame. `context_FCHW` is
+    what enters the queue where that differs from the latents (`ti2v_zero_reference` slides re-encoded pixels).
     """
 
     video_id: str
     first_frame: int
     latents_FCHW: np.ndarray
     context_FCHW: np.ndarray | None = None
+    frames_per_latent: int = 1
+
+    @property
+    def frames(self) -> int:
+        """How many frames it stands for."""
+        return len(self.latents_FCHW) * self.frames_per_latent
 
     @property
     def last_frame(self) -> int:
         """Index of the chunk's last frame."""
-        return self.first_frame + len(self.latents_FCHW) - 1
+        return self.first_frame + self.frames - 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,10 @@ class LatentQueue:
 
 @dataclass(frozen=True)
 class VideoState:
-    """All that is needed to compute a video's next frame, on any machine. `frame` is the last one that exists."""
+    """All that is needed to compute a video's next chunk, on any machine. `frame` is the last one that exists.
+
+    `given_NCHW` are the latents of the frames that are given after the first gap.
+    """
 
     request: VideoRequest
     frame: int
@@ -79,12 +91,16 @@ class VideoState:
     text_LD: np.ndarray
     negative_text_LD: np.ndarray
     later_text_PLD: np.ndarray | None = None
+    given_NCHW: np.ndarray | None = None
 
     @classmethod
     def start(cls, request: VideoRequest, encoded: Encoded) -> "VideoState":
-        """A video of which only frame 0 exists."""
-        queue = LatentQueue.repeat(encoded.latent_CHW, request.params.context_frames)
-        return cls(request, 0, queue, encoded.text_LD, encoded.negative_text_LD, encoded.later_text_PLD)
+        """A video of which only the first frames exist, those that are given; the oldest one is repeated."""
+        queue, lead, given = LatentQueue.repeat(encoded.latent_CHW, request.params.context_frames), request.lead, None
+        if encoded.given_latents_NCHW is not None:
+            queue, given = queue.push(encoded.given_latents_NCHW[:lead]), encoded.given_latents_NCHW[lead:]
+        text = (encoded.text_LD, encoded.negative_text_LD, encoded.later_text_PLD)
+        return cls(request, lead, queue, *text, given if given is not None and len(given) else None)
 
     @property
     def next_text_LD(self) -> np.ndarray:
@@ -94,6 +110,14 @@ class VideoState:
             return self.text_LD
         assert self.later_text_PLD is not None, self.request.id
         return self.later_text_PLD[number - 1]
+
+    def ahead(self, latents: int) -> dict[int, np.ndarray]:
+        """Which of the next latents are given: their places, counted from 0, and values_CHW."""
+        if self.given_NCHW is None:
+            return {}
+        later = zip(self.request.given[self.request.lead :], self.given_NCHW, strict=True)
+        places = ((given.frame - self.frame - 1, latent) for given, latent in later)
+        return {place: latent for place, latent in places if 0 <= place < latents}
 
     @property
     def is_complete(self) -> bool:

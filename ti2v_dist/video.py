@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,16 @@ import numpy as np
 from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.errors import InputError
 from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
+from ti2v_dist.specs import SAMPLERS, Limits, SamplerSpec
 
-SAMPLER_NAMES = ("ti2v_zero", "ti2v_zero_reference", "replace")
+SAMPLER_NAMES = tuple(SAMPLERS)
 INIT_NAMES = ("inversion", "gaussian")
 TRAIN_TIMESTEPS = 1000
 MAX_SEED = 2**64 - 1
 _NTSC = (24, 30, 48, 60, 120)
 """Whole rates of which television takes 1000/1001, and writes that to three places: 23.976, 29.97, 59.94."""
+_LATER = ("origin", "generation", "given")
+"""Fields that a request of an earlier version does not have, and one without them does not show."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -33,6 +37,16 @@ def check_range(name: str, value: float, low: float, high: float | None = None) 
     if not (value >= low and (high is None or value <= high)):
         limit = f"at least {low}" if high is None else f"{low} to {high}"
         raise InputError(f"{name} is {value!r}; it must be {limit}")
+
+
+def check_boundary(what: str, frame: int, first: int, frames: int) -> None:
+    """Raise `ValueError`, naming the nearest ones, unless chunks of so many frames have a boundary there.
+
+    `first` is where the first boundary may lie.
+    """
+    if beyond := (frame - first) % frames:
+        near = " or ".join(str(f) for f in (frame - beyond, frame - beyond + frames) if f >= first)
+        raise InputError(f"{what} {frame}, in the middle of a chunk of {frames} frames: choose {near}")
 
 
 def rounded_rate(fps: float) -> int | float:
@@ -88,6 +102,11 @@ class SamplingParams:
         check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
 
     @property
+    def spec(self) -> SamplerSpec:
+        """What is known of the sampler."""
+        return SAMPLERS[self.sampler]
+
+    @property
     def first_timestep(self) -> int:
         """t_1, the noisiest timestep."""
         if self.t_start is not None:
@@ -117,13 +136,22 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Given:
+    """A later frame of a video that is given and not made; its image as `VideoRequest` tells of the first one's."""
+
+    frame: int
+    image: str = ""
+    image_uri: str = ""
+
+
+@dataclass(frozen=True)
 class VideoRequest:
     """One video to make, every default filled in. Sizes in pixels; `fps` is frames per second, see `exact_rate`.
 
     `prompt` is a text or a prompt schedule. `image` is an absolute path or URL to read from and `image_uri` is what the
     user wrote: the same request may find its image elsewhere on another machine, and a fork its first frames at its
-    `origin`. `extra` holds the manifest's other columns, passed through to the output. `generation` counts how often
-    the video was extended.
+    `origin`. `given` are the frames after frame 0 that are given too, in their order. `extra` holds the manifest's
+    other columns, passed through to the output. `generation` counts how often the video was extended.
     """
 
     id: str
@@ -140,18 +168,39 @@ class VideoRequest:
     extra: dict[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
     generation: int = 0
+    given: tuple[Given, ...] = ()
 
     def __post_init__(self) -> None:
         check_id(self.id)
         object.__setattr__(self, "prompt", check_prompt(self.prompt))
-        if self.params.sampler == "replace" and not isinstance(self.prompt, str):
-            raise InputError("prompt is a schedule; sampler 'replace' makes one window under one text")
+        if self.params.spec.is_one_window and not isinstance(self.prompt, str):
+            raise InputError(f"prompt is a schedule; sampler {self.params.sampler!r} makes one window under one text")
         check_range("num_frames", self.num_frames, 2)
         object.__setattr__(self, "fps", rounded_rate(self.fps))
         check_range("fps", self.fps, 1, 240)
         check_range("seed", self.seed, 0, MAX_SEED)
         check_range("height", self.height, 8)
         check_range("width", self.width, 8)
+        self._check_given()
+
+    def _check_given(self) -> None:
+        frames, spec = [0, *(given.frame for given in self.given)], self.params.spec
+        if any(later <= former for former, later in pairwise(frames)):
+            raise InputError(f"images stand at frames {frames}; each must come after the one before, from 0 on")
+        if spec.looks_ahead and frames[-1] != self.num_frames - 1:
+            problem = f"images end at frame {frames[-1]}; sampler {self.params.sampler!r} makes what lies between two"
+            raise InputError(f"{problem}: give the last frame too, {self.num_frames - 1}")
+        if not spec.looks_ahead and self.lead < len(self.given):
+            able = ", ".join(name for name, other in SAMPLERS.items() if other.looks_ahead)
+            problem = f"images stand at frames {frames}; sampler {self.params.sampler!r} goes on from the first frames"
+            raise InputError(f"{problem}: leave no gap, or choose {able}")
+        if not spec.looks_ahead and self.lead >= self.num_frames - 1:
+            raise InputError(f"num_frames is {self.num_frames}; as many images are given, and no frame is left to make")
+
+    @property
+    def lead(self) -> int:
+        """The last of the first frames that are all given: nothing is made up to there."""
+        return sum(given.frame == number for number, given in enumerate(self.given, 1))
 
     @property
     def texts(self) -> list[str]:
@@ -168,23 +217,40 @@ class VideoRequest:
         """What must be equal for two videos to share a batch."""
         return (*self.params.batch_group, self.height, self.width)
 
-    def check_against_model(self, window: int, vae_factor: int) -> None:
-        """Raise `ValueError`, naming the value and the choices, unless a model of this window can make the video.
+    def check_against_model(self, model: Limits) -> None:
+        """Raise `ValueError`, naming the value and the choices, unless a model of these limits can make the video.
 
-        `vae_factor` is the pixels per latent cell along a side; sizes must be even too, for 4:2:0 video.
+        Sizes must be even too, for 4:2:0 video. A prompt changes where a chunk begins.
         """
-        multiple = math.lcm(vae_factor, 2)
+        spec, window = self.params.spec, model.window
+        if lacking := sorted(spec.needs - model.capabilities):
+            able = [name for name, other in SAMPLERS.items() if other.needs <= model.capabilities]
+            problem = f"sampler is {self.params.sampler!r}; the model has no {' and no '.join(lacking)}"
+            raise InputError(f"{problem}: choose one of {', '.join(able)}")
+        multiple = math.lcm(model.vae_factor, 2)
         for name, size in (("height", self.height), ("width", self.width)):
             if size % multiple:
                 raise InputError(f"{name} is {size}; it must be a multiple of {multiple}")
         check_range("context_frames", self.params.context_frames, 1, window - 1)
-        if self.params.sampler == "replace" and self.num_frames > window:
-            choices = f"sampler 'replace' makes one window: choose 2 to {window} frames or another sampler"
-            raise InputError(f"num_frames is {self.num_frames}; {choices}")
+        if self.given and model.frames_per_latent > 1:
+            each = f"each latent of the model stands for {model.frames_per_latent} frames"
+            raise InputError(f"images are {1 + len(self.given)}; {each}: give the first one alone")
+        chunk = spec.chunk_latents(window, self.params.context_frames)
+        for former, later in pairwise([0, *(given.frame for given in self.given)]):
+            if spec.looks_ahead and later - former > chunk:
+                problem = f"images at frames {former} and {later} are {later - former} apart"
+                raise InputError(f"{problem}; with context_frames {window - chunk} at most {chunk} lie in a window")
+        longest = 1 + (window - 1) * model.frames_per_latent
+        if spec.is_one_window and self.num_frames > longest:
+            one = f"sampler {self.params.sampler!r} makes one window"
+            raise InputError(f"num_frames is {self.num_frames}; {one}: choose 2 to {longest} frames or another sampler")
+        frames = chunk * model.frames_per_latent
+        for entry in entries(self.prompt)[1:]:
+            check_boundary("a prompt begins at frame", entry["from_frame"], 1, frames)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain JSON object, without `origin` and `generation` where there is none; `from_json` reads it back."""
-        return {key: value for key, value in self._plain().items() if value or key not in ("origin", "generation")}
+        """A plain JSON object, without `origin`, `generation` and `given` where there is none; see `from_json`."""
+        return {key: value for key, value in self._plain().items() if value or key not in _LATER}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "VideoRequest":
@@ -195,20 +261,23 @@ class VideoRequest:
             raise InputError(f"this version knows no field {', '.join(unknown)} of a request; install a newer one")
         origin = data.get("origin")
         nested = {"params": SamplingParams(**data["params"]), "origin": Origin(**origin) if origin else None}
-        return cls(**{**data, **nested})
+        return cls(**{**data, **nested, "given": tuple(Given(**frame) for frame in data.get("given", ()))})
 
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed: all but where the image and the first frames lie today."""
-        hidden = ("image", "origin", "generation")
-        return {key: value for key, value in self._plain().items() if key not in hidden}
+        own = self._plain()
+        given = [{"frame": frame.frame, "image_uri": frame.image_uri} for frame in self.given]
+        kept = {key: value for key, value in own.items() if key != "image" and key not in _LATER}
+        return kept | ({"given": given} if given else {})
 
     def _plain(self) -> dict[str, Any]:
         """As `asdict`, which would copy every value of every column of thousands of rows."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**own, "params": asdict(self.params), "origin": asdict(self.origin) if self.origin else None}
+        nested = {"params": asdict(self.params), "origin": asdict(self.origin) if self.origin else None}
+        return {**own, **nested, "given": [asdict(frame) for frame in self.given]}
 
-    def recipe(self, fingerprint_sha256: str, image_HWC: np.ndarray) -> str:
-        """sha256 of all that decides the value of a frame: sampling, the preprocessed image, the run's fingerprint.
+    def recipe(self, fingerprint_sha256: str, image_HWC: np.ndarray, given_NHWC: np.ndarray | None = None) -> str:
+        """sha256 of all that decides the value of a frame: sampling, the preprocessed images, the run's fingerprint.
 
         The length, the frame rate, the id and passed-through columns decide no frame.
         """
@@ -222,4 +291,7 @@ class VideoRequest:
             "params": asdict(self.params),
             "fingerprint": fingerprint_sha256,
         }
+        if given_NHWC is not None:
+            images = [hashlib.sha256(image.tobytes()).hexdigest() for image in given_NHWC]
+            decides["given"] = [[frame.frame, image] for frame, image in zip(self.given, images, strict=True)]
         return canonical_sha256(decides)

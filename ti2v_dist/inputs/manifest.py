@@ -27,6 +27,7 @@ from ti2v_dist.inputs.images import ImageError
 from ti2v_dist.inputs.inspection import check_images
 from ti2v_dist.inputs.rows import MAX_BYTES, Row, check_count, parse_rows
 from ti2v_dist.prompts import entries, read_prompt
+from ti2v_dist.specs import FRAME_BY_FRAME
 from ti2v_dist.storage.addresses import UrlRefused, absolute_url, resolve_url
 from ti2v_dist.storage.objects import StoreDenied
 from ti2v_dist.storage.parquet import text_columns
@@ -39,7 +40,7 @@ SEED_BITS = 53
 
 @dataclass(frozen=True)
 class RequestDefaults:
-    """What a row does not say: the model's window (frames) and VAE factor, and the run's settings.
+    """What a row does not say: the model's `Limits`, and the run's settings.
 
     Sizes in pixels. `context_frames` None means window - 1; `seed` is the run's, from which a row's own is derived.
     """
@@ -61,6 +62,8 @@ class RequestDefaults:
     seed: int = 0
     allow_http: bool = False
     images_below: tuple[str, ...] = ()
+    frames_per_latent: int = 1
+    capabilities: frozenset[str] = FRAME_BY_FRAME
 
     def request(self, **given: Any) -> VideoRequest:
         """A request with the run's settings but for `given`, field names of `VideoRequest` and `SamplingParams`.
@@ -75,7 +78,7 @@ class RequestDefaults:
         params = SamplingParams(**{f.name: values[f.name] for f in fields(SamplingParams)})
         own = {f.name: values[f.name] for f in fields(VideoRequest) if f.name in values}
         request = VideoRequest(**own, params=params)
-        request.check_against_model(self.window, self.vae_factor)
+        request.check_against_model(self)
         return request
 
 

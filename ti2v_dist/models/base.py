@@ -5,19 +5,26 @@ Suffixes: B batch, C channels, F frames of a window, H height, W width, L tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from ti2v_dist.specs import FRAME_BY_FRAME
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ti2v_dist.schedules import Schedule
+
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model before its weights are read; `height` and `width` are its native size in pixels."""
+    """What is known of a model before its weights are read; `height` and `width` are its native size in pixels.
+
+    It is the `Limits` that a request is checked against. The first latent of a video stands for one frame, its image.
+    """
 
     model_id: str
     revision: str | None
@@ -28,6 +35,8 @@ class ModelInfo:
     vae_factor: int
     guidance_scale: float
     fps: float
+    frames_per_latent: int = 1
+    capabilities: frozenset[str] = FRAME_BY_FRAME
 
 
 class VideoModel(Protocol):
@@ -38,8 +47,11 @@ class VideoModel(Protocol):
     """Of the UNet and the text encoder; latents, text and noise go in and out as float32."""
     attention: str
     device: torch.device
-    alphas_cumprod: Tensor
-    """ᾱ of the 1000 training timesteps, float64 on the CPU; ᾱ at t' = 0 is its entry 0."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule that the model was trained on."""
+        ...
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Prompts to text_BLD."""
@@ -49,14 +61,23 @@ class VideoModel(Protocol):
         """Images in [-1, 1] to latent_BCHW: the posterior's mean, scaled to unit variance, float32."""
         ...
 
-    def predict_noise(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
-        """ε_θ of a window of at most `info.window` noisy latents, all at timestep `t`; float32 in and out."""
+    def predict(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
+        """What `schedule.step` takes, of at most `info.window` noisy latents at timestep `t`; float32 in and out."""
         ...
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
-        """Scaled latents to uint8 frames_BHWC."""
+        """Scaled latents to uint8 frames_BHWC, one picture each (`PICTURES`)."""
         ...
 
     def weights_sha256(self) -> str:
         """Hash of the weights, part of a run's fingerprint."""
+        ...
+
+
+@runtime_checkable
+class StreamingModel(Protocol):
+    """A model without `PICTURES`: its latents are decoded in their order, from a video's first one on."""
+
+    def stream(self) -> Callable[[Tensor], Tensor]:
+        """Begin a video: each call takes its next latent_1CHW, and gives the uint8 frames_FHWC that it stands for."""
         ...

@@ -30,6 +30,7 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.models import ModelFolderError, weight_files
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.models.prompts import load_tokenizer
+from ti2v_dist.schedules import VP
 from ti2v_dist.video import check_choice
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -68,9 +69,9 @@ class UNet3DVideoModel:
         self._tokenizer = load_tokenizer(info)
 
         schedule: Any = DDIMScheduler.from_pretrained(info.folder / "scheduler", local_files_only=True)
-        self.alphas_cumprod: Tensor = schedule.alphas_cumprod.double()
+        self.schedule = VP(schedule.alphas_cumprod.double().tolist())
         # Indexing a tensor on the device keeps a copy from the host out of every call.
-        self._timesteps = torch.arange(len(self.alphas_cumprod), device=self.device)
+        self._timesteps = torch.arange(len(self.schedule.alphas_cumprod), device=self.device)
 
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
@@ -90,7 +91,7 @@ class UNet3DVideoModel:
         return posterior.mean.float() * self._vae.config["scaling_factor"]
 
     @torch.inference_mode()
-    def predict_noise(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
+    def predict(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
         """ε_θ of at most `info.window` noisy latents, all at timestep `t`; float32, the shape of `x_BCFHW`."""
         assert x_BCFHW.shape[2] <= self.info.window, (x_BCFHW.shape, self.info.window)
         x = x_BCFHW.to(self.device, self.dtype)

@@ -26,7 +26,7 @@ from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
 from ti2v_dist.state.plan import Plan
 from ti2v_dist.storage.addresses import absolute_url
-from ti2v_dist.video import Origin, VideoRequest, check_id
+from ti2v_dist.video import Origin, VideoRequest, check_boundary, check_id
 
 
 def opened(output: str) -> CheckpointStore:
@@ -132,8 +132,11 @@ def extend(store: CheckpointStore, video_id: str, num_frames: str) -> VideoReque
         return newest
     if wanted <= finished.num_frames:
         raise InputError(f"num_frames is {num_frames}; video {video_id!r} has {finished.num_frames} frames already")
-    if newest.params.sampler == "replace":
-        raise InputError(f"video {video_id!r} is one window of sampler 'replace'; it cannot go on from there")
+    spec, there = newest.params.spec, 1 + store.last_frame(video_id)
+    if spec.looks_ahead or (spec.is_one_window and wanted > there):
+        one = f"one window of {there} frames" if spec.is_one_window else "made between given frames"
+        by = f"{one} of sampler {newest.params.sampler!r}"
+        raise InputError(f"video {video_id!r} is {by}; it cannot go on from there")
     longer = replace(newest, num_frames=wanted, generation=newest.generation + 1)
     store.add_request(longer)
     if newest != finished:
@@ -160,7 +163,7 @@ def fork(
         raise FramesDropped(video_id)
     if Orders(store).lines().get(new_id):
         raise InputError(f"id {new_id!r} stands in the run's manifest; give the fork another by --new-id")
-    if from_frame < 0 or next(store.latents(video_id, from_frame), None) is None:
+    if not 0 <= from_frame <= store.last_frame(video_id):
         raise InputError(f"from_frame is {from_frame}; video {video_id!r} has no such frame yet")
     before = store.read_request(new_id, 0)
     num_frames = num_frames or (before or source).num_frames
@@ -175,7 +178,10 @@ def fork(
         generation=0,
     )
     chosen = config_of(store).model
-    for warning in lost_words(read_info(chosen.id, chosen.revision), [prompt]):
+    info = read_info(chosen.id, chosen.revision)
+    chunk = asked.params.spec.chunk_latents(info.window, asked.params.context_frames)
+    check_boundary("from_frame is", from_frame, 0, chunk * info.frames_per_latent)
+    for warning in lost_words(info, [prompt]):
         warnings.warn(warning, stacklevel=2)
     store.add_request(asked)
     return asked

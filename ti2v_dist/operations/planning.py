@@ -44,6 +44,8 @@ def request_defaults(config: RunConfig, info: ModelInfo) -> RequestDefaults:
     return RequestDefaults(
         window=info.window,
         vae_factor=info.vae_factor,
+        frames_per_latent=info.frames_per_latent,
+        capabilities=info.capabilities,
         height=chosen.height or info.height,
         width=chosen.width or info.width,
         fps=chosen.fps or info.fps,

@@ -40,7 +40,7 @@ def mend(store: CheckpointStore, video_id: str) -> Work:
     """
     request = known(store, video_id)
     is_finished = store.read_done(video_id) is not None
-    if is_finished and store.last_frames().get(video_id, 0) >= request.num_frames - 1 and is_whole(store, video_id):
+    if is_finished and store.last_frame(video_id) >= request.num_frames - 1 and is_whole(store, video_id):
         return _going_on(store)
     return to_make(store, request, again=is_finished)
 

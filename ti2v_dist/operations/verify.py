@@ -69,14 +69,14 @@ def verify(output: str, deep: bool = False) -> dict[str, Any]:
 def _check_records(store: CheckpointStore, video_id: str) -> list[Problem]:
     """Every record's checksum, recipe, shape and parent, from frame 0 on."""
     try:
-        frames = sum(1 for _ in store.latents(video_id))
+        frames = 1 + store.last_frame(video_id)
     except CorruptRecord as error:
         return [_problem(video_id, str(error))]
-    except KeyError:
+    if frames == 0:
         return [_problem(video_id, "it has no frame 0")]
     done = store.read_done(video_id)
-    if done and done["num_frames"] > frames + 1:  # there are more where a longer video was given up
-        return [_problem(video_id, f"finished with {done['num_frames']} frames, and {frames + 1} are settled")]
+    if done and done["num_frames"] > frames:  # there are more where a longer video was given up
+        return [_problem(video_id, f"finished with {done['num_frames']} frames, and {frames} are settled")]
     return []
 
 
@@ -123,7 +123,7 @@ def _compute_again(store: CheckpointStore, last_frames: dict[str, int]) -> Itera
         request = store.read_request(video_id)
         assert request is not None, video_id
         last, made = min(last, request.num_frames - 1), store.classes(video_id)
-        for frame in sorted({1, (last + 1) // 2, last}):
+        for frame in sorted({max(frame, request.lead + 1) for frame in (1, (last + 1) // 2, last)}):
             loaded = store.load(request, sha256, before=frame)
             assert loaded is not None, video_id
             first = loaded[0].frame + 1

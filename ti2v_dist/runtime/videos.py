@@ -166,8 +166,7 @@ class Videos:
                 else:
                     failed.append(result)
                 continue
-            count = len(result.latents_FCHW)
-            self.metrics.observe("denoise", seconds / count, count)
+            self.metrics.observe("denoise", seconds / result.frames, result.frames)
             frames[result.video_id] = result.last_frame
             if video.is_void:
                 self._discard([result])
@@ -197,11 +196,11 @@ class Videos:
                     raise
                 self.emit(video_error(command.id, error))
                 return
-            self.metrics.observe("commit", time.monotonic() - began, len(chunk.latents_FCHW))
+            self.metrics.observe("commit", time.monotonic() - began, chunk.frames)
             if settled.ours:
                 video.tip = settled.tip
-                self.account.settled(command.id, chunk.last_frame, len(chunk.latents_FCHW))
-                self.metrics.frames.inc(len(chunk.latents_FCHW))
+                self.account.settled(command.id, chunk.last_frame, chunk.frames)
+                self.metrics.frames.inc(chunk.frames)
                 self.emit(events.Committed(command.id, chunk.last_frame))
                 return
             video.is_void = True
@@ -260,4 +259,4 @@ class Videos:
             self.emit(self._submit(longer))
 
     def _discard(self, chunks: Iterable[Chunk]) -> None:
-        self.metrics.discarded.inc(sum(len(chunk.latents_FCHW) for chunk in chunks))
+        self.metrics.discarded.inc(sum(chunk.frames for chunk in chunks))

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,6 @@ It outlives the process, so it is how frames that were computed twice are counte
 
 
 OUT_OF_MEMORY = re.compile(r"(?:CUDA|CUBLAS|CUDNN|cuDNN).*(?:out of memory|ALLOC_FAILED)")
-FRAMES_AT_ONCE = 16
-"""Frames decoded before they go to the codec: what bounds the memory of a long video."""
 
 
 class Worker:
@@ -82,12 +80,13 @@ class Worker:
     def encode(self, request: VideoRequest) -> tuple[Encoded, float]:
         """Read and preprocess the image, encode it and the prompts. Raises what `load_image` does, `CorruptRecord`."""
         began = self._begin()
-        image_HWC = self._origins_image(request)
-        if image_HWC is None:
-            allowed = (self.config.allow_http, self.config.images_below)
-            image_HWC = load_image(request.image, request.height, request.width, *allowed)
+        images = self._origins_images(request)
+        if images is None:
+            places = [request.image, *(given.image for given in request.given)]
+            size, allowed = (request.height, request.width), (self.config.allow_http, self.config.images_below)
+            images = [load_image(place, *size, *allowed) for place in places]
         with self._device_errors():
-            return self.engine.encode(request, image_HWC), time.perf_counter() - began
+            return self.engine.encode(request, *images), time.perf_counter() - began
 
     def advance(self, states: list[VideoState]) -> tuple[list[Chunk | NonFiniteLatents], float]:
         """The next chunk of each video, in one batch."""
@@ -152,10 +151,10 @@ class Worker:
             if before != now
         ]
 
-    def _origins_image(self, request: VideoRequest) -> np.ndarray | None:
-        """A fork's first frame, as long as its origin has it: the file that it came from may be gone."""
+    def _origins_images(self, request: VideoRequest) -> list[np.ndarray] | None:
+        """What a fork was given, as long as its origin has it: the files that it came from may be gone."""
         try:
-            return self.store.first_image(request.origin.id) if request.origin else None
+            return list(self.store.images(request.origin.id).values()) if request.origin else None
         except KeyError:
             return None
 
@@ -168,15 +167,19 @@ class Worker:
             raise Leaving("this worker is to leave")
 
     def _frames(self, request: VideoRequest) -> Iterator[np.ndarray]:
-        """uint8 frames_HWC: the preprocessed image itself (Algorithm 1, line 5), then the decoded latents."""
-        yield self.store.first_image(request.id)
-        latents = islice(self.store.latents(request.id), request.num_frames - 1)
-        while batch := list(islice(latents, FRAMES_AT_ONCE)):
+        """uint8 frames_HWC of the video: those that are given themselves (Algorithm 1, line 5), the others decoded."""
+        given, count = self.store.images(request.id), 0
+        decoded = self.engine.frames(self.store.latents(request.id, 0))
+        while count < request.num_frames:
             # A long video takes longer than a notice: its frames are settled, and others decode them as well.
             self._heed_notice()
             with self._device_errors():
-                frames_FHWC = self.engine.decode(np.stack(batch))
-            yield from frames_FHWC
+                frames_FHWC = next(decoded)
+            for frame_HWC in frames_FHWC[: request.num_frames - count]:
+                if count in given:
+                    frame_HWC = given[count]
+                yield frame_HWC
+                count += 1
 
     @contextmanager
     def _device_errors(self) -> Iterator[None]:

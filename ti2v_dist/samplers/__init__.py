@@ -1,9 +1,12 @@
-"""The video algorithms, by their names in `SamplingParams.sampler`."""
+"""The video algorithms: one file and one function each, found by the names in `specs.SAMPLERS`."""
 
-from ti2v_dist.samplers.ti2v_zero import Sampler, sample_replace, sample_ti2v_zero, sample_ti2v_zero_reference
+from importlib import import_module
 
-SAMPLERS: dict[str, Sampler] = {
-    "ti2v_zero": sample_ti2v_zero,
-    "ti2v_zero_reference": sample_ti2v_zero_reference,
-    "replace": sample_replace,
-}
+from ti2v_dist.samplers.base import Sampler
+from ti2v_dist.specs import SAMPLERS
+
+
+def load_sampler(name: str) -> Sampler:
+    """The function of a sampler's name."""
+    module, _, function = SAMPLERS[name].function.partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), function)

@@ -52,9 +52,11 @@ def read_all(store: Store) -> dict[str, Numerics]:
     return found
 
 
-def recipes(store: Store, request: VideoRequest, image_HWC: np.ndarray) -> dict[str, str]:
+def recipes(
+    store: Store, request: VideoRequest, image_HWC: np.ndarray, given_NHWC: np.ndarray | None
+) -> dict[str, str]:
     """The recipes that a video's records may have, each with its fingerprint's sha256."""
-    return {request.recipe(sha256, image_HWC): sha256 for sha256 in read_all(store)}
+    return {request.recipe(sha256, image_HWC, given_NHWC): sha256 for sha256 in read_all(store)}
 
 
 def is_same_model(stored: Numerics, new: Numerics) -> bool:

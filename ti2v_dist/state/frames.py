@@ -43,14 +43,14 @@ class FrameStore(RequestStore):
             raise NonFiniteLatents(request.id, 0)
         if self.is_dropped(request.id):
             raise FramesDropped(request.id)
-        recipe = request.recipe(fingerprint_sha256, image := encoded.image_HWC)
-        record = Record.of_start(self._first_identity(request), encoded, recipe)
+        recipe = request.recipe(fingerprint_sha256, encoded.image_HWC, encoded.given_images_NHWC)
+        record = Record.of_start(self._first_identity(request), encoded, recipe, 1 + request.lead)
         data = self.store.settle(keys.frame(request.id, 0), mine := record.to_bytes())
         if data == mine:  # copied: a video that kept any part of a worker's message would keep all of it in memory
             record = replace(record, arrays={name: array.copy() for name, array in record.arrays.items()})
         else:
             record = self._first(request.id, data)
-        its_class = self._check_start(record, request, image, fingerprint_sha256)
+        its_class = self._check_start(record, request, encoded, fingerprint_sha256)
         return self._copy_shared(VideoState.start(request, record.encoded), tip_of(request.id, record, data, its_class))
 
     def commit(self, chunk: Chunk, parent: Tip) -> Settled:
@@ -91,19 +91,18 @@ class FrameStore(RequestStore):
         if data is None:
             return None
         first = self._first(request.id, data)
-        its_class = self._check_start(first, request, first.encoded.image_HWC, fingerprint_sha256)
+        its_class = self._check_start(first, request, first.encoded, fingerprint_sha256)
         state, tip = VideoState.start(request, first.encoded), tip_of(request.id, first, data, its_class)
         later = [frame for frame in self._later_frames(request.id) if before is None or frame < before]
-        start = later[-(request.params.context_frames + 1) :][:1] or [1]
+        start = later[-(request.params.context_frames + 1) :][:1] or [tip.frame + 1]
         for record, settled in self._follow(tip, first.latent_shape, start[0], later):
             if before is not None and settled.frame >= before:
                 break
-            entering = record.arrays.get("context_FCHW", record.arrays["latents_FCHW"])
-            state, tip = replace(state, frame=settled.frame, queue=state.queue.push(entering)), settled
+            state, tip = replace(state, frame=record.frame - 1).push(record.chunk(request.id)), settled
         return self._copy_shared(state, tip) if before is None else (state, tip)
 
     def latents(self, video_id: str, start: int = 1) -> Iterator[np.ndarray]:
-        """Settled latents_CHW from frame `start` on, one at a time, each record verified as it is reached.
+        """Settled latents_CHW from that of frame `start` on, one at a time, each record verified as it is reached.
 
         Ends at the last settled frame. Raises `KeyError` for a video without frame 0, `CorruptRecord`.
         """
@@ -111,10 +110,13 @@ class FrameStore(RequestStore):
         first = self._first(video_id, data)
         if start == 0:
             yield first.encoded.latent_CHW
+        if first.frames > 1:
+            yield from first.arrays["given_latents_NCHW"][max(0, start - 1) : first.frames - 1]
         later = self._later_frames(video_id)
-        nearest = max((frame for frame in later if frame <= start), default=1)
+        nearest = max((frame for frame in later if frame <= start), default=first.frames)
         for record, _ in self._follow(tip_of(video_id, first, data), first.latent_shape, nearest, later):
-            yield from record.arrays["latents_FCHW"][max(0, start - record.frame) :]
+            chunk = record.chunk(video_id)
+            yield from chunk.latents_FCHW[max(0, start - record.frame) // chunk.frames_per_latent :]
 
     def classes(self, video_id: str) -> list[tuple[int, str]]:
         """Where each class begins in a video: (frame, sha256 of its fingerprint), from frame 0 on.
@@ -127,7 +129,7 @@ class FrameStore(RequestStore):
         first = self._first(video_id, data)
         tip = tip_of(video_id, first, data, self._recipes(video_id).get(first.recipe, ""))
         found = [(0, tip.fingerprint)]
-        for record, settled in self._follow(tip, first.latent_shape, 1, []):
+        for record, settled in self._follow(tip, first.latent_shape, first.frames, []):
             if settled.fingerprint != found[-1][1]:
                 found.append((record.frame, settled.fingerprint))
         return found
@@ -141,7 +143,23 @@ class FrameStore(RequestStore):
 
     def first_image(self, video_id: str) -> np.ndarray:
         """The preprocessed first frame, uint8 image_HWC. Raises `KeyError`, `CorruptRecord`."""
-        return self._first(video_id, self.store.get(keys.frame(video_id, 0))).encoded.image_HWC
+        return self.images(video_id)[0]
+
+    def images(self, video_id: str) -> dict[int, np.ndarray]:
+        """The preprocessed image_HWC of each frame that is given. Raises `KeyError`, `CorruptRecord`."""
+        first = self._first(video_id, self.store.get(keys.frame(video_id, 0)))
+        later = [given["frame"] for given in (first.request or {}).get("given", ())]
+        given = zip(later, first.arrays.get("given_images_NHWC", ()), strict=True)
+        return {0: first.encoded.image_HWC, **dict(given)}
+
+    def last_frame(self, video_id: str) -> int:
+        """The last settled frame, every record verified; -1 for a video without frame 0. Raises `CorruptRecord`."""
+        if (data := self._get(keys.frame(video_id, 0))) is None:
+            return -1
+        tip = tip_of(video_id, first := self._first(video_id, data), data)
+        for _, settled in self._follow(tip, first.latent_shape, first.frames, self._later_frames(video_id)):
+            tip = settled
+        return tip.frame
 
     def last_frames(self) -> dict[str, int]:
         """First frame of every video's newest record, from one listing: for people, not for resuming."""
@@ -177,7 +195,7 @@ class FrameStore(RequestStore):
                 return CorruptRecord(key, "the record is missing, though others are there") if later else None
             first = self._first(video_id, data)
             below = key
-            for record, _ in self._follow(tip_of(video_id, first, data), first.latent_shape, 1, later):
+            for record, _ in self._follow(tip_of(video_id, first, data), first.latent_shape, first.frames, later):
                 below = keys.frame(video_id, record.frame)
         except BrokenChain as error:
             return CorruptRecord(below, f"it, or the record that follows, was exchanged: {error}")
@@ -227,8 +245,8 @@ class FrameStore(RequestStore):
         return first.identity()
 
     def _follow(self, tip: Tip, shape: tuple, frame: int, listed: list[int]) -> Iterator[tuple[Record, Tip]]:
-        """Walk the records from `frame` to the first empty slot; `tip` is frame 0's. The list is only a hint."""
-        parent = tip if frame == 1 else replace(tip, frame=frame - 1, sha256="")
+        """Walk the records from `frame` to the first empty slot; `tip` is the first one's. The list is only a hint."""
+        parent = tip if frame == tip.frame + 1 else replace(tip, frame=frame - 1, sha256="")
         while (data := self._get(key := keys.frame(tip.video_id, parent.frame + 1))) is not None:
             record, parent = self._next(key, data, parent, shape)
             yield record, parent
@@ -258,13 +276,14 @@ class FrameStore(RequestStore):
         """The recipes that the records of a video may have, each with its fingerprint's sha256."""
         first = self._first(video_id, self.store.get(keys.frame(video_id, 0)))
         request = self._request_of(keys.frame(video_id, 0), {**(first.request or {}), "image": ""})
-        return fingerprints.recipes(self.store, request, first.encoded.image_HWC)
+        return fingerprints.recipes(self.store, request, first.encoded.image_HWC, first.encoded.given_images_NHWC)
 
-    def _check_start(self, record: Record, request: VideoRequest, image: np.ndarray, fingerprint_sha256: str) -> str:
+    def _check_start(self, record: Record, request: VideoRequest, encoded: Encoded, fingerprint_sha256: str) -> str:
         """The class of frame 0, guessed by `fingerprint_sha256`; raises `RecipeMismatch` for another request's."""
-        if record.recipe == request.recipe(fingerprint_sha256, image):
+        images = (encoded.image_HWC, encoded.given_images_NHWC)
+        if record.recipe == request.recipe(fingerprint_sha256, *images):
             return fingerprint_sha256
-        if its_class := fingerprints.recipes(self.store, request, image).get(record.recipe):
+        if its_class := fingerprints.recipes(self.store, request, *images).get(record.recipe):
             return its_class
         lines = differences(record.request or {}, request.identity())
         title = "made from another request, first image or fingerprint of the run:"

@@ -31,10 +31,13 @@ _ARRAYS = {
     "text_LD": ("float32", 2),
     "negative_text_LD": ("float32", 2),
     "later_text_PLD": ("float32", 3),
+    "given_images_NHWC": ("uint8", 4),
+    "given_latents_NCHW": ("float32", 4),
     "latents_FCHW": ("float32", 4),
     "context_FCHW": ("float32", 4),
 }
 _START = {"image_HWC", "latent_CHW", "text_LD", "negative_text_LD"}
+_MAY_START = {"later_text_PLD", "given_images_NHWC", "given_latents_NCHW"}
 _FIELDS = {"arrays", "frame", "frames", "parent", "recipe", "request"}
 
 
@@ -73,7 +76,7 @@ class Tip:
 
 @dataclass(frozen=True)
 class Record:
-    """What one commit holds. `frame` is its first frame; `parent` the sha256 of the whole object before it.
+    """What one commit holds: `frames` frames from `frame` on. `parent` is the sha256 of the whole object before it.
 
     Frame 0 holds the request and the arrays of `Encoded`, later ones those of `Chunk`.
     """
@@ -83,27 +86,22 @@ class Record:
     parent: str | None
     arrays: dict[str, np.ndarray]
     request: dict[str, Any] | None = None
+    frames: int = 1
 
     @classmethod
-    def of_start(cls, request: dict[str, Any], encoded: Encoded, recipe: str) -> "Record":
-        """The record of frame 0."""
-        arrays = {name: getattr(encoded, name) for name in _START}
-        if encoded.later_text_PLD is not None:
-            arrays["later_text_PLD"] = encoded.later_text_PLD
-        return cls(0, recipe, None, arrays, request)
+    def of_start(cls, request: dict[str, Any], encoded: Encoded, recipe: str, frames: int = 1) -> "Record":
+        """The record of frame 0, and of as many as are given from there on."""
+        arrays = {name: getattr(encoded, name) for name in sorted(_START | _MAY_START)}
+        arrays = {name: array for name, array in arrays.items() if array is not None}
+        return cls(0, recipe, None, arrays, request, frames)
 
     @classmethod
     def of_chunk(cls, chunk: Chunk, recipe: str, parent: str) -> "Record":
-        """The record of a chunk, whatever its number of frames."""
+        """The record of a chunk, of however many frames."""
         arrays = {"latents_FCHW": chunk.latents_FCHW}
         if chunk.context_FCHW is not None:
             arrays["context_FCHW"] = chunk.context_FCHW
-        return cls(chunk.first_frame, recipe, parent, arrays)
-
-    @property
-    def frames(self) -> int:
-        """How many frames it holds."""
-        return len(self.arrays["latents_FCHW"]) if self.frame else 1
+        return cls(chunk.first_frame, recipe, parent, arrays, frames=chunk.frames)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -117,7 +115,8 @@ class Record:
 
     def chunk(self, video_id: str) -> Chunk:
         """The chunk of a later record."""
-        return Chunk(video_id, self.frame, **self.arrays)
+        latents = len(self.arrays["latents_FCHW"])
+        return Chunk(video_id, self.frame, **self.arrays, frames_per_latent=self.frames // latents)
 
     def to_bytes(self) -> bytes:
         """The object to store."""
@@ -154,15 +153,20 @@ class Record:
         header, payload = _split(data)
         frame, names = header["frame"], [array["name"] for array in header["arrays"]]
         _require(_is_count(frame, 0), f"frame is {frame!r}")
-        later = [{"latents_FCHW"}, {"latents_FCHW", "context_FCHW"}]
-        allowed = later if frame else [_START, _START | {"later_text_PLD"}]
-        _require(names == sorted(set(names)) and set(names) in allowed, f"frame {frame} holds arrays {names}")
+        must, may = ({"latents_FCHW"}, {"context_FCHW"}) if frame else (_START, _MAY_START)
+        is_right = names == sorted(set(names)) and must <= set(names) <= must | may
+        _require(is_right, f"frame {frame} holds arrays {names}")
         arrays = _arrays(header["arrays"], payload)
         _require((frame == 0) == isinstance(header["request"], dict), "only frame 0 holds a request")
         _require((frame == 0) == (header["parent"] is None), f"frame {frame} has parent {header['parent']!r}")
-        record = cls(frame, header["recipe"], header["parent"], arrays, header["request"])
-        _require(header["frames"] == record.frames, f"{header['frames']!r} frames are named, {record.frames} are there")
-        return record
+        frames, given = header["frames"], arrays.get("given_latents_NCHW", ())
+        _require(len(given) == len(arrays.get("given_images_NHWC", ())), "a given frame lacks its image or its latent")
+        if frame:
+            is_right = _is_count(frames, 1) and frames % len(arrays["latents_FCHW"]) == 0
+        else:
+            is_right = _is_count(frames, 1) and frames <= 1 + len(given)
+        _require(is_right, f"{frames!r} frames are named, {len(arrays.get('latents_FCHW', given))} latents are there")
+        return cls(frame, header["recipe"], header["parent"], arrays, header["request"], frames)
 
 
 def follower(key: str, data: bytes, parent: Tip, latent_shape: tuple[int, ...]) -> Record:

@@ -1,0 +1,102 @@
+"""What every sampler is given and gives back, and the parts that several of them share.
+
+The paper's symbols are the names: s_0 the queue of K clean latents, s_t its noisy copy, x the new latents (the
+paper's z-hat^K), t and t_prev the timesteps of a step, U the denoisings per step, g the guidance scale.
+Suffixes: B batch, C latent channels, F new latents, K context latents, H height, W width, L tokens, D text width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ti2v_dist.samplers.noise import KeyedNoise, Purpose
+from ti2v_dist.schedules import Schedule
+from ti2v_dist.video import SamplingParams
+
+
+class HasWindow(Protocol):
+    """The part of a model's description that a sampler reads."""
+
+    @property
+    def window(self) -> int: ...
+
+
+class Backbone(Protocol):
+    """The part of a `VideoModel` that a sampler calls; restated here because samplers import no models."""
+
+    @property
+    def info(self) -> HasWindow: ...
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    def predict(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor: ...
+
+    def encode_image(self, image_BCHW: Tensor) -> Tensor: ...
+
+    def decode(self, latent_BCHW: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one call of a sampler reads of B videos of one group; an empty slot is all zeros, and its guidance 1.
+
+    `context_BCKHW` are the latents that the new ones follow, the oldest first. `ahead` are, of each video, the given
+    ones among its next latents: their places, counted from 0, and values_CHW.
+    """
+
+    context_BCKHW: Tensor
+    text_BLD: Tensor
+    negative_text_BLD: Tensor
+    guidance_B: Tensor
+    noise: KeyedNoise
+    ahead: Sequence[Mapping[int, np.ndarray] | None]
+
+
+class Sample(NamedTuple):
+    """New latents, and what enters the queue where that differs from them."""
+
+    latents_BCFHW: Tensor
+    context_BCFHW: Tensor | None = None
+
+
+Sampler = Callable[[Backbone, Batch, SamplingParams], Sample]
+
+
+def guided(model: Backbone, batch: Batch) -> Callable[[Tensor, int], Tensor]:
+    """An evaluation: (x_BCFHW, t) -> guided prediction (eq. 5), one model call of 2B rows, unconditional rows first.
+
+    The unconditional branch runs at g = 1 too: leaving it out would change the batch's shape and so the bits.
+    """
+    text_2BLD = torch.cat([batch.negative_text_BLD, batch.text_BLD])
+    g = batch.guidance_B.float().view(-1, 1, 1, 1, 1)
+
+    def evaluate(x_BCFHW: Tensor, t: int) -> Tensor:
+        uncond, cond = model.predict(torch.cat([x_BCFHW, x_BCFHW]), t, text_2BLD).float().chunk(2)
+        return uncond + g * (cond - uncond)
+
+    return evaluate
+
+
+def checked_queue(model: Backbone, batch: Batch, params: SamplingParams) -> tuple[Tensor, int]:
+    """The queue s_0 and its length K, which must leave room for a new latent in the window."""
+    s_0, K = batch.context_BCKHW, batch.context_BCKHW.shape[2]
+    assert params.context_frames == K < model.info.window, (K, params.context_frames, model.info.window)
+    return s_0, K
+
+
+def first_latent(model: Backbone, batch: Batch, params: SamplingParams) -> Tensor:
+    """The new latent at t_1: the newest context latent, noised on its own (Alg. 1, line 9), or pure noise."""
+    fresh = batch.noise.draw(Purpose.INIT, 0, 0, 1)
+    newest = batch.context_BCKHW[:, :, -1:]
+    return fresh if params.init == "gaussian" else model.schedule.q_sample(newest, params.first_timestep, fresh)
+
+
+def to_image(frames_BHWC: Tensor) -> Tensor:
+    """uint8 pixels to the encoder's float32 image_BCHW in [-1, 1]."""
+    # Convolutions of a channels-last tensor run other kernels, with other bits.
+    return frames_BHWC.permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1

@@ -1,0 +1,100 @@
+"""Noise schedules: how a clean latent becomes noise, and how a step leads back.
+
+Timesteps are the model's own, from 1 to 999; t' = 0 stands after the last step. All tensors are float32, and nothing
+here needs torch to be imported.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ti2v_dist.errors import InputError
+from ti2v_dist.video import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+def timesteps(params: SamplingParams) -> list[int]:
+    """t_1 > ... > t_S = 1: round(linspace(t_start, 1, S)), diffusers' "leading" spacing with offset 1 by default."""
+    return [round(float(t)) for t in np.linspace(params.first_timestep, 1, params.num_inference_steps)]
+
+
+def timestep_pairs(params: SamplingParams) -> list[tuple[int, int]]:
+    """(t, t') of every step; t' is the next timestep, and 0 after the last."""
+    ts = timesteps(params)
+    return list(zip(ts, [*ts[1:], 0], strict=True))
+
+
+class Schedule(Protocol):
+    """What a sampler asks of a model's noise schedule."""
+
+    def q_sample(self, z: Tensor, t: int, noise: Tensor) -> Tensor:
+        """The forward process from a clean latent to t."""
+        ...
+
+    def step(self, x: Tensor, prediction: Tensor, t: int, t_prev: int) -> Tensor:
+        """One deterministic step t -> t' along what the model predicts at t."""
+        ...
+
+    def renoise(self, x: Tensor, t: int, t_prev: int, noise: Tensor) -> Tensor:
+        """The forward process t' -> t: what was at t' becomes as noisy as it is at t."""
+        ...
+
+
+class VP:
+    """The variance-preserving schedule of DDPM (Ho et al. 2020) with DDIM's steps (Song et al. 2021, eta = 0).
+
+    `alphas_cumprod` holds ᾱ of each training timestep; at t' = 0 it is entry 0. The model predicts ε, or
+    v = sqrt(ᾱ) ε - sqrt(1 - ᾱ) x0 (Salimans and Ho 2022).
+    """
+
+    def __init__(self, alphas_cumprod: Sequence[float], prediction: str = PREDICTIONS[0]) -> None:
+        if prediction not in PREDICTIONS:
+            raise InputError(f"prediction is {prediction!r}; choose one of {', '.join(PREDICTIONS)}")
+        self.alphas_cumprod = [float(alpha) for alpha in alphas_cumprod]
+        self._predicts_v = prediction == PREDICTIONS[1]
+
+    def q_sample(self, z: Tensor, t: int, noise: Tensor) -> Tensor:
+        """sqrt(ᾱ_t) z + sqrt(1 - ᾱ_t) noise (TI2V-Zero, eq. 3)."""
+        alpha = self.alphas_cumprod[t]
+        return sqrt(alpha) * z + sqrt(1 - alpha) * noise
+
+    def step(self, x: Tensor, prediction: Tensor, t: int, t_prev: int) -> Tensor:
+        """DDIM's step; x0 is not clipped."""
+        alpha, alpha_prev, eps = self.alphas_cumprod[t], self.alphas_cumprod[t_prev], prediction
+        if self._predicts_v:
+            eps = sqrt(alpha) * prediction + sqrt(1 - alpha) * x
+        x0 = (x - sqrt(1 - alpha) * eps) / sqrt(alpha)
+        return sqrt(alpha_prev) * x0 + sqrt(1 - alpha_prev) * eps
+
+    def renoise(self, x: Tensor, t: int, t_prev: int, noise: Tensor) -> Tensor:
+        """Across a whole DDIM interval; TI2V-Zero's eq. 1 when the interval is one training step."""
+        r = self.alphas_cumprod[t] / self.alphas_cumprod[t_prev]
+        return sqrt(r) * x + sqrt(1 - r) * noise
+
+
+class Flow:
+    """Rectified flow (Liu et al. 2022): x = (1 - σ) z + σ ε with σ = t / 1000; the model predicts v = ε - z."""
+
+    def q_sample(self, z: Tensor, t: int, noise: Tensor) -> Tensor:
+        """(1 - σ) z + σ noise."""
+        sigma = t / 1000
+        return (1 - sigma) * z + sigma * noise
+
+    def step(self, x: Tensor, prediction: Tensor, t: int, t_prev: int) -> Tensor:
+        """Euler's step x + (σ' - σ) v."""
+        return x + (t_prev - t) / 1000 * prediction
+
+    def renoise(self, x: Tensor, t: int, t_prev: int, noise: Tensor) -> Tensor:
+        """a x + sqrt(σ² - a² σ'²) noise with a = (1 - σ) / (1 - σ'): exact in mean and variance."""
+        sigma, sigma_prev = t / 1000, t_prev / 1000
+        a = (1 - sigma) / (1 - sigma_prev)
+        return a * x + sqrt(sigma**2 - (a * sigma_prev) ** 2) * noise
