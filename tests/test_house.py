@@ -16,7 +16,7 @@ from tests.support.places import ROOT
 
 PACKAGE = ROOT / "ti2v_dist"
 WEIGHTS = PACKAGE / "models" / "shapes" / "weights"
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_JOB_LINES, MAX_SHARED_LINES = 350, 50, 40, 1100
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_JOB_LINES, MAX_SHARED_LINES = 350, 50, 40, 400
 MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: a folder, or a file right below the package. What each may import; a new room needs a row.

@@ -15,7 +15,7 @@ import pytest
 
 from tests.chaos.log import CampaignLog, Fault, RoundLog, tables
 from tests.chaos.rounds import Output, count_recomputed, judge
-from tests.simulation import control
+from tests.simulation.control.world import FAULTS as CONTROL_FAULTS
 from tests.support.places import FAULTS as BROKEN_STORES
 from tests.support.places import ROOT
 
@@ -169,5 +169,5 @@ def test_the_page_shows_the_campaigns_that_are_on_file() -> None:
     assert played["broken"] == []
     for count in (played["schedules"], played["counts"]["storage operations"], played["counts"]["lives"]):
         assert f"{count:,}" in page
-    for fault in control.FAULTS:
+    for fault in CONTROL_FAULTS:
         assert f"| {fault} | {played['counts'][fault]:,} |" in page

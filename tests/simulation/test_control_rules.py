@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.simulation.control import Broken, play, played_control
+from tests.simulation.control.campaign import play
+from tests.simulation.control.stage import played_control
+from tests.simulation.control.world import Broken
 from tests.simulation.virtual import Stuck
 from ti2v_dist.errors import RunBug
 from ti2v_dist.outputs import views

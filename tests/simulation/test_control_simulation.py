@@ -5,7 +5,8 @@ import subprocess
 import sys
 from collections import Counter
 
-from tests.simulation.control import HALF, every_promise_is_kept, play, played_control
+from tests.simulation.control.campaign import HALF, every_promise_is_kept, play
+from tests.simulation.control.stage import played_control
 from tests.support.places import ROOT
 
 
@@ -14,7 +15,8 @@ def test_every_promise_is_kept_in_thousands_of_schedules() -> None:
 
 
 COUNTS = """
-from tests.simulation.control import play, played_control
+from tests.simulation.control.campaign import play
+from tests.simulation.control.stage import played_control
 with played_control():
     print([sorted(play(seed).items()) for seed in range(300, 350)])
 """
