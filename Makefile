@@ -33,14 +33,14 @@ bench: $(READY)
 	$(BIN)/python benchmarks/quality_shapes.py --minutes 30 --dtype bfloat16 --slots 4 --threads 2
 
 simulate: $(READY)
-	$(BIN)/python tests/simulation.py $(or $(N),100000) $(or $(SEED),0) $(FILE)
+	$(BIN)/python -m tests.simulation.protocol $(or $(N),100000) $(or $(SEED),0) $(FILE)
 
 simulate-control: $(READY)
-	$(BIN)/python tests/control_world.py $(or $(N),10000) $(or $(SEED),0) $(FILE)
+	$(BIN)/python -m tests.simulation.control $(or $(N),10000) $(or $(SEED),0) $(FILE)
 
 chaos: STORE ?= local
 chaos: $(READY)
-	$(BIN)/python tests/chaos.py --faults $(or $(N),300) --seed $(or $(SEED),0) --minutes $(or $(MINUTES),30) \
+	$(BIN)/python -m tests.chaos.campaign --faults $(or $(N),300) --seed $(or $(SEED),0) --minutes $(or $(MINUTES),30) \
 	  --store $(STORE) --file $(or $(FILE),runs/chaos-$(STORE).json)
 
 clean:

@@ -15,26 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray_runs
-from ceph import KEYS, Ceph, missing
 
+from tests.support import ray_runs
+from tests.support.buckets import bucket_in, url_in
+from tests.support.ceph import Ceph, missing
 from ti2v_dist.storage.objects import Store
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-
-def bucket_in(endpoint: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
-            patch.setenv(name, value)
-        Store("s3://runs/x").fs.call_s3("create_bucket", Bucket="runs")
-
-
-def url_in(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint}.items():
-        monkeypatch.setenv(name, value)
-    return f"s3://runs/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from jsonschema import ValidationError
 from ray._private.label_utils import parse_node_labels_string, validate_node_label_syntax
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from tests.support.places import ROOT
 from ti2v_dist.runtime.spot import CLOUDS
 
-ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "clusters").glob("*.yaml"))
 MARKET = "ray.io/market-type"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_runs import environment
-from tiny_models import SIZE, write_tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.cli_runs import environment
+from tests.support.tiny_models import SIZE, write_tiny_model
 from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.models import load_model, read_info

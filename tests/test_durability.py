@@ -1,10 +1,10 @@
 """The page of guarantees names tests: they exist, and each thing that a run leaves has one."""
 
 import re
-from pathlib import Path
 
-TESTS = Path(__file__).parent
-PAGE = (TESTS.parent / "docs" / "durability.md").read_text(encoding="utf-8")
+from tests.support.places import ROOT, has_test
+
+PAGE = (ROOT / "docs" / "durability.md").read_text(encoding="utf-8")
 
 
 def test_each_boundary_names_tests_that_exist() -> None:
@@ -15,10 +15,10 @@ def test_each_boundary_names_tests_that_exist() -> None:
         named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", row)
         assert named, row
         for file, test in named:
-            assert re.search(rf"(?m)^def {test}\(", (TESTS / f"{file}.py").read_text()), (file, test)
+            assert has_test(file, test), (file, test)
 
 
 def test_the_files_that_the_page_names_exist() -> None:
     named = re.findall(r"`((?:tests|ti2v_dist|benchmarks)/[\w./]+)`", PAGE)
     assert named
-    assert [name for name in named if not (TESTS.parent / name).exists()] == []
+    assert [name for name in named if not (ROOT / name).exists()] == []

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import SIZE, WINDOW, write_tiny_model
 from torch import Tensor
 
+from tests.support.tiny_models import SIZE, WINDOW, write_tiny_model
 from ti2v_dist.engine import DECODE_BATCH, Engine
 from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info

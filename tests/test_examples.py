@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from benchmarks import oracle, pixels
+from tests.support.places import EXAMPLES
 from ti2v_dist.inputs.images import load_image
 from ti2v_dist.models.shapes import world
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 ROWS = [json.loads(line) for line in (EXAMPLES / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
 IDS = [row["id"] for row in ROWS]
 

@@ -1,7 +1,7 @@
 """Runs of earlier versions, as they left them: every verb of this one goes on with them, or says why not.
 
-`golden/make.py` makes one. Each lies elsewhere now than where it was made, as after a bucket was moved. Where this
-machine has another fingerprint than the run, only what makes no frame is tried, and that frames are refused.
+`support/golden/make.py` makes one. Each lies elsewhere now than where it was made, as after a bucket was moved. Where
+this machine has another fingerprint than the run, only what makes no frame is tried, and that frames are refused.
 """
 
 import gzip
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray_runs
-from golden.make import ROWS, SETTINGS
 from typer.testing import CliRunner
 
+from tests.support import ray_runs
+from tests.support.golden.make import ROWS, SETTINGS
+from tests.support.places import EXAMPLES, GOLDEN
 from ti2v_dist import generate
 from ti2v_dist.canonical import canonical_json, canonical_sha256, differences
 from ti2v_dist.cli import main as cli
@@ -35,9 +36,7 @@ from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
 from ti2v_dist.state.record import CorruptRecord
 
-GOLDEN = Path(__file__).parent / "golden"
 LAYOUTS = sorted(path.name.removesuffix(".tar.gz") for path in GOLDEN.glob("*.tar.gz"))
-IMAGES = Path(__file__).parents[1] / "examples"
 FRAMES, INTERRUPTED = {"done": 3, "grown": 4, "half": 12}, 4
 WITHOUT_EXTEND, WITHOUT_PLANS = "1-445602b", "1-445602b"
 
@@ -108,7 +107,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[np.ndarr
     """The latents and the frames' hash of the half-made video, made by this version at one go."""
     mp4, row = tmp_path_factory.mktemp("undisturbed") / "half.mp4", ROWS[-1]
     config = load_config(None, [*SETTINGS, f"sampling.num_frames={row['num_frames']}"])
-    made = generate(str(IMAGES / row["image"]), row["prompt"], mp4, config=config)
+    made = generate(str(EXAMPLES / row["image"]), row["prompt"], mp4, config=config)
     return list(CheckpointStore(f"{mp4}.ti2v").latents("half")), made["frames_sha256"]
 
 
@@ -284,7 +283,7 @@ def test_a_newer_format_is_refused_before_anything_is_done(newest: Golden, verb:
 
 
 def test_each_format_has_a_golden_run(newest: Golden) -> None:
-    assert newest.described["format"] == keys.FORMAT, "make one: see golden/make.py"
+    assert newest.described["format"] == keys.FORMAT, "make one: see support/golden/make.py"
 
 
 def test_a_new_run_says_its_format(newest: Golden) -> None:

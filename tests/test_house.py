@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.places import ROOT
+
 PACKAGE = ROOT / "ti2v_dist"
 WEIGHTS = PACKAGE / "models" / "shapes" / "weights"
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_JOB_LINES = 350, 50, 40
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_JOB_LINES, MAX_SHARED_LINES = 350, 50, 40, 400
 MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: a folder, or a file right below the package. What each may import; a new room needs a row.
@@ -193,6 +194,18 @@ def test_rooms_stay_small() -> None:
     assert {module: lines for module, lines in sizes.items() if lines > MAX_FILE_LINES} == {}
     lengths = [item for path in python_files("ti2v_dist") for item in functions(path)]
     assert [item for item in lengths if item[1] > MAX_FUNCTION_LINES] == []
+
+
+def test_no_test_imports_a_test() -> None:
+    for path in python_files("tests"):
+        parts = [part for name in imports(path) for part in name.split(".")[:-1]]
+        assert not [part for part in parts if part.startswith("test_")], path
+
+
+def test_what_tests_share_lies_in_three_folders() -> None:
+    shared = [path for path in python_files("tests") if not path.name.startswith(("test_", "__init__", "conftest"))]
+    assert {path.relative_to(ROOT / "tests").parts[0] for path in shared} == {"support", "simulation", "chaos"}
+    assert {path.name: n for path in shared if (n := len(path.read_text().splitlines())) > MAX_SHARED_LINES} == {}
 
 
 def test_the_map_of_the_house_names_every_room_and_every_file() -> None:

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cli_runs import FAST, environment, ti2v
 from PIL import Image
-from ray_runs import free_ports
-from tiny_models import SIZE, write_tiny_model
 
+from tests.support.cli_runs import FAST, environment, ti2v
+from tests.support.places import ROOT
+from tests.support.ray_runs import free_ports
+from tests.support.tiny_models import SIZE, write_tiny_model
 from ti2v_dist.config import load_config
 from ti2v_dist.operations.generate import generate
 from ti2v_dist.operations.planning import pinned
 from ti2v_dist.runtime.coordinator import PROTOCOL
 from ti2v_dist.state.checkpoint import CheckpointStore
 
-ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 MARK = "0.0.0+uploaded"
 FRAMES, IDS = 4, ("one", "two", "three")

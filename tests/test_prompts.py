@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chains import FINGERPRINT, make_encoded, make_request
 from PIL import Image
 
+from tests.support.chains import FINGERPRINT, make_encoded, make_request
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.inputs.manifest import RequestDefaults, read_manifest
 from ti2v_dist.outputs.dataset import failure_row

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from cli_runs import FAST
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.cli_runs import FAST
+from tests.support.places import ROOT
+
 README, SCALE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/scale.md"))
 
 

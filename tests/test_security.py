@@ -25,10 +25,11 @@ from typing import Any
 import fsspec
 import pyarrow.parquet
 import pytest
-import ray_runs
 import typer
-from ray_runs import Inputs, Run
 
+from tests.support import ray_runs
+from tests.support.places import ROOT, has_test
+from tests.support.ray_runs import Inputs, Run
 from ti2v_dist.cli import main as cli
 from ti2v_dist.config import load_config
 from ti2v_dist.models import load_model, read_info
@@ -38,7 +39,6 @@ from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.storage.addresses import UrlRefused
 from ti2v_dist.storage.objects import Store, StoreRefused
 
-ROOT = Path(__file__).parent.parent
 VERBS: dict[str, Any] = typer.main.get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
 COMMANDS = {verb: command for verb, command in VERBS.items() if verb not in ("spot-watch", "replay")}  # no videos
 SECRETS = {name: f"S{secrets.token_hex(20)}" for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
@@ -408,4 +408,4 @@ def test_every_item_names_tests_that_exist() -> None:
         named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", item)
         assert named, item
         for file, test in named:
-            assert re.search(rf"(?m)^def {test}\(", (ROOT / "tests" / f"{file}.py").read_text()), (file, test)
+            assert has_test(file, test), (file, test)

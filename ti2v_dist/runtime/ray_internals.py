@@ -1,7 +1,7 @@
 """Everything that we use of Ray without Ray's promise to keep it: private modules, compiled ones, raw messages.
 
-Nobody else touches those. `tests/test_ray_internals.py` is the contract: it asserts on the installed Ray whatever is
-assumed here.
+Nobody else touches those. `tests/runtime/test_ray_internals.py` is the contract: it asserts on the installed Ray
+whatever is assumed here.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Who works next: pure decisions. An event goes in, commands come out; no clock, no IO, no torch, no Ray.
 
-A run can be replayed from its list of events, so every distributed bug becomes a story in `tests/test_scheduler.py`.
+A run can be replayed from its list of events, so every distributed bug becomes a story in `tests/scheduling`.
 
 Life of a video: waiting → loading → (encoding) → ready ⇄ advancing → finishing → done, or failed from anywhere.
 A video stays with the workers of its kind, and a new one goes wherever there is room (`kinds`).
