@@ -28,6 +28,13 @@ class Video:
         return self.num_frames - 1
 
     @property
+    def next_status(self) -> str:
+        """Computing frame n + 1 may overlap the commit of n, and no more: a slow store holds its videos back."""
+        if self.frame >= self.last:
+            return "complete" if self.committed == self.frame else "settling"
+        return "ready" if self.frame - self.committed <= 1 else "settling"
+
+    @property
     def is_suspect(self) -> bool:
         """Whether it may be what its calls fail of."""
         return max(self.attempts, self.crashes) >= 2
@@ -38,14 +45,17 @@ class Line:
 
     def __init__(self, videos: Mapping[str, Video], slots: int, share: Callable[[str], str | None]) -> None:
         self.videos, self.slots, self.share = videos, slots, share
+        self.loading: set[str] = set()
+        """Those that are being read from the store."""
         self._turns = Turns[str, tuple]()
 
     def __len__(self) -> int:
         return len(self._turns)
 
-    def put(self, video: Video) -> None:
-        """Let a video wait for the call that its status asks for, or for none."""
-        status = video.status
+    def put(self, video: Video, status: str) -> None:
+        """Give a video its status, and let it wait for the call that this asks for, or for none."""
+        video.status = status
+        (self.loading.add if status == "loading" else self.loading.discard)(video.id)
         if status not in ("ready", "new", "complete"):
             self._turns.take(video.id)
             return
@@ -57,6 +67,7 @@ class Line:
 
     def leave(self, video_id: str) -> None:
         """Let a video wait no more."""
+        self.loading.discard(video_id)
         self._turns.take(video_id)
 
     def first(self, status: str, share: str | None) -> Video | None:

@@ -3,7 +3,8 @@
 A run can be replayed from its list of events, so every distributed bug becomes a story in `tests/scheduling`.
 
 Life of a video: waiting → loading → (encoding) → ready ⇄ advancing → finishing → done, or failed from anywhere.
-A video stays with the workers of its kind, and a new one goes wherever there is room (`kinds`).
+A video stays with the workers of its kind, and a new one goes wherever there is room (`kinds`). Which call a worker
+gets is decided in `calls`.
 """
 
 from collections import Counter, deque
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from itertools import count
 
 from ti2v_dist.scheduling import events
+from ti2v_dist.scheduling.calls import Calls
 from ti2v_dist.scheduling.crew import Crew
 from ti2v_dist.scheduling.kinds import Kinds
 from ti2v_dist.scheduling.line import Line, Video
@@ -21,8 +23,6 @@ MAX_ATTEMPTS = 3
 """Errors of a video's own work before it becomes a failed row."""
 MAX_CRASHES = 3
 """Workers that may be lost through a video in hand before it becomes a failed row."""
-SINGLES = (("complete", "finishing", events.Finish), ("new", "encoding", events.Encode))
-"""Calls with one video: for which status, and what becomes of that."""
 
 
 class Scheduler:
@@ -39,7 +39,7 @@ class Scheduler:
         self.barren = Counter[str]()  # losses in a row without one finished call, by reason
         self._turns = count()
         self._line = Line(self.videos, slots, self.kinds.share)
-        self._loading: set[str] = set()
+        self._calls = Calls(self.crew, self.kinds, self._line)
         self._unsettled: set[str] = set()
         self._handlers: dict[type, Callable] = {
             events.VideoSubmitted: self._on_submitted,
@@ -70,7 +70,8 @@ class Scheduler:
         if self.stopping:
             commands = [c for c in commands if not isinstance(c, events.StartWorker | events.GiveUp)]
         self.stopping = self.stopping or any(isinstance(c, events.GiveUp) for c in commands)
-        return commands + self._release() + self._admit() + self._dispatch()
+        commands += self._release()
+        return commands if self.stopping else commands + self._admit() + self._calls.dispatch()
 
     @property
     def is_idle(self) -> bool:
@@ -90,7 +91,7 @@ class Scheduler:
         video.void = False
         video.frame = video.committed = event.frame or 0
         self._unsettled.discard(video.id)
-        return self._bind(video, event.kind, "new" if event.frame is None else self._next_status(video))
+        return self._bind(video, event.kind, "new" if event.frame is None else video.next_status)
 
     def _on_already_done(self, event: events.AlreadyDone) -> list[events.Command]:
         self._drop(self.videos[event.id])
@@ -163,7 +164,7 @@ class Scheduler:
             commands.append(events.Commit(video.id, frame))
             # Turns go round, so that the last videos still fill their batches.
             video.turn = next(self._turns)
-            self._set(video, self._next_status(video))
+            self._line.put(video, video.next_status)
         return commands
 
     def _on_call_failed(self, event: events.CallFailed) -> list[events.Command]:
@@ -200,7 +201,7 @@ class Scheduler:
         if video.committed == video.frame:
             self._unsettled.discard(video.id)
         if video.status == "settling":
-            self._set(video, self._next_status(video))
+            self._line.put(video, video.next_status)
         return []
 
     def _on_superseded(self, event: events.Superseded) -> list[events.Command]:
@@ -232,18 +233,6 @@ class Scheduler:
         self.barren.clear()
         return True
 
-    def _next_status(self, video: Video) -> str:
-        """Computing frame n + 1 may overlap the commit of n, and no more: a slow store holds its videos back."""
-        if video.frame >= video.last:
-            return "complete" if video.committed == video.frame else "settling"
-        return "ready" if video.frame - video.committed <= 1 else "settling"
-
-    def _set(self, video: Video, status: str) -> None:
-        """Give a video its status, and the place among those that need a call which belongs to it."""
-        video.status = status
-        (self._loading.add if status == "loading" else self._loading.discard)(video.id)
-        self._line.put(video)
-
     def _bind(self, video: Video, kind: str, status: str) -> list[events.Command]:
         """A video's class is known. Where that has no room for it, others may have use for the memory."""
         is_news, video.kind = kind != video.kind, kind
@@ -252,7 +241,7 @@ class Scheduler:
             self._drop(video)
             self.kinds.park(kind, video)
             return [events.Park(video.id)]
-        self._set(video, status)
+        self._line.put(video, status)
         return []
 
     def _share_anew(self, kind: str) -> None:
@@ -260,25 +249,24 @@ class Scheduler:
         for video in self.videos.values():
             if video.kind == kind and video.status not in ("encoding", "advancing", "finishing"):
                 self.kinds.hold(video.id, self.kinds.share(kind))
-                self._set(video, video.status)
+                self._line.put(video, video.status)
 
     def _drop(self, video: Video) -> None:
         del self.videos[video.id]
         self.kinds.drop(video.id)
         self._line.leave(video.id)
-        self._loading.discard(video.id)
         self._unsettled.discard(video.id)
 
     def _load(self, video: Video) -> events.Load:
         self.kinds.hold(video.id, self.kinds.share(video.kind))
-        self._set(video, "loading")
+        self._line.put(video, "loading")
         return events.Load(video.id)
 
     def _try_again(self, video: Video) -> list[events.Command]:
         if video.void:
             return [self._load(video)]
         self.kinds.hold(video.id, self.kinds.share(video.kind))
-        self._set(video, "new" if video.status == "encoding" else self._next_status(video))
+        self._line.put(video, "new" if video.status == "encoding" else video.next_status)
         return []
 
     def _fail(self, video: Video, error_type: str, message: str) -> list[events.Command]:
@@ -292,7 +280,7 @@ class Scheduler:
     def _admit(self) -> list[events.Command]:
         """Take as many videos into memory as there is room for, those first whose class has room again."""
         commands: list[events.Command] = []
-        while not self.stopping and (self.waiting or self.kinds.parked):
+        while self.waiting or self.kinds.parked:
             video = self.kinds.next_parked() if self.kinds.parked else None
             if video is None and self.waiting and self.kinds.room > 0:
                 video = self.waiting.popleft()
@@ -302,47 +290,3 @@ class Scheduler:
             self.videos[video.id] = video
             commands.append(self._load(video))
         return commands
-
-    def _dispatch(self) -> list[events.Command]:
-        """Give every worker with room its next call, the emptiest worker first."""
-        commands: list[events.Command] = []
-        while self._line and not self.stopping:
-            # What one worker gets, any other of its kind with as many calls would get: to ask the first is enough.
-            for place in self.crew.places:
-                if call := self._next_call(place):
-                    commands.append(call)
-                    break
-            else:
-                break
-        return commands
-
-    def _next_call(self, place: tuple[str, int]) -> events.Encode | events.Finish | events.Advance | None:
-        """A call for the first worker of a kind that has so many and room for one more: its own videos come first."""
-        number = self.crew.free(place)
-        if number is None:
-            return None
-        kind, calls = place
-        for status, becomes, single in SINGLES:
-            video = self._line.first(status, kind) or self._line.first(status, None)
-            if video and (status == "complete" or video.kind or self.kinds.has_room(kind)):
-                return single(number, video.id) if self._give(number, [video], becomes) else None
-        more_to_come = calls > 0 or bool(self._loading)
-        batch = self._line.batch(kind, more_to_come) or self._line.batch(None, more_to_come)
-        if not batch:
-            return None
-        ids = tuple(video.id for video in batch)
-        return events.Advance(number, ids) if self._give(number, batch, "advancing") else None
-
-    def _give(self, number: int, videos: list[Video], status: str) -> bool:
-        """Put a call with these videos on a worker's list; False where they wait for a free one."""
-        # A suspect is alone on its worker: a call queued beside its own would share the blame.
-        suspects = any(video.is_suspect for video in videos)
-        worker = self.crew.workers[number]
-        if suspects and worker.calls:
-            return False
-        for video in videos:
-            if video.kind != worker.kind:
-                self.kinds.hold(video.id, worker.kind)
-            self._set(video, status)
-        self.crew.give(number, tuple(video.id for video in videos), alone=suspects)
-        return True

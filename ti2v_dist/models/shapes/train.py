@@ -6,11 +6,8 @@ pure function of (seed, stage, step), so a stopped training resumes where it was
 Suffixes: B clips, C channels, F frames, H height, W width, L tokens, D width of the text embedding.
 """
 
-import copy
 import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,8 @@ from transformers import CLIPTokenizer
 
 from ti2v_dist.models.shapes import world
 from ti2v_dist.models.shapes.export import export, write_card
-from ti2v_dist.models.shapes.muon import Muon
 from ti2v_dist.models.shapes.network import WINDOW, new_schedule, new_text_encoder, new_tokenizer, new_unet, new_vae
+from ti2v_dist.models.shapes.stage import Stage, TrainConfig
 
 TRAIN_SPLIT = 1
 """First word of every training seed; `benchmarks/quality_shapes.py` draws from another split."""
@@ -32,108 +29,14 @@ TRAIN_SPLIT = 1
 _STAGES = {"vae": 0, "clips": 1, "unet": 2, "text": 3}
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training: lengths in optimiser steps, sizes in clips or frames."""
-
-    seed: int = 0
-    vae_steps: int = 5000
-    vae_batch: int = 32
-    adamw_lr: float = 2e-3
-    muon_lr: float = 2e-3
-    trajectories: int = 5000
-    trajectory_frames: int = 24
-    text_steps: int = 1000
-    text_batch: int = 256
-    unet_steps: int = 7600
-    unet_batch: int = 16
-    text_dropout: float = 0.1
-    save_every: int = 250
-    log_every: int = 50
-
-
 def _rng(config: TrainConfig, stage: str, step: int) -> np.random.Generator:
     return np.random.default_rng([TRAIN_SPLIT, config.seed, _STAGES[stage], step])
-
-
-def _rate(step: int, steps: int, warmup: int = 100, decay: float = 0.1) -> float:
-    """Share of the learning rate: up, level, and down to zero over the last `decay` of all steps."""
-    return min(1.0, (step + 1) / warmup, (1 - step / steps) / decay)
-
-
-def _optimizers(modules: Any, adamw_lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
-    """AdamW; with a `muon_lr`, Muon for the inner matrices."""
-    ends = ("conv_in.weight", "conv_out.weight")
-    inner = {name for name, p in modules.named_parameters() if muon_lr and p.ndim > 1 and name not in ends}
-    other = [p for name, p in modules.named_parameters() if name not in inner]
-    adamw = torch.optim.AdamW(other, adamw_lr, betas=(0.9, 0.99), weight_decay=1e-3)
-    return [adamw, *([Muon([p for n, p in modules.named_parameters() if n in inner], muon_lr)] if inner else [])]
-
-
-class _Stage:
-    """One resumable optimisation: modules, their running average, optimizers, a log that goes on where it stopped."""
-
-    def __init__(
-        self, folder: Path, name: str, modules: Any, steps: int, config: TrainConfig, muon_lr: float = 0.0
-    ) -> None:
-        self.path, self.name, self.steps, self.config = folder / f"{name}.pt", name, steps, config
-        self.modules, self.average = modules, copy.deepcopy(modules).requires_grad_(False)
-        self.optimizers = _optimizers(modules, config.adamw_lr, muon_lr)
-        self.step, self.seconds, self.log = 0, 0.0, []
-        if self.path.exists():
-            state = torch.load(self.path, weights_only=True)
-            self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-            self.modules.load_state_dict(state["modules"])
-            self.average.load_state_dict(state["average"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-
-    def run(self, loss_at: Callable[[int], Tensor]) -> None:
-        """Minimise `loss_at(step)` up to the last step, saving and averaging on the way."""
-        started, recent = time.perf_counter() - self.seconds, []
-        while self.step < self.steps:
-            loss = loss_at(self.step)
-            self.modules.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = optimizer.defaults["lr"] * _rate(self.step, self.steps)
-                optimizer.step()
-            self._accumulate(min(0.998, (1 + self.step) / (10 + self.step)))
-            recent.append(loss.detach())
-            self.step += 1
-            self.seconds = time.perf_counter() - started
-            if self.step % self.config.log_every == 0:
-                row = {"step": self.step, "loss": round(torch.stack(recent).mean().item(), 5)}
-                row["seconds"] = round(self.seconds)
-                self.log.append(row)
-                recent.clear()
-                print(self.name, json.dumps(row), flush=True)
-            if self.step % self.config.save_every == 0 or self.step == self.steps:
-                self.save()
-
-    @torch.no_grad()
-    def _accumulate(self, decay: float) -> None:
-        for average, value in zip(self.average.parameters(), self.modules.parameters(), strict=True):
-            average.lerp_(value, 1 - decay)
-
-    def save(self) -> None:
-        """Write the stage's state to a temporary file and put it in place."""
-        state = {
-            "step": self.step, "seconds": self.seconds, "log": self.log,
-            "modules": self.modules.state_dict(), "average": self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }  # fmt: skip
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.path)
 
 
 def train_vae(config: TrainConfig, folder: Path, device: torch.device) -> Any:
     """Stage 1: reconstruct single frames (L1 + L2 + a small KL)."""
     torch.manual_seed(config.seed)
-    stage = _Stage(folder, "vae", new_vae().to(device), config.vae_steps, config)
+    stage = Stage(folder, "vae", new_vae().to(device), config.vae_steps, config)
 
     def loss_at(step: int) -> Tensor:
         torch.manual_seed(step)
@@ -181,7 +84,7 @@ def train_text_encoder(config: TrainConfig, folder: Path, tokenizer: CLIPTokeniz
     counts = [len(names) + 1 for names in (world.COLORS, world.SHAPES, world.MOTIONS)]
     encoder = new_text_encoder(tokenizer)
     heads = torch.nn.Linear(encoder.config.hidden_size, sum(counts))
-    stage = _Stage(
+    stage = Stage(
         folder, "text", torch.nn.ModuleDict({"encoder": encoder, "heads": heads}).to(device), config.text_steps, config
     )
 
@@ -252,7 +155,7 @@ def train_unet(
     unet: Any = new_unet()
     # Plain attention trains faster than the fused kernel on sequences of 8 and 64.
     unet.set_attn_processor(AttnProcessor())
-    stage = _Stage(folder, "unet", unet.to(device), config.unet_steps, config, config.muon_lr)
+    stage = Stage(folder, "unet", unet.to(device), config.unet_steps, config, config.muon_lr)
     alphas = new_schedule().alphas_cumprod.to(device)
     # Repeat-and-slide uses the last frame's prediction alone, so it weighs more.
     weight_F = torch.ones(WINDOW, device=device)
