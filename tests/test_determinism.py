@@ -16,7 +16,7 @@ from tests.support.tiny_models import SIZE, write_tiny_model
 from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.models.unet3d import ATTENTIONS
+from ti2v_dist.models.latent_model import ATTENTIONS
 from ti2v_dist.video import SamplingParams, VideoRequest
 
 RAISES = {

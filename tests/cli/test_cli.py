@@ -17,7 +17,6 @@ from PIL import Image
 
 from tests.support.cli_runs import BUG, FAST, TI2V, environment, ti2v
 from tests.support.tiny_models import SIZE, write_tiny_model
-from ti2v_dist import models
 from ti2v_dist.cli import progress
 from ti2v_dist.cli.main import app
 from ti2v_dist.cli.progress import ProgressLog
@@ -243,7 +242,7 @@ def test_words_that_the_shapes_model_never_saw_are_warned_of(
     folder, model, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     small = ["sampling.num_inference_steps=2", "sampling.resample_iterations=2", "sampling.num_frames=2"]
-    monkeypatch.setattr(models, "SHAPES_FOLDER", model)
+    monkeypatch.setattr("ti2v_dist.models.folder.SHAPES_FOLDER", model)
     with pytest.warns(UserWarning, match="the shapes model never saw dog, barks; its words are "):
         generate(str(folder / "first.png"), "a red dog barks", folder / "a.mp4", config=load_config(None, small))
     recwarn.clear()

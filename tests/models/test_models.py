@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_models import SIZE, WINDOW, write_tiny_model
 from ti2v_dist import models
 from ti2v_dist.models import ModelFolderError, load_model, read_info
+from ti2v_dist.models.unet3d import MODELSCOPE_SCHEDULE
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -72,8 +73,8 @@ def test_schedule_of_an_old_diffusers_is_accepted(copy: Path) -> None:
 
 def test_defaults_of_absent_schedule_keys_are_diffusers() -> None:
     signature = inspect.signature(DDIMScheduler.__init__).parameters
-    assert {name: signature[name].default for name in models._SCHEDULE} == {
-        name: default for name, (_, default) in models._SCHEDULE.items()
+    assert {name: signature[name].default for name in MODELSCOPE_SCHEDULE} == {
+        name: default for name, (_, default) in MODELSCOPE_SCHEDULE.items()
     }
 
 
@@ -173,8 +174,8 @@ SCHEDULER = "scheduler/scheduler_config.json"
         (_json("text_encoder/config.json", architectures=["T5EncoderModel"]), "'T5EncoderModel'; only CLIPText"),
         (_json("tokenizer/tokenizer_config.json", tokenizer_class="T5Tokenizer"), "'T5Tokenizer'; only CLIPTok"),
         (_json(SCHEDULER, _class_name="PNDMScheduler"), "'PNDMScheduler'; only DDIMScheduler"),
-        (_json("unet/config.json", cross_attention_dim=8), "cross_attention_dim 8, but text_encoder has .* 16"),
-        (_json("unet/config.json", in_channels=9), "in_channels 9, but vae has latent_channels 4"),
+        (_json("unet/config.json", cross_attention_dim=8), "cross_attention_dim 8, but text_encoder/.* 16"),
+        (_json("unet/config.json", in_channels=9), r"in_channels 9, but vae/config\.json has latent_channels 4"),
         (_json("unet/config.json", sample_size=...), "sample_size None"),
         (_json("vae/config.json", block_out_channels=...), "no block_out_channels"),
         (_pickle_weights("unet", "diffusion_pytorch_model"), r"unet/ has only pickled weights \(pickled\.bin\)"),

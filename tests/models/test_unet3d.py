@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.tiny_models import SIZE, TOKENS, WINDOW, modelscope_unet_config, write_tiny_model
 from ti2v_dist.models import load_model, read_info
+from ti2v_dist.models.latent_model import LatentVideoModel
 from ti2v_dist.models.prompts import lost_words
-from ti2v_dist.models.unet3d import UNet3DVideoModel
 
 PROMPTS = ["a red circle moving left", "the blue square rising"]
 
@@ -28,9 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> UNet3DVideoModel:
+def model(folder: Path) -> LatentVideoModel:
     loaded = load_model(read_info(str(folder)))
-    assert isinstance(loaded, UNet3DVideoModel)
+    assert isinstance(loaded, LatentVideoModel)
     return loaded
 
 
@@ -59,14 +59,14 @@ def _noise(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(3))
 
 
-def test_encode_text_is_the_pipelines(model: UNet3DVideoModel, pipeline: Any) -> None:
+def test_encode_text_is_the_pipelines(model: LatentVideoModel, pipeline: Any) -> None:
     expected, expected_empty = pipeline.encode_prompt(PROMPTS, "cpu", 1, True)
     torch.testing.assert_close(model.encode_text(PROMPTS), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.encode_text(["", ""]), expected_empty, rtol=0, atol=1e-5)
     assert (expected[0] - expected[1]).abs().max() > 0.1
 
 
-def test_attention_mask_is_used_when_the_config_says_so(copy: Path, model: UNet3DVideoModel) -> None:
+def test_attention_mask_is_used_when_the_config_says_so(copy: Path, model: LatentVideoModel) -> None:
     _edit(copy / "text_encoder" / "config.json", use_attention_mask=True)
     masked = load_model(read_info(str(copy))).encode_text(PROMPTS)
     pipeline: Any = TextToVideoSDPipeline.from_pretrained(copy)
@@ -98,7 +98,7 @@ def test_denoising_loop_is_the_pipelines(folder: Path, pipeline: Any, attention:
     assert (frames - torch.as_tensor(video) * 255).abs().max() < 0.51
 
 
-def test_decode_is_the_pipelines(model: UNet3DVideoModel, pipeline: Any) -> None:
+def test_decode_is_the_pipelines(model: LatentVideoModel, pipeline: Any) -> None:
     latents = 3 * _noise(1, 4, WINDOW, 4, 4)
     with torch.inference_mode():
         video = pipeline.decode_latents(latents)
@@ -113,7 +113,7 @@ def test_decode_is_the_pipelines(model: UNet3DVideoModel, pipeline: Any) -> None
     assert frames.float().std() > 20
 
 
-def test_encode_image_is_the_scaled_posterior_mean(model: UNet3DVideoModel, pipeline: Any) -> None:
+def test_encode_image_is_the_scaled_posterior_mean(model: LatentVideoModel, pipeline: Any) -> None:
     image = _noise(2, 3, SIZE, SIZE).clamp(-1, 1)
     with torch.inference_mode():
         expected = pipeline.vae.encode(image).latent_dist.mode() * pipeline.vae.config.scaling_factor
@@ -124,10 +124,10 @@ def test_encode_image_is_the_scaled_posterior_mean(model: UNet3DVideoModel, pipe
 
 @pytest.mark.parametrize(("dtype", "vae_dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float32)])
 def test_half_precision_is_near_and_speaks_float32(
-    folder: Path, model: UNet3DVideoModel, dtype: str, vae_dtype: torch.dtype
+    folder: Path, model: LatentVideoModel, dtype: str, vae_dtype: torch.dtype
 ) -> None:
     half = load_model(read_info(str(folder)), dtype=dtype)
-    assert isinstance(half, UNet3DVideoModel)
+    assert isinstance(half, LatentVideoModel)
     assert half._unet.dtype == half._text_encoder.dtype == getattr(torch, dtype)
     assert half._vae.dtype == vae_dtype
     x, text = _noise(2, 4, WINDOW, 4, 4), model.encode_text(PROMPTS)
@@ -138,13 +138,13 @@ def test_half_precision_is_near_and_speaks_float32(
     assert difference.abs().mean() < 2
 
 
-def test_everything_is_frozen(model: UNet3DVideoModel) -> None:
+def test_everything_is_frozen(model: LatentVideoModel) -> None:
     for network in (model._unet, model._vae, model._text_encoder):
         assert not any(module.training for module in network.modules())
         assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_every_frame_and_the_text_reach_every_frame(model: UNet3DVideoModel) -> None:
+def test_every_frame_and_the_text_reach_every_frame(model: LatentVideoModel) -> None:
     x, text = _noise(2, 4, WINDOW, 4, 4), model.encode_text(PROMPTS)
     noise = model.predict(x, 501, text)
     for frame in range(WINDOW):
@@ -155,7 +155,7 @@ def test_every_frame_and_the_text_reach_every_frame(model: UNet3DVideoModel) -> 
     assert (model.predict(x, 1, text) - noise).abs().max() > 1e-3
 
 
-def test_float16_files_load_into_float32_and_serve_as_the_variant(copy: Path, model: UNet3DVideoModel) -> None:
+def test_float16_files_load_into_float32_and_serve_as_the_variant(copy: Path, model: LatentVideoModel) -> None:
     plain = [path for part in ("unet", "vae", "text_encoder") for path in (copy / part).glob("*.safetensors")]
     for path in plain:
         halves = {name: value.half() for name, value in load_file(path).items()}
@@ -165,14 +165,14 @@ def test_float16_files_load_into_float32_and_serve_as_the_variant(copy: Path, mo
     for path in plain:
         path.unlink()
     halved = load_model(read_info(str(copy)))
-    assert isinstance(halved, UNet3DVideoModel)
+    assert isinstance(halved, LatentVideoModel)
     assert halved._unet.dtype == torch.float32
     x, text = _noise(1, 4, WINDOW, 4, 4), model.encode_text(PROMPTS[:1])
     torch.testing.assert_close(halved.predict(x, 501, text), model.predict(x, 501, text), rtol=0, atol=5e-3)
     assert halved.weights_sha256() != model.weights_sha256()
 
 
-def test_sharded_weights_load(copy: Path, model: UNet3DVideoModel) -> None:
+def test_sharded_weights_load(copy: Path, model: LatentVideoModel) -> None:
     unet = UNet3DConditionModel.from_pretrained(copy / "unet")
     (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     unet.save_pretrained(copy / "unet", max_shard_size="200KB")
@@ -181,7 +181,7 @@ def test_sharded_weights_load(copy: Path, model: UNet3DVideoModel) -> None:
     assert torch.equal(load_model(read_info(str(copy))).predict(x, 9, text), model.predict(x, 9, text))
 
 
-def test_names_of_older_files_load(copy: Path, model: UNet3DVideoModel) -> None:
+def test_names_of_older_files_load(copy: Path, model: LatentVideoModel) -> None:
     """Files of 2023 call the VAE's projections query, key, value, proj_attn, and the tokenizer has two files."""
     path = copy / "vae" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
@@ -223,7 +223,7 @@ def test_modelscopes_unet_can_be_described() -> None:
     assert sum(parameter.numel() for parameter in unet.parameters()) == 1_411_233_860
 
 
-def test_a_too_long_prompt_is_cut_as_the_pipeline_cuts_it(model: UNet3DVideoModel, pipeline: Any) -> None:
+def test_a_too_long_prompt_is_cut_as_the_pipeline_cuts_it(model: LatentVideoModel, pipeline: Any) -> None:
     # 75 tokens fit between the two marks: 14 times 5, 4 more, and the G.
     prompt = "x, red yz " * 14 + "x, red y Green 円 triangle"
     (told,) = lost_words(model.info, [prompt, prompt])
@@ -232,7 +232,7 @@ def test_a_too_long_prompt_is_cut_as_the_pipeline_cuts_it(model: UNet3DVideoMode
     torch.testing.assert_close(model.encode_text([prompt]), expected, rtol=0, atol=1e-5)
 
 
-def test_of_a_fitting_prompt_nothing_is_lost(model: UNet3DVideoModel) -> None:
+def test_of_a_fitting_prompt_nothing_is_lost(model: LatentVideoModel) -> None:
     assert list(lost_words(model.info, [*PROMPTS, "", "a horse"])) == []
 
 

@@ -1,0 +1,77 @@
+"""A family of backbones: what its folders must be, and what its network does differently. Told without torch.
+
+Suffixes: B batch, C channels, F frames of a window, H height, W width, L tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ti2v_dist.models.base import ModelInfo
+
+Configs = dict[str, dict[str, Any]]
+"""What each part's config file holds."""
+Schedule = dict[str, tuple[tuple[Any, ...], Any]]
+"""Name to (the values that can be used, the value where it is absent: diffusers' default of DDIMScheduler)."""
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": ("DDIMScheduler",),
+}
+"""The parts that every family has beside its `unet/`, and the classes that can be used."""
+
+SCHEDULE: Schedule = {
+    "num_train_timesteps": ((1000,), 1000),
+    "beta_schedule": (("scaled_linear", "linear"), "linear"),
+    "beta_start": ((0.00085,), 0.0001),
+    "beta_end": ((0.012,), 0.02),
+    "trained_betas": ((None,), None),
+    "rescale_betas_zero_snr": ((False,), False),
+    "prediction_type": (("epsilon",), "epsilon"),
+    "clip_sample": ((False,), True),
+    "thresholding": ((False,), False),
+}
+"""What the samplers are written for: ε of Stable Diffusion's noise levels ᾱ, nothing clipped.
+
+They choose their timesteps themselves, and ᾱ at t' = 0 is entry 0, whatever a scheduler's own loop does.
+"""
+
+
+def _accept(folder: Path, configs: Configs) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of folder.
+
+    `load_unet(info, dtype)` gives the network and `predict(unet, x_BCFHW, t, text_BLD)` calls it, in its own
+    dtype. `classes` are the parts beside `unet/`; `longest_window` is the (part, key, default) that limits the window;
+    `check` raises `ModelFolderError` for what is wrong in this family alone.
+    """
+
+    load_unet: Callable[[ModelInfo, torch.dtype], Any]
+    predict: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+    text_width: int
+    """`cross_attention_dim` where `unet/config.json` states none."""
+    guidance_scale: float
+    window: int = 16
+    fps: float = 8
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: CLASSES)
+    schedule: Schedule = field(default_factory=lambda: SCHEDULE)
+    longest_window: tuple[str, str, int] | None = None
+    check: Callable[[Path, Configs], None] = _accept
+
+    @property
+    def networks(self) -> list[str]:
+        """The parts that have weights."""
+        return ["unet", *(part for part in self.classes if part not in ("tokenizer", "scheduler"))]
