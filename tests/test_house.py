@@ -20,16 +20,17 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_MEDIAN_FUNCTION_LINES, MAX_JOB_LINES = 3
 MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: a folder, or a file right below the package. What each may import; a new room needs a row.
-NOUNS = {"errors", "prompts", "canonical", "columns", "video", "latents", "config", "tally"}
+NOUNS = {"errors", "prompts", "canonical", "columns", "settings", "video", "latents", "config", "tally"}
 NUMERIC = {"models", "samplers", "engine"}
 MAY_IMPORT = {
     "errors": set(),
     "prompts": {"errors"},
     "canonical": set(),
-    "columns": set(),
-    "video": {"errors", "prompts", "canonical"},
+    "settings": {"errors"},
+    "columns": {"video"},
+    "video": {"errors", "prompts", "canonical", "settings"},
     "latents": {"errors", "prompts", "video"},
-    "config": {"errors", "prompts", "canonical", "video"},
+    "config": {"errors", "prompts", "canonical", "settings", "video"},
     "tally": {"video"},
     "storage": NOUNS,
     "state": NOUNS | {"storage"},
