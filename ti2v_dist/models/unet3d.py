@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from ti2v_dist.errors import InputError
 from ti2v_dist.models import ModelFolderError, weight_files
 from ti2v_dist.models.base import ModelInfo
-from ti2v_dist.models.prompts import load_tokenizer
+from ti2v_dist.models.lost_words import load_tokenizer
 from ti2v_dist.video import check_choice
 
 DTYPES = ("float32", "bfloat16", "float16")

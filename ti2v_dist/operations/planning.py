@@ -16,7 +16,7 @@ from ti2v_dist.inputs.manifest import Manifest, read_manifest
 from ti2v_dist.inputs.shards import Shard, check_whole, taken
 from ti2v_dist.inputs.shards import claim as claim_shard
 from ti2v_dist.models import read_info
-from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.outputs.dataset import is_stored, stored_ids
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.state import keys
