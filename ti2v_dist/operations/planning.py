@@ -13,8 +13,7 @@ from ti2v_dist.config import RunConfig, stored_identity
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.inputs.manifest import Manifest, read_manifest
-from ti2v_dist.inputs.shards import Shard, check_whole, taken
-from ti2v_dist.inputs.shards import claim as claim_shard
+from ti2v_dist.inputs.shards import Shard, check_whole, claim_shard, taken
 from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.outputs.dataset import is_stored, stored_ids
