@@ -20,7 +20,7 @@ from ti2v_dist.video import SETTINGS, SamplingParams, VideoRequest
 
 INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_factor=8, guidance_scale=3.0, fps=12)
 OTHERS = {"sampler": "replace", "init": "gaussian", "negative_prompt": "blurry"}
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(video.__file__).parents[1]
 
 
 def other(name: str) -> Any:
@@ -38,7 +38,9 @@ def test_every_place_has_the_declared_settings() -> None:
 
 
 def test_the_readme_names_every_column() -> None:
-    (named,) = re.findall(r"are required\. (.*?) may stand in a row", README.read_text(encoding="utf-8"), re.DOTALL)
+    (named,) = re.findall(
+        r"are required\. (.*?) may stand in a row", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     rows = {name for name, one in SETTINGS.items() if one.is_column} | {"seed"}
     assert set(re.findall(r"[a-z_]{3,}", named)) - {"and"} == rows
 
@@ -116,7 +118,7 @@ for wrong in (lambda: load_config(None, ["sampling.shift=13"]), lambda: module.S
 
 def test_one_line_adds_a_setting() -> None:
     code = "import numpy; b = numpy.zeros((1, 1, 3))" + ADD_ONE.format(text=inspect.getsource(video))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "sampling.shift is 13: Input should be less than or equal to 12",
