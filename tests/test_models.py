@@ -170,7 +170,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
         (lambda folder: (folder / "unet/config.json").unlink(), r"unet/config\.json is missing"),
         (_write("vae/config.json", "{"), r"vae/config\.json is not JSON"),
         (_write("vae/config.json", "[]"), r"vae/config\.json holds list"),
-        (_json("unet/config.json", _class_name="UNet2DConditionModel"), "'UNet2D.*only UNet3DConditionModel can"),
+        (_json("unet/config.json", _class_name="UNet1DModel"), "'UNet1DModel'; only UNet3DConditionModel or UNetMo"),
         (_json("vae/config.json", _class_name="VQModel"), "'VQModel'; only AutoencoderKL"),
         (_json("text_encoder/config.json", architectures=["T5EncoderModel"]), "'T5EncoderModel'; only CLIPText"),
         (_json("tokenizer/tokenizer_config.json", tokenizer_class="T5Tokenizer"), "'T5Tokenizer'; only CLIPTok"),
