@@ -72,7 +72,7 @@ def _load_joined(info: ModelInfo, dtype: torch.dtype) -> Any:
     try:
         with no_reports():
             joined: Any = UNetMotionModel.from_unet2d(unet, adapter)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError) as error:
         raise ModelFolderError(f"{both}: {' '.join(str(error).split())}") from error
     given, taken = {*unet.state_dict(), *adapter.state_dict()}, {*joined.state_dict()}
     if given != taken:
@@ -101,7 +101,8 @@ def _check_joined(folder: Path, configs: Configs) -> None:
         )
     blocks = ("block_out_channels", list(BLOCKS))
     check_same(folder, configs, ("motion_adapter", *blocks), ("unet", *blocks))
-    count = len(unet.get("block_out_channels", BLOCKS))
+    stated = unet.get("block_out_channels", list(BLOCKS))
+    count = len(stated) if isinstance(stated, list) else 1
     layers = adapter.get("motion_layers_per_block", 2), unet.get("layers_per_block", 2)
     if len({str(value if isinstance(value, list) else [value] * count) for value in layers}) > 1:
         check_same(folder, configs, ("motion_adapter", "motion_layers_per_block", 2), ("unet", "layers_per_block", 2))
