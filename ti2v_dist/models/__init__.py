@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ti2v_dist.models import unet3d
+from ti2v_dist.models import animatediff, unet3d
 from ti2v_dist.models.base import ModelInfo, VideoModel
 from ti2v_dist.models.checks import read_folder, read_settings
 from ti2v_dist.models.family import Family
@@ -21,6 +21,8 @@ os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 
 FAMILIES: dict[str, Family] = {
     "UNet3DConditionModel": unet3d.UNET3D,
+    "UNetMotionModel": animatediff.MOTION_UNET,
+    "UNet2DConditionModel": animatediff.JOINED,
 }
 """The class that `unet/config.json` names, to the family of its folder."""
 
