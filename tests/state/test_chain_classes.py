@@ -48,12 +48,12 @@ def test_a_video_is_of_the_class_in_which_it_began_whoever_reads_it(store, class
     a, *_ = classes
     state, tip = grow(store, [a, a, a])
     for guess in classes:
-        found, its_tip = loaded(store, guess)
+        found, loaded_tip = loaded(store, guess)
         same_state(found, state)
-        assert its_tip == tip
-        assert its_tip.fingerprint == a
+        assert loaded_tip == tip
+        assert loaded_tip.fingerprint == a
     assert store.classes("cat-1") == [(0, a)]
-    settled = store.commit(make_chunk(3), store.moved(its_tip, a))
+    settled = store.commit(make_chunk(3), store.moved(tip, a))
     assert Record.from_bytes("x", store.store.get(frame_key(3))).recipe == tip.recipe
     assert settled.tip.fingerprint == a
 
