@@ -90,7 +90,7 @@ def test_no_videos_and_videos_of_several_sizes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a red circle", "o" * 500, "word " * 500, "日本" * 90, "café " * 9, "x" * 10**6])
-def test_captions_fit(text) -> None:
+def test_captions_fit(text: str) -> None:
     lines = _wrap(text, CAPTION_LINES)
     assert 1 <= len(lines) <= CAPTION_LINES
     assert all(_font().getlength(line) <= CAPTION_WIDTH for line in lines)
