@@ -40,6 +40,7 @@ def segment(video_FHWC: np.ndarray) -> Segmentation:
     """
     outside_FHW = np.ones(video_FHWC.shape[:3], dtype=bool)
     contrast_F, opacity_FHW = np.zeros(len(video_FHWC)), np.zeros(video_FHWC.shape[:3])
+    mask_FHW = ~outside_FHW
     for _ in range(2):
         offset_FHWC = video_FHWC - _background(video_FHWC, outside_FHW)
         opacity_FHW, contrast_F = _opacity(offset_FHWC)

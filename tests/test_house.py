@@ -326,6 +326,14 @@ def test_the_readme_names_files_that_exist() -> None:
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
+def test_make_help_lists_every_target() -> None:
+    (names,) = re.findall(r"(?m)^\.PHONY:(.*)$", (ROOT / "Makefile").read_text())
+    shown = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert {*re.findall(r"(?m)^make ([\w-]+)", shown), "help"} == set(names.split())
+    targets = re.findall(r"(?m)^([a-z][\w-]*):(?!=| \w+ \?=)", (ROOT / "Makefile").read_text())
+    assert sorted(targets) == sorted(names.split())
+
+
 @pytest.mark.parametrize("target", ["demo", "test", "check", "bench"])
 def test_make_sets_the_environment_up_first(target: str, tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,7 +75,7 @@ def test_a_change_replaces_what_would_have_come() -> None:
         ([TWO[0], {"from_frame": 2, "prompt": 5}], "prompt 2 of the schedule is 5"),
     ],
 )
-def test_what_is_no_schedule_is_refused_by_number(prompt, said) -> None:
+def test_what_is_no_schedule_is_refused_by_number(prompt: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_prompt(prompt)
 

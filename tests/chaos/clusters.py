@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tests.support.ray_runs import free_ports, listens, processes
 
@@ -127,7 +127,7 @@ class Cluster:
         ]
         return Node(name, command, self.env, self.log)
 
-    def _gcs(self):
+    def _gcs(self) -> Any:
         from ray._raylet import GcsClient
 
         return GcsClient(address=self.address)

@@ -66,7 +66,7 @@ def log(kind: str, path: str) -> None:
 class FaultyFiles(LocalFileSystem):
     """Local files, of which those of a run's state are sometimes not read."""
 
-    def cat_file(self, path, start=None, end=None, **kwargs):
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> Any:
         if STATE in str(path) and draw(("no_read",)):
             log("no_read", str(path))
             raise FSTimeoutError
