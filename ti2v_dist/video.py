@@ -14,7 +14,6 @@ from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.errors import InputError
 from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
 from ti2v_dist.settings import Setting, check_range, check_settings, declared, setting, settings_of, shared
-from ti2v_dist.settings import check_choice as check_choice
 from ti2v_dist.specs import SAMPLERS, Limits, SamplerSpec
 
 SAMPLER_NAMES = tuple(SAMPLERS)

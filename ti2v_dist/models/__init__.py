@@ -36,11 +36,19 @@ def read_info(model_id: str, revision: str | None = None) -> ModelInfo:
     parts = {part: None for family in FAMILIES.values() for part in ("unet", *family.classes)}
     folder, commit = find(model_id, revision, parts)
     family, configs = read_folder(folder, FAMILIES)
-    vae_factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    vae_factor = family.vae_factor(folder, configs)
     size = configs["unet"]["sample_size"] * vae_factor
     settings = read_settings(folder, family, configs)
     return ModelInfo(
-        model_id=model_id, revision=commit, folder=folder, height=size, width=size, vae_factor=vae_factor, **settings
+        model_id=model_id,
+        revision=commit,
+        folder=folder,
+        height=size,
+        width=size,
+        vae_factor=vae_factor,
+        frames_per_latent=family.frames_per_latent,
+        capabilities=family.capabilities,
+        **settings,
     )
 
 
@@ -50,7 +58,5 @@ def load_model(info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", 
     `device` is cpu, cuda or cuda:N; `dtype` float32, bfloat16 or float16 (the VAE then stays in float32);
     `attention` sdpa or eager. Raises `ValueError` naming the value and the choices, and `ModelFolderError`.
     """
-    from ti2v_dist.models.latent_model import LatentVideoModel
-
     family = FAMILIES[read_json(info.folder / "unet" / "config.json")["_class_name"]]
-    return LatentVideoModel(info, family, device=device, dtype=dtype, attention=attention)
+    return family.load(info, family, device, dtype, attention)
