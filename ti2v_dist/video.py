@@ -173,8 +173,10 @@ class VideoRequest:
     def __post_init__(self) -> None:
         check_id(self.id)
         object.__setattr__(self, "prompt", check_prompt(self.prompt))
-        if self.params.spec.is_one_window and not isinstance(self.prompt, str):
-            raise InputError(f"prompt is a schedule; sampler {self.params.sampler!r} makes one window under one text")
+        spec = self.params.spec
+        if (spec.is_one_window or spec.looks_ahead) and not isinstance(self.prompt, str):
+            made = "makes one window" if spec.is_one_window else "makes what lies between given frames"
+            raise InputError(f"prompt is a schedule; sampler {self.params.sampler!r} {made} under one text")
         check_range("num_frames", self.num_frames, 2)
         object.__setattr__(self, "fps", rounded_rate(self.fps))
         check_range("fps", self.fps, 1, 240)

@@ -27,12 +27,12 @@ from ti2v_dist.inputs.images import ImageError
 from ti2v_dist.inputs.inspection import check_images
 from ti2v_dist.inputs.rows import MAX_BYTES, Row, check_count, parse_rows
 from ti2v_dist.prompts import entries, read_prompt
-from ti2v_dist.specs import FRAME_BY_FRAME
+from ti2v_dist.specs import FRAME_BY_FRAME, SAMPLERS
 from ti2v_dist.storage.addresses import UrlRefused, absolute_url, resolve_url
 from ti2v_dist.storage.objects import StoreDenied
 from ti2v_dist.storage.parquet import text_columns
 from ti2v_dist.storage.urls import Unreachable, read_bytes
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.video import SAMPLER_NAMES, SamplingParams, VideoRequest, check_choice
 
 T = TypeVar("T")
 SEED_BITS = 53
@@ -42,7 +42,8 @@ SEED_BITS = 53
 class RequestDefaults:
     """What a row does not say: the model's `Limits`, and the run's settings.
 
-    Sizes in pixels. `context_frames` None means window - 1; `seed` is the run's, from which a row's own is derived.
+    Sizes in pixels. `context_frames` None means what is usual with the sampler; `seed` is the run's, from which a row's
+    own is derived.
     """
 
     window: int
@@ -72,7 +73,8 @@ class RequestDefaults:
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)} | given
         if values["context_frames"] is None:
-            values["context_frames"] = self.window - 1
+            check_choice("sampler", values["sampler"], SAMPLER_NAMES)
+            values["context_frames"] = SAMPLERS[values["sampler"]].usual_context(self.window)
         if "seed" not in given:
             values["seed"] = derive_seed(self.seed, given["id"])
         params = SamplingParams(**{f.name: values[f.name] for f in fields(SamplingParams)})

@@ -53,7 +53,7 @@ def request_defaults(config: RunConfig, info: ModelInfo) -> RequestDefaults:
         guidance_scale=chosen.guidance_scale or info.guidance_scale,
         num_inference_steps=chosen.num_inference_steps,
         resample_iterations=chosen.resample_iterations,
-        context_frames=chosen.context_frames or info.window - 1,
+        context_frames=chosen.context_frames,
         sampler=chosen.sampler,
         t_start=chosen.t_start,
         init=chosen.init,
