@@ -61,8 +61,8 @@ ONLY_IN = {
     "azure": {"storage"},
     "aiohttp": {"storage"},
     "prometheus_client": {"telemetry"},
-    "imageio_ffmpeg": {"outputs"},
-    "imageio": {"outputs"},
+    "imageio_ffmpeg": {"storage"},
+    "imageio": {"storage"},
     "torch": NUMERIC | {"runtime"},
     "diffusers": {"models"},
     "transformers": {"models"},
@@ -73,6 +73,7 @@ ONLY_IN_FILE = {
     "torch": ("runtime", "worker"),
     "ray._": ("runtime", "ray_internals"),
     "grpc": ("runtime", "ray_internals"),
+    "imageio_ffmpeg": ("storage", "ffmpeg"),
 }
 """Where but one file of a room may import a library."""
 NEVER = {"pickle", "cloudpickle", "dill", "joblib"}
