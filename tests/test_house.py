@@ -22,18 +22,31 @@ MAX_JOB_LINES, MAX_SHARED_LINES = 40, 400
 MAX_WHEEL_BYTES = 24_000_000
 
 # One row a room: a folder, or a file right below the package. What each may import; a new room needs a row.
-NOUNS = {"errors", "prompts", "canonical", "columns", "specs", "video", "schedules", "latents", "config", "tally"}
+NOUNS = {
+    "errors",
+    "prompts",
+    "canonical",
+    "settings",
+    "specs",
+    "video",
+    "schedules",
+    "columns",
+    "latents",
+    "config",
+    "tally",
+}
 NUMERIC = {"models", "samplers", "engine"}
 MAY_IMPORT = {
     "errors": set(),
     "prompts": {"errors"},
     "canonical": set(),
-    "columns": set(),
+    "settings": {"errors"},
     "specs": set(),
-    "video": {"errors", "prompts", "canonical", "specs"},
+    "columns": {"video"},
+    "video": {"errors", "prompts", "canonical", "settings", "specs"},
     "schedules": {"errors", "video"},
     "latents": {"errors", "prompts", "video"},
-    "config": {"errors", "prompts", "canonical", "specs", "video"},
+    "config": {"errors", "prompts", "canonical", "settings", "specs", "video"},
     "tally": {"video"},
     "storage": NOUNS,
     "state": NOUNS | {"storage"},

@@ -14,7 +14,8 @@ from PIL import Image
 
 from tests.support.chains import FINGERPRINT, make_encoded, make_request
 from ti2v_dist.canonical import canonical_json
-from ti2v_dist.inputs.manifest import RequestDefaults, read_manifest
+from ti2v_dist.inputs.defaults import RequestDefaults
+from ti2v_dist.inputs.manifest import read_manifest
 from ti2v_dist.outputs.dataset import failure_row
 from ti2v_dist.outputs.tables import failures_table
 from ti2v_dist.prompts import PromptFrom, caption, changed, check_prompt, number_at
@@ -127,7 +128,7 @@ def test_schedules_stand_in_every_kind_of_manifest(tmp_path: Path) -> None:
     pq.write_table(pa.table({**columns, "prompt": [text, "[a] cat"]}), tmp_path / "m.parquet")
     nested = {"id": ["a"], "image": ["ok.png"], "prompt": [TWO]}
     pq.write_table(pa.table(nested), tmp_path / "nested.parquet")
-    defaults = RequestDefaults(window=8, vae_factor=8, height=64, width=64, guidance_scale=3.0)
+    defaults = RequestDefaults(8, 8, {"height": 64, "width": 64, "context_frames": 7})
     for name in ("m.jsonl", "m.csv", "m.parquet", "nested.parquet"):
         manifest = read_manifest(str(tmp_path / name), defaults)
         assert (manifest.problems, manifest.failures, manifest.warnings) == ([], [], [])
@@ -139,7 +140,7 @@ def test_a_bad_schedule_fails_its_row_and_an_unreached_one_warns(tmp_path: Path)
     bad = {"id": "a", "image": "ok.png", "prompt": [TWO[1]]}
     short = {"id": "b", "image": "ok.png", "prompt": TWO, "num_frames": 3}
     (tmp_path / "m.jsonl").write_text(json.dumps(bad) + "\n" + json.dumps(short))
-    defaults = RequestDefaults(window=8, vae_factor=8, height=64, width=64, guidance_scale=3.0)
+    defaults = RequestDefaults(8, 8, {"height": 64, "width": 64, "context_frames": 7})
     manifest = read_manifest(str(tmp_path / "m.jsonl"), defaults)
     (failure,) = manifest.failures
     assert (failure.id, failure.field) == ("a", "prompt")

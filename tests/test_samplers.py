@@ -121,8 +121,8 @@ def test_renoise_is_the_forward_process_across_an_interval(schedule: Schedule, t
 def test_a_step_along_the_very_noise_stays_on_the_forward_process(schedule: Schedule) -> None:
     z, noise = torch.randn(2, 1000, generator=torch.Generator().manual_seed(2)).double().unbind()
     alpha = ALPHAS[700].item()
-    predicted = noise if schedule is SCHEDULE else sqrt(alpha) * noise - sqrt(1 - alpha) * z
-    predicted = noise - z if isinstance(schedule, Flow) else predicted
+    v = noise - z if isinstance(schedule, Flow) else sqrt(alpha) * noise - sqrt(1 - alpha) * z
+    predicted = noise if schedule is SCHEDULE else v
     stepped = schedule.step(schedule.q_sample(z, 700, noise), predicted, 700, 300)
     torch.testing.assert_close(stepped, schedule.q_sample(z, 300, noise))
 

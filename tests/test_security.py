@@ -239,7 +239,7 @@ def test_code_in_a_models_folder_is_not_run(given: Inputs, tmp_path: Path) -> No
     (folder / "planted.py").write_text(planted)
     (folder / "pipeline.py").write_text(planted)
     assert os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] == "1"
-    assert len(load_model(read_info(str(folder))).schedule.alphas_cumprod) == 1000
+    assert load_model(read_info(str(folder))).encode_text(["a"]).isfinite().all()
     assert not (tmp_path / "ran").exists()
 
 

@@ -3,21 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ti2v_dist.video import SETTINGS
+
 COLUMN_TYPES: dict[str, type] = {
     "id": str,
     "image": str,
     "prompt": str,
-    "negative_prompt": str,
     "seed": int,
-    "num_frames": int,
-    "fps": float,
-    "height": int,
-    "width": int,
-    "guidance_scale": float,
-    "num_inference_steps": int,
-    "resample_iterations": int,
-    "context_frames": int,
-    "sampler": str,
+    **{name: one.kind for name, one in SETTINGS.items() if one.is_column},
 }
 """The reserved columns. A setting's column that is absent, null or an empty CSV cell takes the run's value."""
 OUTPUT_COLUMNS = frozenset(

@@ -3,16 +3,26 @@
 import difflib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.errors import InputError
-from ti2v_dist.video import INIT_NAMES, SAMPLER_NAMES, rounded_rate
+from ti2v_dist.settings import Setting
+from ti2v_dist.video import SETTINGS
 
 
 class ConfigError(InputError):
@@ -33,26 +43,24 @@ class ModelConfig(_Section):
     attention: Literal["sdpa", "eager"] = "sdpa"
 
 
-class SamplingConfig(_Section):
-    """Defaults for rows that do not say otherwise; None is the model's own default."""
+def sampling_fields(settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """The settings as fields of a section: None is the model's own default, or the sampler's."""
+    made: dict[str, Any] = {}
+    for name, one in settings.items():
+        kind: Any = Literal[one.choices] if one.choices else one.kind
+        kind = Annotated[kind, Field(ge=one.low, le=one.high, gt=one.above)]
+        if one.kept:  # a rate that is a whole number is kept, and hashed, as an int
+            kind = SerializeAsAny[Annotated[kind, AfterValidator(one.kept)]]
+        default = None if one.of_model or one.of_sampler else one.default
+        made[name] = (kind | None if default is None else kind, Field(default, description=one.about))
+    return made
 
-    sampler: Literal[SAMPLER_NAMES] = SAMPLER_NAMES[0]  # pyright: ignore[reportInvalidTypeForm]
-    init: Literal[INIT_NAMES] = INIT_NAMES[0]  # pyright: ignore[reportInvalidTypeForm]
-    num_frames: int = Field(default=16, ge=2)
-    fps: int | float | None = Field(default=None, ge=1, le=240)
-    height: int | None = Field(default=None, ge=8)
-    width: int | None = Field(default=None, ge=8)
-    num_inference_steps: int = Field(default=10, ge=1)
-    resample_iterations: int = Field(default=4, ge=1)
-    guidance_scale: float | None = Field(default=None, gt=0)
-    context_frames: int | None = Field(default=None, ge=1)
-    t_start: int | None = Field(default=None, ge=1)
-    negative_prompt: str = ""
 
-    @field_validator("fps")
-    @classmethod
-    def _round(cls, fps: float | None) -> float | None:
-        return None if fps is None else rounded_rate(fps)
+_Sampling: Any = create_model("_Sampling", __base__=_Section, **sampling_fields(SETTINGS))
+
+
+class SamplingConfig(_Sampling):
+    """Defaults for rows that do not say otherwise; None is the model's own default. See `SETTINGS`."""
 
 
 class EngineConfig(_Section):

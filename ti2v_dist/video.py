@@ -1,4 +1,4 @@
-"""What is asked for: a video (`VideoRequest`), and how to sample it (`SamplingParams`)."""
+"""What is asked for: a video (`VideoRequest`), and how to sample it (`SamplingParams`); a new setting is one field."""
 
 import hashlib
 import math
@@ -13,6 +13,8 @@ import numpy as np
 from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.errors import InputError
 from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
+from ti2v_dist.settings import Setting, check_range, check_settings, declared, setting, settings_of, shared
+from ti2v_dist.settings import check_choice as check_choice
 from ti2v_dist.specs import SAMPLERS, Limits, SamplerSpec
 
 SAMPLER_NAMES = tuple(SAMPLERS)
@@ -24,19 +26,6 @@ _NTSC = (24, 30, 48, 60, 120)
 _LATER = ("origin", "generation", "given")
 """Fields that a request of an earlier version does not have, and one without them does not show."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise `ValueError` naming the value and the choices unless `value` is one of them."""
-    if value not in choices:
-        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-
-
-def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
-    """Raise `ValueError` naming the value and its range unless low <= value <= high."""
-    if not (value >= low and (high is None or value <= high)):
-        limit = f"at least {low}" if high is None else f"{low} to {high}"
-        raise InputError(f"{name} is {value!r}; it must be {limit}")
 
 
 def check_boundary(what: str, frame: int, first: int, frames: int) -> None:
@@ -77,28 +66,22 @@ class SamplingParams:
     noise instead of the DDPM-inverted last latent, for the ablation.
     """
 
-    sampler: str = "ti2v_zero"
-    num_inference_steps: int = 10  # [S]
-    resample_iterations: int = 4  # [U]
-    guidance_scale: float = 9.0  # [g]
-    context_frames: int = 15  # [K]
-    t_start: int | None = None
-    init: str = "inversion"
+    sampler: str = setting("ti2v_zero", "the video algorithm", choices=SAMPLER_NAMES)
+    num_inference_steps: int = setting(10, "denoising steps [S]", low=1, high=TRAIN_TIMESTEPS - 1)
+    resample_iterations: int = setting(4, "how often each of them is made [U]", low=1)
+    guidance_scale: float = setting(
+        9.0, "weight of the text [g]", above=0, kept=float, of_model=lambda info: info.guidance_scale, is_shared=False
+    )
+    context_frames: int = setting(
+        15, "latents in the queue [K]", low=1, of_sampler=lambda spec, window: spec.usual_context(window)
+    )
+    t_start: int | None = setting(None, "the first timestep", low=1, high=TRAIN_TIMESTEPS - 1, is_column=False)
+    init: str = setting("inversion", "what a new frame starts from", choices=INIT_NAMES, is_column=False)
 
     def __post_init__(self) -> None:
-        check_choice("sampler", self.sampler, SAMPLER_NAMES)
-        check_choice("init", self.init, INIT_NAMES)
-        check_range("resample_iterations", self.resample_iterations, 1)
-        check_range("context_frames", self.context_frames, 1)
-        check_range("num_inference_steps", self.num_inference_steps, 1, TRAIN_TIMESTEPS - 1)
-        # 9 and 9.0 are one setting, and must be the same bytes in every hash.
-        object.__setattr__(self, "guidance_scale", float(self.guidance_scale))
-        if not 0 < self.guidance_scale < float("inf"):
-            raise InputError(f"guidance_scale is {self.guidance_scale!r}; it must be a finite number above 0")
+        check_settings(self)
         if self.t_start is None and self.num_inference_steps == 1:
             raise InputError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
-        if self.t_start is not None:
-            check_range("t_start", self.t_start, 1, TRAIN_TIMESTEPS - 1)
         check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
 
     @property
@@ -117,14 +100,7 @@ class SamplingParams:
     @property
     def batch_group(self) -> tuple:
         """What must be equal for two videos to share a batch; guidance is a value per slot."""
-        return (
-            self.sampler,
-            self.num_inference_steps,
-            self.resample_iterations,
-            self.context_frames,
-            self.first_timestep,
-            self.init,
-        )
+        return tuple({**shared(self), "t_start": self.first_timestep}.values())
 
 
 @dataclass(frozen=True)
@@ -158,12 +134,14 @@ class VideoRequest:
     image: str
     prompt: Prompt
     seed: int
-    height: int
-    width: int
+    height: int = field(metadata=declared("pixels", low=8, of_model=lambda info: info.height))
+    width: int = field(metadata=declared("pixels", low=8, of_model=lambda info: info.width))
     params: SamplingParams
-    num_frames: int = 16
-    fps: float = 8
-    negative_prompt: str = ""
+    num_frames: int = setting(16, "frames of the video", low=2, is_shared=False)
+    fps: float = setting(
+        8, "frames per second", low=1, high=240, kept=rounded_rate, of_model=lambda info: info.fps, is_shared=False
+    )
+    negative_prompt: str = setting("", "what the video is to be unlike", is_shared=False)
     image_uri: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
@@ -177,12 +155,8 @@ class VideoRequest:
         if (spec.is_one_window or spec.looks_ahead) and not isinstance(self.prompt, str):
             made = "makes one window" if spec.is_one_window else "makes what lies between given frames"
             raise InputError(f"prompt is a schedule; sampler {self.params.sampler!r} {made} under one text")
-        check_range("num_frames", self.num_frames, 2)
-        object.__setattr__(self, "fps", rounded_rate(self.fps))
-        check_range("fps", self.fps, 1, 240)
+        check_settings(self)
         check_range("seed", self.seed, 0, MAX_SEED)
-        check_range("height", self.height, 8)
-        check_range("width", self.width, 8)
         self._check_given()
 
     def _check_given(self) -> None:
@@ -217,7 +191,7 @@ class VideoRequest:
     @property
     def batch_group(self) -> tuple:
         """What must be equal for two videos to share a batch."""
-        return (*self.params.batch_group, self.height, self.width)
+        return (*self.params.batch_group, *shared(self).values())
 
     def check_against_model(self, model: Limits) -> None:
         """Raise `ValueError`, naming the value and the choices, unless a model of these limits can make the video.
@@ -297,3 +271,7 @@ class VideoRequest:
             images = [hashlib.sha256(image.tobytes()).hexdigest() for image in given_NHWC]
             decides["given"] = [[frame.frame, image] for frame, image in zip(self.given, images, strict=True)]
         return canonical_sha256(decides)
+
+
+SETTINGS: dict[str, Setting] = settings_of(SamplingParams) | settings_of(VideoRequest)
+"""Every setting of a video."""

@@ -15,10 +15,11 @@ from pyarrow.csv import write_csv
 
 from tests.support.drawn import pixels, png_header
 from ti2v_dist.canonical import canonical_json
+from ti2v_dist.inputs.defaults import RequestDefaults, derive_seed
 from ti2v_dist.inputs.images import load_image
-from ti2v_dist.inputs.manifest import RequestDefaults, derive_seed, problem_table, read_manifest
+from ti2v_dist.inputs.manifest import problem_table, read_manifest
 
-DEFAULTS = RequestDefaults(window=8, vae_factor=8, height=64, width=64, guidance_scale=3.0, seed=5)
+DEFAULTS = RequestDefaults(8, 8, {"height": 64, "width": 64, "context_frames": 7}, seed=5)
 
 
 @pytest.fixture

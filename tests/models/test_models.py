@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.tiny_models import SIZE, WINDOW, write_tiny_model
 from ti2v_dist import models
-from ti2v_dist.models import ModelFolderError, load_model, read_info
+from ti2v_dist.models import ModelFolderError, VideoModel, load_model, read_info
 from ti2v_dist.models.unet3d import MODELSCOPE_SCHEDULE
+from ti2v_dist.schedules import VP
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -68,7 +69,7 @@ def test_schedule_of_an_old_diffusers_is_accepted(copy: Path) -> None:
     """Folders of 2023 lack the newer keys and carry one that DDIMScheduler does not know."""
     path = copy / "scheduler" / "scheduler_config.json"
     _edit(path, skip_prk_steps=True, timestep_spacing=..., rescale_betas_zero_snr=..., thresholding=...)
-    assert load_model(read_info(str(copy))).schedule.alphas_cumprod == _diffusers_alphas().tolist()
+    assert _alphas(load_model(read_info(str(copy)))) == _diffusers_alphas().tolist()
 
 
 def test_defaults_of_absent_schedule_keys_are_diffusers() -> None:
@@ -111,6 +112,11 @@ def test_revision_of_a_local_folder_is_refused(folder: Path) -> None:
         read_info(str(folder), "main")
 
 
+def _alphas(model: VideoModel) -> list[float]:
+    assert isinstance(model.schedule, VP)
+    return model.schedule.alphas_cumprod
+
+
 def _diffusers_alphas() -> torch.Tensor:
     schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     return schedule.alphas_cumprod.double()
@@ -118,8 +124,8 @@ def _diffusers_alphas() -> torch.Tensor:
 
 def test_schedule_is_modelscopes(folder: Path) -> None:
     model = load_model(read_info(str(folder)))
-    assert model.schedule.alphas_cumprod == _diffusers_alphas().tolist()
-    assert model.schedule.alphas_cumprod[0] == pytest.approx(0.99915, abs=1e-6)
+    assert _alphas(model) == _diffusers_alphas().tolist()
+    assert _alphas(model)[0] == pytest.approx(0.99915, abs=1e-6)
 
 
 def _remove_parts(folder: Path) -> None:

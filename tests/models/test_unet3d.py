@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_models import SIZE, TOKENS, WINDOW, modelscope_unet_config, write_tiny_model
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.latent_model import LatentVideoModel
-from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.models.lost_words import lost_words
 
 PROMPTS = ["a red circle moving left", "the blue square rising"]
 

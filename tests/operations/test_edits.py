@@ -12,11 +12,12 @@ from PIL import Image
 from tests.support.chains import FINGERPRINT, make_chunk, make_encoded, make_request
 from tests.support.tiny_models import SIZE, write_tiny_model
 from ti2v_dist.config import RunConfig, load_config
+from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.inputs.manifest import make_request as request_of_row
 from ti2v_dist.latents import Chunk
 from ti2v_dist.models import read_info
 from ti2v_dist.operations import collect, edit, repair
-from ti2v_dist.operations.planning import claim, request_defaults
+from ti2v_dist.operations.planning import claim
 from ti2v_dist.operations.verify import verify
 from ti2v_dist.outputs import views
 from ti2v_dist.runtime.worker import Worker

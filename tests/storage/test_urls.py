@@ -19,9 +19,10 @@ from tests.support.drawn import encoded, pixels
 from tests.support.web import Web, refusing_url, serving, wait_for
 from ti2v_dist.config import load_config
 from ti2v_dist.errors import InputError
+from ti2v_dist.inputs.defaults import RequestDefaults
 from ti2v_dist.inputs.images import check_image
 from ti2v_dist.inputs.inspection import check_images
-from ti2v_dist.inputs.manifest import RequestDefaults, read_manifest
+from ti2v_dist.inputs.manifest import read_manifest
 from ti2v_dist.storage import objects, urls
 from ti2v_dist.storage.addresses import UrlRefused, absolute_url, check_url, confined, resolve_url
 from ti2v_dist.storage.urls import HostUnreachable, Unreachable, read_bytes
@@ -337,7 +338,7 @@ def test_one_object_that_a_store_never_gives_whole_is_its_rows_fault(s3) -> None
 
 
 def test_a_manifest_is_read_as_images_are(web, quick) -> None:
-    defaults = RequestDefaults(window=8, vae_factor=8, height=64, width=64, guidance_scale=3.0, allow_http=True)
+    defaults = RequestDefaults(8, 8, {"height": 64, "width": 64, "context_frames": 7}, allow_http=True)
     web.status("barred.jsonl", 403)
     for name, said in {
         "none.jsonl": "does not exist",

@@ -6,7 +6,7 @@ A `Problem` makes the manifest itself unusable; a `RowFailure` is one bad row be
 import hashlib
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ti2v_dist.canonical import canonical_json
@@ -23,65 +23,18 @@ from ti2v_dist.inputs.checks import (
     first_lines,
     warn_near_names,
 )
+from ti2v_dist.inputs.defaults import RequestDefaults, derive_seed
 from ti2v_dist.inputs.images import ImageError
 from ti2v_dist.inputs.inspection import check_images
 from ti2v_dist.inputs.rows import MAX_BYTES, Row, check_count, parse_rows
 from ti2v_dist.prompts import entries, read_prompt
-from ti2v_dist.specs import FRAME_BY_FRAME, SAMPLERS
 from ti2v_dist.storage.addresses import UrlRefused, absolute_url, resolve_url
 from ti2v_dist.storage.objects import StoreDenied
 from ti2v_dist.storage.parquet import text_columns
 from ti2v_dist.storage.urls import Unreachable, read_bytes
-from ti2v_dist.video import SAMPLER_NAMES, SamplingParams, VideoRequest, check_choice
+from ti2v_dist.video import VideoRequest
 
 T = TypeVar("T")
-SEED_BITS = 53
-
-
-@dataclass(frozen=True)
-class RequestDefaults:
-    """What a row does not say: the model's `Limits`, and the run's settings.
-
-    Sizes in pixels. `context_frames` None means what is usual with the sampler; `seed` is the run's, from which a row's
-    own is derived.
-    """
-
-    window: int
-    vae_factor: int
-    height: int
-    width: int
-    guidance_scale: float
-    fps: float = 8
-    num_frames: int = 16
-    negative_prompt: str = ""
-    sampler: str = "ti2v_zero"
-    num_inference_steps: int = 10
-    resample_iterations: int = 4
-    context_frames: int | None = None
-    t_start: int | None = None
-    init: str = "inversion"
-    seed: int = 0
-    allow_http: bool = False
-    images_below: tuple[str, ...] = ()
-    frames_per_latent: int = 1
-    capabilities: frozenset[str] = FRAME_BY_FRAME
-
-    def request(self, **given: Any) -> VideoRequest:
-        """A request with the run's settings but for `given`, field names of `VideoRequest` and `SamplingParams`.
-
-        Raises `ValueError` naming the bad value. `image` must be absolute; without a seed one is derived from the id.
-        """
-        values = {f.name: getattr(self, f.name) for f in fields(self)} | given
-        if values["context_frames"] is None:
-            check_choice("sampler", values["sampler"], SAMPLER_NAMES)
-            values["context_frames"] = SAMPLERS[values["sampler"]].usual_context(self.window)
-        if "seed" not in given:
-            values["seed"] = derive_seed(self.seed, given["id"])
-        params = SamplingParams(**{f.name: values[f.name] for f in fields(SamplingParams)})
-        own = {f.name: values[f.name] for f in fields(VideoRequest) if f.name in values}
-        request = VideoRequest(**own, params=params)
-        request.check_against_model(self)
-        return request
 
 
 @dataclass
@@ -161,15 +114,6 @@ def expand(rows: Iterable[Row], variations: int) -> Iterator[Row]:
             if type(seed) is int and seed >= 0:
                 columns["seed"] = derive_seed(seed, columns["id"])
             yield replace(row, columns=columns)
-
-
-def derive_seed(run_seed: int, video_id: str) -> int:
-    """A video's seed from its run's seed and its id: the first 53 bits of the sha256 of both.
-
-    53 bits, since the seed is written into JSON, and many readers of JSON hold numbers as doubles.
-    """
-    digest = hashlib.sha256(canonical_json([run_seed, video_id])).digest()
-    return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
 
 
 def make_request(columns: dict[str, Any], folder: str, defaults: RequestDefaults) -> VideoRequest:
@@ -259,7 +203,7 @@ def _warn_text(requests: list[VideoRequest]) -> Iterator[str]:
 
 
 def _warn_size(request: VideoRequest, line: int, defaults: RequestDefaults) -> list[str]:
-    size, own = f"{request.width}x{request.height}", f"{defaults.width}x{defaults.height}"
+    size, own = f"{request.width}x{request.height}", "{width}x{height}".format(**defaults.settings)
     return [] if size == own else [f"line {line}: the size {size} is not the run's {own}; quality may suffer"]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ti2v_dist.columns import COLUMN_TYPES
 from ti2v_dist.errors import InputError
-from ti2v_dist.inputs.values import check_text, check_type, plain
+from ti2v_dist.inputs.values import as_json, check_text, check_type
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,7 +121,7 @@ def _row(line: int, columns: dict[str, Any], missing_nan: bool = False) -> Row:
         except ValueError as exc:
             return Row(line, error=f"the name of a column holds {exc}")
         try:
-            kept[name] = _whole(name, plain(value, missing_nan))
+            kept[name] = _whole(name, as_json(value, missing_nan))
         except ValueError as exc:
             kept[name] = f"{value!a:.{EXCERPT}}"
             faults.append((name, f"column {name!r} holds {exc}"))

@@ -45,7 +45,7 @@ class Shard:
         return (line - 1) % self.count == self.number - 1
 
 
-def claim(output_url: str, shard: Shard, identity: dict[str, Any]) -> str:
+def claim_shard(output_url: str, shard: Shard, identity: dict[str, Any]) -> str:
     """Settle that an output has so many shards of these settings; the shard's own output.
 
     Raises `InputError` where it has another number of shards, other settings, or is the output of a whole run.

@@ -16,7 +16,7 @@ MAX_DEPTH = 64
 AS_TEXT = (datetime, date, time, Decimal, UUID)
 
 
-def plain(value: Any, missing_nan: bool = False, depth: int = 0) -> Any:
+def as_json(value: Any, missing_nan: bool = False, depth: int = 0) -> Any:
     """A value as JSON has it, `AS_TEXT` as Python writes them; NaN is null where `missing_nan` says so.
 
     Raises `ValueError` for what JSON cannot hold, in words that go on from "column 'x' holds".
@@ -32,9 +32,9 @@ def plain(value: Any, missing_nan: bool = False, depth: int = 0) -> Any:
     if depth > MAX_DEPTH:
         raise InputError(f"lists or objects more than {MAX_DEPTH} deep in each other; write them as JSON text")
     if isinstance(value, dict):
-        return {check_text(key): plain(item, missing_nan, depth + 1) for key, item in value.items()}
+        return {check_text(key): as_json(item, missing_nan, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, missing_nan, depth + 1) for item in value]
+        return [as_json(item, missing_nan, depth + 1) for item in value]
     return str(value) if isinstance(value, AS_TEXT) else value
 
 

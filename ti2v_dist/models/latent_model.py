@@ -26,8 +26,8 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.models.family import Family
 from ti2v_dist.models.folder import weight_files
+from ti2v_dist.models.lost_words import load_tokenizer
 from ti2v_dist.models.parts import freeze, load_diffusers_part, load_part, no_reports
-from ti2v_dist.models.prompts import load_tokenizer
 from ti2v_dist.schedules import VP
 from ti2v_dist.video import check_choice
 

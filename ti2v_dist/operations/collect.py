@@ -20,7 +20,7 @@ def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) 
     """
     orphans = list(_orphans(store))
     leftovers = list(store.leftovers())
-    strays = {*store.strays(), *(f"{MP4S}/{name}" for name in store.store.list(MP4S) if not dataset.id_of(name))}
+    strays = {*store.strays(), *(f"{MP4S}/{name}" for name in store.store.list(MP4S) if not dataset.video_id_of(name))}
     droppable = list(_droppable(store)) if drop_frames else []
     if delete:
         listed = {row["file_name"] for row in dataset.read_rows(store.url)}
@@ -46,7 +46,7 @@ def _orphans(store: CheckpointStore) -> Iterator[str]:
     """Names of mp4s beside which lies the one that a finished video has now."""
     names: dict[str, list[str]] = defaultdict(list)
     for name in store.store.list(MP4S):
-        if video_id := dataset.id_of(name):
+        if video_id := dataset.video_id_of(name):
             names[video_id].append(name)
     for video_id in store.done_ids():
         some = names[video_id]
@@ -56,7 +56,7 @@ def _orphans(store: CheckpointStore) -> Iterator[str]:
 
 
 def _is_orphan(store: CheckpointStore, name: str) -> bool:
-    video_id = dataset.id_of(name)
+    video_id = dataset.video_id_of(name)
     row = store.read_done(video_id) if video_id else None
     return row is not None and row["file_name"] != f"videos/{name}"
 

@@ -17,7 +17,7 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.manifest import Manifest
 from ti2v_dist.inputs.shards import check_whole, taken
 from ti2v_dist.models import read_info
-from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.operations.planning import STORE_THREADS, ManifestError, check_manifest, raise_unusable, record
 from ti2v_dist.prompts import changed
 from ti2v_dist.runtime.work import Work

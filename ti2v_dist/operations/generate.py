@@ -13,12 +13,13 @@ from typing import Any
 from ti2v_dist.canonical import differences
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError, begun
+from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.inputs.images import load_image
 from ti2v_dist.inputs.manifest import make_request
 from ti2v_dist.latents import NonFiniteLatents
 from ti2v_dist.models import read_info
-from ti2v_dist.models.prompts import lost_words
-from ti2v_dist.operations.planning import claim, pinned, request_defaults
+from ti2v_dist.models.lost_words import lost_words
+from ti2v_dist.operations.planning import claim, pinned
 from ti2v_dist.outputs import dataset
 from ti2v_dist.prompts import Prompt
 from ti2v_dist.runtime.worker import Worker

@@ -11,11 +11,11 @@ from ti2v_dist import __version__
 from ti2v_dist.canonical import differences
 from ti2v_dist.config import RunConfig, stored_identity
 from ti2v_dist.errors import InputError
-from ti2v_dist.inputs.manifest import Manifest, RequestDefaults, read_manifest
-from ti2v_dist.inputs.shards import Shard, check_whole, taken
-from ti2v_dist.inputs.shards import claim as claim_shard
-from ti2v_dist.models import ModelInfo, read_info
-from ti2v_dist.models.prompts import lost_words
+from ti2v_dist.inputs.defaults import request_defaults
+from ti2v_dist.inputs.manifest import Manifest, read_manifest
+from ti2v_dist.inputs.shards import Shard, check_whole, claim_shard, taken
+from ti2v_dist.models import read_info
+from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.outputs.dataset import is_stored, stored_ids
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.state import keys
@@ -36,32 +36,6 @@ class ManifestError(InputError):
 
 class RunMismatch(InputError):
     """The output belongs to a run with other settings; the message prints the difference."""
-
-
-def request_defaults(config: RunConfig, info: ModelInfo) -> RequestDefaults:
-    """What a manifest's row gets for a column that it does not have."""
-    chosen = config.sampling
-    return RequestDefaults(
-        window=info.window,
-        vae_factor=info.vae_factor,
-        frames_per_latent=info.frames_per_latent,
-        capabilities=info.capabilities,
-        height=chosen.height or info.height,
-        width=chosen.width or info.width,
-        fps=chosen.fps or info.fps,
-        num_frames=chosen.num_frames,
-        guidance_scale=chosen.guidance_scale or info.guidance_scale,
-        num_inference_steps=chosen.num_inference_steps,
-        resample_iterations=chosen.resample_iterations,
-        context_frames=chosen.context_frames,
-        sampler=chosen.sampler,
-        t_start=chosen.t_start,
-        init=chosen.init,
-        negative_prompt=chosen.negative_prompt,
-        seed=config.seed,
-        allow_http=config.allow_http,
-        images_below=config.images_below,
-    )
 
 
 def pinned(config: RunConfig) -> RunConfig:

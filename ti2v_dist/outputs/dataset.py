@@ -105,15 +105,15 @@ def is_stored(output_url: str, file_name: str) -> bool:
 def stored_sizes(output_url: str) -> dict[str, int]:
     """Bytes of each mp4 in the data set by its name without folders, from one listing."""
     found = {Path(path).name: size for path, size in listed(f"{output_url}/{VIDEOS}/videos").items()}
-    return {name: size for name, size in found.items() if id_of(name)}
+    return {name: size for name, size in found.items() if video_id_of(name)}
 
 
 def stored_ids(output_url: str) -> set[str]:
     """Ids of the videos whose file is in the data set, from one listing."""
-    return {video_id for name in stored_sizes(output_url) if (video_id := id_of(name))}
+    return {video_id for name in stored_sizes(output_url) if (video_id := video_id_of(name))}
 
 
-def id_of(name: str) -> str | None:
+def video_id_of(name: str) -> str | None:
     """The id in the name, without folders or below `VIDEOS/videos`, of a file of `store_video`; None for others'."""
     found = _OURS.fullmatch(name)
     return found and found["id"]

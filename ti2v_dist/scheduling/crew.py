@@ -13,7 +13,7 @@ Ids = tuple[str, ...]
 
 
 @dataclass
-class Worker:
+class Member:
     """One worker's calls, the one that it carries out first."""
 
     turn: int
@@ -32,7 +32,7 @@ class Crew:
     """Workers by number."""
 
     def __init__(self) -> None:
-        self.workers: dict[int, Worker] = {}
+        self.workers: dict[int, Member] = {}
         self.staying = 0
         self.kinds: dict[str, int] = {}
         """How many stay of each kind that has ever come, the first one first."""
@@ -48,11 +48,11 @@ class Crew:
 
     def join(self, number: int, kind: str = "") -> None:
         """A worker is ready."""
-        self.workers[number] = Worker(next(self._turns), kind)
+        self.workers[number] = Member(next(self._turns), kind)
         self._count(kind, 1)
         self._place(number)
 
-    def lose(self, number: int) -> Worker | None:
+    def lose(self, number: int) -> Member | None:
         """A worker is gone; what it was, with the calls that it held."""
         worker = self.workers.pop(number, None)
         if worker is None:
@@ -66,7 +66,7 @@ class Crew:
             del self._holders[ids]
         return worker
 
-    def drain(self, number: int) -> Worker | None:
+    def drain(self, number: int) -> Member | None:
         """A worker is to leave; None if that is known, or it is gone."""
         worker = self.workers.get(number)
         if worker is None or worker.leaving:

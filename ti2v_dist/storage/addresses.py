@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from ti2v_dist.errors import InputError
-from ti2v_dist.video import check_choice
+from ti2v_dist.settings import check_choice
 
 if TYPE_CHECKING:
     pass

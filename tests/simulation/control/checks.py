@@ -72,8 +72,9 @@ def check(world: World) -> None:
         if newest.get(video_id) != generation:
             raise Broken(f"{video_id} of generation {generation} is not finished")
         found = [encoded_of(video_id).latent_CHW, *world.store.latents(video_id)]
-        if len(found) <= LAST + generation:
-            raise Broken(f"{video_id} has {len(found) - 1} frames of {LAST + generation}")
+        last = (len(found) - 1) * world.frames_per_latent
+        if last < LAST + generation or last != world.store.last_frame(video_id):
+            raise Broken(f"{video_id} has {last} frames of {LAST + generation}")
         check_frames(world, video_id, found)
     if world.counts["videos of two classes"] > world.counts["a class is let go"]:
         raise Broken("a video has changed its class, and nobody has let it go")
@@ -88,7 +89,8 @@ def check_frames(world: World, video_id: str, found: list[np.ndarray]) -> None:
     """Each frame follows from the one before it, as the class in its record computes."""
     known, made = world.store.fingerprints(), world.store.classes(video_id)
     world.counts["videos of two classes"] += len({sha256 for _, sha256 in made}) > 1
-    for frame, (before, latents_CHW) in enumerate(pairwise(found), 1):
+    for number, (before, latents_CHW) in enumerate(pairwise(found)):
+        frame = 1 + number * world.frames_per_latent
         device = known[[sha256 for first, sha256 in made if first <= frame][-1]]["device"]
         values = (following(before, salt + salt_of(device), 1)[0] for salt in world.salts)
         if not any(np.array_equal(value, latents_CHW) for value in values):

@@ -104,7 +104,9 @@ class WorkerActor(Handle):
         self._may_raise()
         latents = [following(state.queue.latents_KCHW[-1], self.own, 1) for state in states]
         new = zip(states, latents, strict=True)
-        return [Chunk(state.request.id, state.frame + 1, np.stack(frame)) for state, frame in new], 1.0
+        r = self.world.frames_per_latent
+        chunks = [Chunk(state.request.id, state.frame + 1, np.stack(latent), None, r) for state, latent in new]
+        return [*chunks], 1.0
 
     def do_finish(self, request: VideoRequest, facts: dict[str, Any]) -> tuple[dict[str, Any], float]:
         self._may_raise()

@@ -68,6 +68,7 @@ class World:
     def __init__(self, seed: int, failing_starts: float = 0.0, only: frozenset[str] = frozenset()) -> None:
         self.failing_starts = failing_starts
         self.random = random.Random(seed)
+        self.frames_per_latent = 4 if seed % 4 == 3 else 1
         self.objects: dict[str, bytes] = {}
         self.in_flight: list[tuple[str, bytes | None]] = []
         self.counts: Counter[str] = Counter()

@@ -1,0 +1,135 @@
+"""A setting is declared once: every place that has settings has those of `video.py`, and one line there adds one."""
+
+import inspect
+import re
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ti2v_dist import video
+from ti2v_dist.columns import COLUMN_TYPES
+from ti2v_dist.config import RunConfig, SamplingConfig, load_config
+from ti2v_dist.inputs.defaults import request_defaults
+from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.settings import settings_of
+from ti2v_dist.video import SETTINGS, Given, SamplingParams, VideoRequest
+
+INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_factor=8, guidance_scale=3.0, fps=12)
+OTHERS = {"sampler": "replace", "init": "gaussian", "negative_prompt": "blurry"}
+ROOT = Path(video.__file__).parents[1]
+
+
+def other(name: str) -> Any:
+    """A legal value that is not the default."""
+    return OTHERS.get(name, 16)
+
+
+def test_every_place_has_the_declared_settings() -> None:
+    assert set(SamplingConfig.model_fields) == set(SETTINGS)
+    assert set(request_defaults(RunConfig(), INFO).settings) == set(SETTINGS)
+    rows_own = {"id", "image", "prompt", "seed"}
+    assert set(COLUMN_TYPES) == rows_own | {name for name, one in SETTINGS.items() if one.is_column}
+    assert {own.name for own in fields(SamplingParams)} == set(settings_of(SamplingParams))
+    assert all(one.about for one in SETTINGS.values())
+
+
+def test_the_readme_names_every_column() -> None:
+    (named,) = re.findall(
+        r"are required\. (.*?) may stand in a row", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    rows = {name for name, one in SETTINGS.items() if one.is_column} | {"seed"}
+    assert set(re.findall(r"[a-z_]{3,}", named)) - {"and"} == rows
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_default_is_the_runs_else_the_models_or_the_samplers_else_the_declared_one(name: str) -> None:
+    chosen = load_config(None, [f"sampling.{name}={other(name)}"])
+    assert request_defaults(chosen, INFO).settings[name] == other(name)
+    of_model = {"guidance_scale": 3.0, "height": 32, "width": 48, "fps": 12}
+    found = request_defaults(RunConfig(), INFO).settings[name]
+    assert found == of_model.get(name, None if SETTINGS[name].of_sampler else SETTINGS[name].default)
+    assert (SETTINGS[name].of_model is not None) == (name in of_model)
+
+
+def test_a_rows_sampler_decides_how_much_context_is_usual() -> None:
+    given = tuple(Given(frame) for frame in range(1, 16))
+    row: dict[str, Any] = {"id": "a", "image": "/a.png", "prompt": "a cat"}
+    for settings, infilling, plain in (([], 4, 7), (["sampling.context_frames=5"], 5, 5)):
+        defaults = request_defaults(load_config(None, settings), INFO)
+        assert defaults.request(**row).params.context_frames == plain
+        assert defaults.request(**row, sampler="infill", given=given).params.context_frames == infilling
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_batch_is_of_one_value_of_what_is_shared(name: str) -> None:
+    one = VideoRequest("a", "/a.png", "a cat", 0, 32, 48, SamplingParams())
+    changed: dict[str, Any] = {name: other(name)}
+    is_params = name in settings_of(SamplingParams)
+    two = replace(one, params=replace(one.params, **changed)) if is_params else replace(one, **changed)
+    assert (one.batch_group != two.batch_group) == SETTINGS[name].is_shared
+
+
+def test_an_explicit_first_timestep_shares_a_batch_with_the_same_one_by_default() -> None:
+    assert SamplingParams(t_start=901).batch_group == SamplingParams().batch_group
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("init", "zeros", "init is 'zeros'; choose one of inversion, gaussian"),
+        ("resample_iterations", 0, "resample_iterations is 0; it must be at least 1"),
+        ("t_start", 1000, "t_start is 1000; it must be 1 to 999"),
+        ("guidance_scale", float("inf"), "guidance_scale is inf; it must be a finite number above 0"),
+    ],
+)
+def test_what_is_out_of_range_is_named(name: str, value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SamplingParams(**{name: value})
+
+
+ADD_ONE = """
+import sys, types
+
+text = {text!r}
+line = '    init: str = setting('
+assert text.count(line) == 1
+added = '    shift: float = setting(3.0, "of the noise levels", low=1, high=12, kept=float)\\n'
+import ti2v_dist
+module = types.ModuleType("ti2v_dist.video")
+sys.modules["ti2v_dist.video"] = ti2v_dist.video = module
+exec(compile(text.replace(line, added + line), "video.py", "exec"), module.__dict__)
+
+from ti2v_dist.columns import COLUMN_TYPES
+from ti2v_dist.config import ConfigError, load_config
+from ti2v_dist.inputs.defaults import request_defaults
+from ti2v_dist.inputs.manifest import make_request
+from ti2v_dist.models import read_info
+
+info, row = read_info("shapes"), dict(id="a", image="/a.png", prompt="a cat")
+config = load_config(None, ["sampling.shift=5"])
+assert config.identity()["sampling"]["shift"] == 5 and COLUMN_TYPES["shift"] is float
+defaults = request_defaults(config, info)
+one, two = make_request(row, "/", defaults), make_request(row | dict(shift=7), "/", defaults)
+assert (repr(one.params.shift), repr(two.params.shift)) == ("5.0", "7.0")
+assert one.batch_group != two.batch_group and one.recipe("", b) != two.recipe("", b)
+assert module.VideoRequest.from_json(two.to_json()) == two
+for wrong in (lambda: load_config(None, ["sampling.shift=13"]), lambda: module.SamplingParams(shift=0.5)):
+    try:
+        wrong()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_one_line_adds_a_setting() -> None:
+    code = "import numpy; b = numpy.zeros((1, 1, 3))" + ADD_ONE.format(text=inspect.getsource(video))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "sampling.shift is 13: Input should be less than or equal to 12",
+        "shift is 0.5; it must be 1 to 12",
+    ]

@@ -1,0 +1,79 @@
+"""What a row of a manifest gets where it does not say."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from ti2v_dist.canonical import canonical_json
+from ti2v_dist.config import RunConfig
+from ti2v_dist.specs import FRAME_BY_FRAME, SAMPLERS
+from ti2v_dist.video import SETTINGS, SamplingParams, VideoRequest
+
+if TYPE_CHECKING:
+    from ti2v_dist.models.base import ModelInfo
+
+SEED_BITS = 53
+
+
+@dataclass(frozen=True)
+class RequestDefaults:
+    """The model's `Limits`, and the run's settings by name; None where a row's sampler decides.
+
+    `seed` is the run's, from which a row's own is derived.
+    """
+
+    window: int
+    vae_factor: int
+    settings: Mapping[str, Any]
+    seed: int = 0
+    allow_http: bool = False
+    images_below: tuple[str, ...] = ()
+    frames_per_latent: int = 1
+    capabilities: frozenset[str] = FRAME_BY_FRAME
+
+    def request(self, **given: Any) -> VideoRequest:
+        """A request with the run's settings but for `given`, field names of `VideoRequest` and `SamplingParams`.
+
+        Raises `ValueError` naming the bad value. `image` must be absolute; without a seed one is derived from the id.
+        """
+        values = {"seed": derive_seed(self.seed, given["id"]), **self.settings, **given}
+        sampler = SETTINGS["sampler"]
+        spec = SAMPLERS[sampler.checked(values.get("sampler", sampler.default))]
+        for name, one in SETTINGS.items():
+            if one.of_sampler and values.get(name) is None:
+                values[name] = one.of_sampler(spec, self.window)
+        request = VideoRequest(**_own(VideoRequest, values), params=SamplingParams(**_own(SamplingParams, values)))
+        request.check_against_model(self)
+        return request
+
+
+def request_defaults(config: RunConfig, info: "ModelInfo") -> RequestDefaults:
+    """What a row gets for a column that it does not have: what the run says, else the model or the sampler."""
+    settings = {}
+    for name, one in SETTINGS.items():
+        chosen = getattr(config.sampling, name)
+        settings[name] = one.of_model(info) if chosen is None and one.of_model else chosen
+    return RequestDefaults(
+        window=info.window,
+        vae_factor=info.vae_factor,
+        settings=settings,
+        seed=config.seed,
+        allow_http=config.allow_http,
+        images_below=config.images_below,
+        frames_per_latent=info.frames_per_latent,
+        capabilities=info.capabilities,
+    )
+
+
+def derive_seed(run_seed: int, video_id: str) -> int:
+    """A video's seed from its run's seed and its id: the first 53 bits of the sha256 of both.
+
+    53 bits, since the seed is written into JSON, and many readers of JSON hold numbers as doubles.
+    """
+    digest = hashlib.sha256(canonical_json([run_seed, video_id])).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
+
+
+def _own(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in fields(cls) if field.name in values}
