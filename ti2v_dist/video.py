@@ -113,7 +113,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Given:
-    """A later frame of a video that is given and not made; its image as `VideoRequest` tells of the first one's."""
+    """A later frame of a video that is given and not made; its image as `VideoRequest` tells of the first one's.
+
+    Without an image of its own it is a frame of the clip that the first one's image is.
+    """
 
     frame: int
     image: str = ""
@@ -170,13 +173,23 @@ class VideoRequest:
             able = ", ".join(name for name, other in SAMPLERS.items() if other.looks_ahead)
             problem = f"images stand at frames {frames}; sampler {self.params.sampler!r} goes on from the first frames"
             raise InputError(f"{problem}: leave no gap, or choose {able}")
-        if not spec.looks_ahead and self.lead >= self.num_frames - 1:
-            raise InputError(f"num_frames is {self.num_frames}; as many images are given, and no frame is left to make")
+        if self.lead >= self.num_frames - 1:
+            raise InputError(f"num_frames is {self.num_frames}; {1 + self.lead} are given, and none is left to make")
 
     @property
     def lead(self) -> int:
         """The last of the first frames that are all given: nothing is made up to there."""
         return sum(given.frame == number for number, given in enumerate(self.given, 1))
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether the given frames are those of one video file."""
+        return any(not given.image for given in self.given)
+
+    @property
+    def places(self) -> list[str]:
+        """Where the image of each given frame lies; of a clip, the one place."""
+        return [self.image] if self.is_clip else [self.image, *(given.image for given in self.given)]
 
     @property
     def texts(self) -> list[str]:
