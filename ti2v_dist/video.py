@@ -173,7 +173,8 @@ class VideoRequest:
             problem = f"images stand at frames {frames}; sampler {self.params.sampler!r} goes on from the first frames"
             raise InputError(f"{problem}: leave no gap, or choose {able}")
         if self.lead >= self.num_frames - 1:
-            raise InputError(f"num_frames is {self.num_frames}; {1 + self.lead} are given, and none is left to make")
+            least = f"{1 + self.lead} images are given: choose at least {self.lead + 2}"
+            raise InputError(f"num_frames is {self.num_frames}; {least}")
 
     @property
     def lead(self) -> int:
@@ -234,7 +235,7 @@ class VideoRequest:
             raise InputError(f"num_frames is {self.num_frames}; {one}: choose 2 to {longest} frames or another sampler")
         frames = chunk * model.frames_per_latent
         for entry in entries(self.prompt)[1:]:
-            check_boundary("a prompt begins at frame", entry["from_frame"], 1, frames)
+            check_boundary("prompt begins at frame", entry["from_frame"], 1 + self.lead, frames)
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON object, without `origin`, `generation` and `given` where there is none; see `from_json`."""
