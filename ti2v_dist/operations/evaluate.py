@@ -7,10 +7,11 @@ from typing import Any
 from ti2v_dist.errors import InputError
 from ti2v_dist.evaluation import METRICS, Metric, measure
 from ti2v_dist.operations.edit import opened
-from ti2v_dist.outputs.codec import CodecError, read_video
+from ti2v_dist.outputs.codec import read_video
 from ti2v_dist.outputs.dataset import VIDEOS
 from ti2v_dist.settings import check_choice
 from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.storage.ffmpeg import CodecError
 from ti2v_dist.video import check_id
 
 READERS = 4
