@@ -250,6 +250,7 @@ def test_it_goes_on_to_the_end(
 VERBS = {
     "status": ["status", "{output}"],
     "verify": ["verify", "{output}"],
+    "evaluate": ["evaluate", "{output}"],
     "stop": ["stop", "{output}"],
     "gc": ["gc", "{output}", "--delete"],
     "retry": ["retry", "{output}"],

@@ -57,12 +57,13 @@ MAY_IMPORT = {
     "outputs": NOUNS | {"storage", "state", "inputs"},
     "shapes": NOUNS,
     "models": NOUNS | {"shapes"},
+    "evaluation": NOUNS,
     "samplers": NOUNS,
     "engine": NOUNS | {"models", "samplers"},
     "scheduling": NOUNS,
     "telemetry": NOUNS | {"scheduling"},
     "runtime": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "scheduling", "telemetry"},
-    "operations": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "telemetry", "runtime"},
+    "operations": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "evaluation", "telemetry", "runtime"},
     "cli": NOUNS | {"inputs", "outputs", "telemetry", "runtime", "operations"},
     "__init__": NOUNS | {"engine", "operations"},
 }
@@ -271,9 +272,9 @@ for name in {modules!r}:
 
 
 def test_the_numeric_rooms_import_without_ray_pydantic_or_storage() -> None:
-    rooms = {"video", "models", "samplers", "engine"}
+    rooms = {"video", "models", "samplers", "engine", "evaluation"}
     modules = [dotted(p) for p in python_files("ti2v_dist") if room(dotted(p)) in rooms and p.name != "__main__.py"]
-    assert {room(module) for module in modules} >= {"video", "models", "samplers"}
+    assert {room(module) for module in modules} >= {"video", "models", "samplers", "evaluation"}
     code = IMPORT_WITHOUT.format(blocked=BLOCKED, modules=["ti2v_dist", *modules])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
