@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.places import ROOT
+from ti2v_dist.models import FAMILIES
+from ti2v_dist.models.folder import EMBEDDED
+from ti2v_dist.specs import SAMPLERS
 
 PACKAGE = ROOT / "ti2v_dist"
 WEIGHTS = PACKAGE / "models" / "shapes" / "weights"
@@ -204,6 +207,21 @@ def test_jobs_only_call_us() -> None:
         assert len(path.read_text().splitlines()) <= MAX_JOB_LINES, path.name
         ours = {room(name) for name in imports(path) if name.startswith("ti2v_dist")}
         assert ours <= {"operations", "cli", "config", "models"}, path.name
+
+
+def test_no_name_of_a_sampler_or_model_is_compared_with() -> None:
+    """What differs between them stands in what they state of themselves: a new one is one entry."""
+    names = {*SAMPLERS, *FAMILIES, EMBEDDED}
+    found = [
+        f"{path.name}:{node.lineno}"
+        for folder in ("ti2v_dist", "jobs", "benchmarks")
+        for path in python_files(folder)
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, str) and inner.value in names
+    ]
+    assert found == []
 
 
 def test_rooms_stay_small() -> None:
