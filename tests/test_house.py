@@ -90,7 +90,7 @@ ONLY_IN_FILE = {
     "ray._": ("runtime", "ray_internals"),
     "grpc": ("runtime", "ray_internals"),
 }
-"""Where but one file of a room may import a library."""
+"""Where only one file of a room may import a library."""
 NEVER = {"pickle", "cloudpickle", "dill", "joblib"}
 BLOCKED = ("ray", "pydantic", "s3fs", "gcsfs", "adlfs", "fsspec", "prometheus_client", "imageio_ffmpeg", "typer")
 

@@ -392,7 +392,7 @@ def test_an_actor_of_another_run_is_not_attached_to(
 def test_a_coordinator_that_a_verb_has_superseded_makes_room(
     cluster: Cluster, project: Path, settings: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """It may be long about its last frames, and is not to be joined."""
+    """Its last frames may take long, and nobody is to join it."""
     joined = Joined(cluster, project, tmp_path / "out", settings)
     joined.pretend()
     for _ in range(2):

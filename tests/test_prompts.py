@@ -29,7 +29,7 @@ TWO: list[PromptFrom] = [{"from_frame": 0, "prompt": "a cat"}, {"from_frame": 3,
 
 
 def test_a_plain_prompt_keeps_the_bytes_that_it_always_had() -> None:
-    """Of before there were schedules: every output made then must resume."""
+    """From before there were schedules: every output made then must resume."""
     request, encoded = make_request(extra={"b": 1}), make_encoded()
     recipe = request.recipe(FINGERPRINT, encoded.image_HWC)
     assert recipe == "5d357b8cdb2e4c7d844e8b319fe28614cf709fa8f5b2c990d807df8b7c67ac19"

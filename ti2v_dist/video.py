@@ -43,7 +43,7 @@ def rounded_rate(fps: float) -> int | float:
 
 
 def exact_rate(fps: float) -> Fraction:
-    """The exact frames per second that `fps` stands for: thousandths, but 29.97 is 30000/1001, and so its kin."""
+    """The exact frames per second that `fps` stands for: thousandths, but 29.97 is 30000/1001, and its kin likewise."""
     ntsc = {rounded_rate(rate * 1000 / 1001): Fraction(rate * 1000, 1001) for rate in _NTSC}
     return ntsc.get(rounded_rate(fps), Fraction(round(fps * 1000), 1000))
 

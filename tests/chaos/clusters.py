@@ -77,7 +77,7 @@ class Cluster:
         alive = self._alive()
         for node in list(self.nodes):
             node.joined = node.joined or node.name in alive
-            # What Ray has taken off its list is left by its raylet, though not by `ray start`.
+            # The raylet of a node that Ray took off its list has ended, but its `ray start` has not.
             if node.process.poll() is not None or (node.joined and node.name not in alive):
                 node.kill()
                 self.nodes.remove(node)

@@ -99,7 +99,7 @@ def test_json_is_all_that_stdout_holds(folder: Path, model: Path) -> None:
     made = ti2v("generate", "--image", "first.png", "--prompt", words, "--output", "cat.mp4", *chosen, cwd=folder)
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout)["file_name"] == "cat.mp4"
-    # A slow machine adds its progress, and a library on another machine what it misses there.
+    # A slow machine adds lines of progress; on another machine, a library may say what it misses.
     (warning,) = [line for line in made.stderr.splitlines() if line.startswith("ti2v:")]
     assert warning.startswith("ti2v: warning: prompt 'a very long story ")
     assert "77 tokens; dropped: " in warning

@@ -301,7 +301,7 @@ def test_a_bad_tag_does_not_keep_a_picture_from_being_turned(tmp_path: Path) -> 
     exif = Image.Exif()
     exif[0x0112] = 6
     whole = exif.tobytes()
-    for at in range(6, len(whole)):  # whatever is wrong in it, the picture is one
+    for at in range(6, len(whole)):  # whatever is wrong in its tags, it is a picture
         for value in (0, 255):
             data = encoded(upright(), "JPEG", exif=whole[:at] + bytes([value]) + whole[at + 1 :])
             (tmp_path / "a").write_bytes(data)

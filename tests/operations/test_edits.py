@@ -111,7 +111,7 @@ def test_an_extended_video_is_the_one_that_was_long_from_the_start(
     assert row["frames_sha256"] == whole["frames_sha256"]
     assert row["file_name"] != short["file_name"]
     assert place.mp4(short), "the old file stays until gc"
-    # Frame 0 says of its request what it said when it began; latents are all that later records hold.
+    # Frame 0 holds the request as it was at the start; later records hold latents alone.
     ours, theirs = place.records("cat"), elsewhere.records("cat")
     for name in sorted(theirs)[1:]:
         mine, other = Record.from_bytes("a", ours[name]), Record.from_bytes("b", theirs[name])

@@ -158,7 +158,7 @@ def test_a_damaged_video_is_told_though_its_preview_is_there(tmp_path: Path) -> 
     path.write_bytes(whole[:-9])
     write_report(str(tmp_path), rows)
     assert (tmp_path / "report/index.html").read_text().count("its mp4 cannot be read") == 2
-    path.write_bytes(bytes(len(whole)))  # of the right length: only who decodes it can tell
+    path.write_bytes(bytes(len(whole)))  # of the right length: only whoever decodes it can tell
     for preview in (tmp_path / "report/previews").glob("a-*"):
         preview.unlink()
     before: dict[str, tuple[int, bytes]] = {}

@@ -32,7 +32,9 @@ NOTICE_S = 120.0
 
 @dataclass(frozen=True)
 class Drained:
-    """A run by a worker on each of two nodes, one of which was drained; `left` is the log as its worker was gone."""
+    """A run by a worker on each of two nodes, one of which was drained; `left` is the log at the moment when its worker
+    was gone.
+    """
 
     run: Run
     ended: Ended

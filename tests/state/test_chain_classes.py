@@ -160,7 +160,7 @@ def test_another_request_is_refused_under_every_class(
 
 
 def test_another_requests_frame_under_another_class_is_refused(store: CheckpointStore, classes: list[str]) -> None:
-    """The recipe of an edited prompt, in whichever class, is none of this video's."""
+    """The recipe of an edited prompt is not one of this video's, in any class."""
     a, b, _ = classes
     _, tip = grow(store, [a, a])
     edited = make_request(prompt="a dog").recipe(b, make_encoded().image_HWC)

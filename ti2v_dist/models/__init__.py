@@ -59,4 +59,8 @@ def load_model(info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", 
     `attention` sdpa or eager. Raises `ValueError` naming the value and the choices, and `ModelFolderError`.
     """
     family = FAMILIES[read_json(info.folder / "unet" / "config.json")["_class_name"]]
-    return family.load(info, family, device, dtype, attention)
+    if family.load:
+        return family.load(info, family, device, dtype, attention)
+    from ti2v_dist.models.latent_model import LatentVideoModel
+
+    return LatentVideoModel(info, family, device=device, dtype=dtype, attention=attention)

@@ -61,12 +61,6 @@ def _halvings(folder: Path, configs: Configs) -> int:
     return 2 ** (len(blocks) - 1)
 
 
-def _load(info: ModelInfo, family: Family, device: str, dtype: str, attention: str) -> VideoModel:
-    from ti2v_dist.models.latent_model import LatentVideoModel
-
-    return LatentVideoModel(info, family, device=device, dtype=dtype, attention=attention)
-
-
 @dataclass(frozen=True)
 class Family:
     """One kind of folder.
@@ -74,7 +68,7 @@ class Family:
     `load_unet(info, dtype)` gives the network and `predict(unet, x_BCFHW, t, text_BLD)` calls it, in its own
     dtype. `classes` are the parts beside `unet/`; `longest_window` is the (part, key, default) that limits the window,
     and `latent_channels` that of the VAE; `vae_factor` are the pixels along a side of a latent's cell; `check` raises
-    `ModelFolderError` for what is wrong in this family alone. `load` makes the model, by default of these parts.
+    `ModelFolderError` for what is wrong in this family alone. `load` makes another model than a `LatentVideoModel`.
     """
 
     load_unet: Callable[[ModelInfo, torch.dtype], Any]
@@ -92,7 +86,7 @@ class Family:
     frames_per_latent: int = 1
     capabilities: frozenset[str] = FRAME_BY_FRAME
     check: Callable[[Path, Configs], None] = _accept
-    load: Callable[[ModelInfo, Family, str, str, str], VideoModel] = _load
+    load: Callable[[ModelInfo, Family, str, str, str], VideoModel] | None = None
 
     @property
     def networks(self) -> list[str]:

@@ -123,7 +123,7 @@ def read_video(url: str) -> Generator[np.ndarray, None, None]:
 def _ffmpeg(arguments: list[str], stdin: int | None = None, stdout: int | None = None) -> Iterator[Any]:
     """A running ffmpeg; on leaving, its input is closed and it is waited for. It never outlives the context.
 
-    Its messages go to a file, not a pipe: nobody need read along for it not to block.
+    Its messages go to a file, not a pipe, so it does not block when nobody reads along.
     """
     from imageio_ffmpeg import get_ffmpeg_exe
 
