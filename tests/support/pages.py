@@ -71,5 +71,10 @@ def run(command: str, place: Path, changes: Mapping[str, str]) -> subprocess.Com
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **changes}
     few = shlex.join(FAST) if command.startswith(("ti2v generate", "ti2v run")) else ""
     return subprocess.run(
-        ["bash", "-c", f"{command} {few}".strip()], cwd=place, env=environment, capture_output=True, text=True, timeout=300
+        ["bash", "-c", f"{command} {few}".strip()],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
