@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from ti2v_dist.models.shapes import world
+from ti2v_dist.shapes import world
 
 # The faintest object differs from its background by 0.25 in RGB distance, the smallest covers 120 pixels.
 FAINTEST_CONTRAST = 0.12

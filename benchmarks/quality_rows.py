@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import oracle
 from ti2v_dist.models.base import ModelInfo
-from ti2v_dist.models.shapes import world
+from ti2v_dist.shapes import world
 from ti2v_dist.video import SamplingParams
 
 SPLIT = 2

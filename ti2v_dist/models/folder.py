@@ -15,7 +15,7 @@ PAUSES_S = (1.0, 4.0)
 """Pauses before a hub that is busy or away is asked again."""
 EMBEDDED = "shapes"
 """The name of the model that comes with the package."""
-SHAPES_FOLDER = Path(__file__).parent / "shapes" / "weights"
+SHAPES_FOLDER = Path(__file__).parents[1] / "shapes" / "weights"
 MODELSCOPE = "ali-vilab/text-to-video-ms-1.7b"
 
 

@@ -52,6 +52,6 @@ def _vocabulary(info: ModelInfo) -> set[str]:
     """The words of a model that knows few; empty where any word may mean something."""
     if info.folder != folder.SHAPES_FOLDER:
         return set()
-    from ti2v_dist.models.shapes.world import grammar
+    from ti2v_dist.shapes.world import grammar
 
     return set(grammar())
