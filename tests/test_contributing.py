@@ -97,7 +97,7 @@ def test_the_clone_ran_its_own_code(clone: Path) -> None:
 
 
 def test_what_the_page_names_exists() -> None:
-    text = PAGE.read_text(encoding="utf-8")
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
     files = re.findall(r"`((?:\.ci|clusters|docs|tests|ti2v_dist)/[\w./-]*)(?:::(\w+))?`", text)
     made = {block.text.split("\n")[0].removeprefix("# ") for block in blocks(PAGE, "python")}
     assert len(files) > 30
