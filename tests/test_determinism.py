@@ -13,12 +13,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.cli_runs import environment
-from tests.support.tiny_models import SIZE, write_tiny_animatediff, write_tiny_model
+from tests.support.tiny_models import SIZE, WINDOW, write_tiny_animatediff, write_tiny_model
 from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.latent_model import ATTENTIONS
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.specs import SAMPLERS
+from ti2v_dist.video import Given, SamplingParams, VideoRequest
 
 RAISES = {
     "MaxUnpool1d": "max_unpool2d",
@@ -76,7 +77,7 @@ def test_the_list_that_was_judged_is_that_of_this_torch() -> None:
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("sampler", ["ti2v_zero", "replace"])
+@pytest.mark.parametrize("sampler", ["ti2v_zero", "replace", "infill"])
 @pytest.mark.parametrize("family", ["folder", "animatediff"])
 def test_no_operation_of_a_frame_lacks_a_deterministic_kernel(
     request: pytest.FixtureRequest, family: str, attention: str, sampler: str
@@ -84,10 +85,12 @@ def test_no_operation_of_a_frame_lacks_a_deterministic_kernel(
     """Encode, denoise and decode: the networks' classes are those of the real models, whatever their size."""
     folder = request.getfixturevalue(family)
     engine = Engine(load_model(read_info(str(folder)), attention=attention), slots=2)
-    params = SamplingParams(num_inference_steps=2, resample_iterations=2, context_frames=3, sampler=sampler)
-    asked = VideoRequest("a", "/a.png", "red", 1, SIZE, SIZE, params, 3)
+    spec, image = SAMPLERS[sampler], np.zeros((SIZE, SIZE, 3), np.uint8)
+    context, given = spec.usual_context(WINDOW), (Given(2),) if spec.looks_ahead else ()
+    params = SamplingParams(num_inference_steps=2, resample_iterations=2, context_frames=context, sampler=sampler)
+    asked = VideoRequest("a", "/a.png", "red", 1, SIZE, SIZE, params, 3, given=given)
     with Operations() as called:
-        state = VideoState.start(asked, engine.encode(asked, np.zeros((SIZE, SIZE, 3), np.uint8)))
+        state = VideoState.start(asked, engine.encode(asked, image, *[image] * len(given)))
         (chunk,) = engine.advance([state])
         assert isinstance(chunk, Chunk)
         engine.decode(chunk.latents_FCHW)

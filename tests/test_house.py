@@ -79,8 +79,8 @@ ONLY_IN = {
     "azure": {"storage"},
     "aiohttp": {"storage"},
     "prometheus_client": {"telemetry"},
-    "imageio_ffmpeg": {"outputs"},
-    "imageio": {"outputs"},
+    "imageio_ffmpeg": {"storage"},
+    "imageio": {"storage"},
     "torch": NUMERIC | {"runtime"},
     "diffusers": {"models", "shapes"},
     "transformers": {"models", "shapes"},
@@ -91,6 +91,7 @@ ONLY_IN_FILE = {
     "torch": ("runtime", "worker"),
     "ray._": ("runtime", "ray_internals"),
     "grpc": ("runtime", "ray_internals"),
+    "imageio_ffmpeg": ("storage", "ffmpeg"),
 }
 """Where only one file of a room may import a library."""
 NEVER = {"pickle", "cloudpickle", "dill", "joblib"}

@@ -1,7 +1,7 @@
 """The algorithms against closed forms, hand-made loops and diffusers' own scheduler."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import sqrt
 from typing import Any, NamedTuple
@@ -69,13 +69,17 @@ def keyed(frames: tuple[int, ...] = (1, 7), seeds: tuple[int | None, ...] = (11,
 
 
 def run(
-    model: FakeModel, params: SamplingParams, noise: KeyedNoise | None = None, g: float = 3.0
+    model: FakeModel,
+    params: SamplingParams,
+    noise: KeyedNoise | None = None,
+    g: float = 3.0,
+    ahead: Sequence[dict[int, np.ndarray] | None] = ({}, {}),
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sample with a fixed random queue and texts; returns queue, latents and context latents."""
     random = torch.Generator().manual_seed(0)
     queue = torch.randn(2, LATENT[0], params.context_frames, *LATENT[1:], generator=random)
     text, negative = torch.randn(2, 6, 8, generator=random), torch.randn(2, 6, 8, generator=random)
-    batch = Batch(queue, text, negative, torch.tensor([g, g + 1]), noise or keyed(), [{}, {}])
+    batch = Batch(queue, text, negative, torch.tensor([g, g + 1]), noise or keyed(), ahead)
     sample = load_sampler(params.sampler)(model, batch, params)
     return queue, sample.latents_BCFHW, sample.context_BCFHW
 
@@ -144,7 +148,7 @@ def test_noise_is_pinned() -> None:
     """Another numpy, key layout or purpose number must not change the videos of a seed unnoticed."""
     expected = [-0.99120766, -0.92406476, 0.17938925, -0.45241556]
     assert gaussian((1, 2, 3, Purpose.INIT), 7, (4,)).tolist() == pytest.approx(expected)
-    assert [purpose.value for purpose in Purpose] == [0, 1, 2, 3]
+    assert [purpose.value for purpose in Purpose] == [0, 1, 2, 3, 4]
 
 
 def test_noise_of_a_row_does_not_depend_on_its_batch() -> None:
@@ -182,6 +186,7 @@ def test_drawing_ahead_changes_no_value() -> None:
         ("ti2v_zero", 50, 2, 99),
         ("ti2v_zero_reference", 10, 5, 50),
         ("replace", 10, 4, 10),
+        ("infill", 10, 4, 37),
     ],
 )
 def test_evaluations_per_chunk(sampler: str, S: int, U: int, evaluations: int) -> None:
@@ -319,6 +324,55 @@ def test_replace_makes_one_window_whose_first_frame_is_replaced_at_every_step() 
         assert x.shape[2] == 6
         assert torch.equal(x[:2, :, :1], z_t)
     assert torch.equal(model.calls[0][1][:2, :, 1:], noise.draw(Purpose.INIT, 0, 0, 5))
+
+
+def given(*places: int) -> dict[int, np.ndarray]:
+    """Latents that are given ahead, each another one."""
+    return {place: np.random.default_rng(place).standard_normal(LATENT, np.float32) for place in places}
+
+
+def test_infilling_one_latent_with_none_given_is_ti2v_zero() -> None:
+    ours, plain = (run(FakeModel(), params(sampler)) for sampler in ("infill", "ti2v_zero"))
+    assert torch.equal(ours[1], plain[1])
+
+
+def test_infilling_gives_back_what_is_given_and_noises_it_once_per_timestep() -> None:
+    ahead = [given(1, 3), given(0)]
+    model = FakeModel(window=7)
+    queue, latents, context = run(model, params("infill", S=4, U=3), ahead=ahead)
+    assert (latents.shape[2], context) == (4, None)
+    noise = keyed()
+    for step, t in enumerate([751, 501, 251, 1]):
+        windows = [x[:2] for called_at, x in model.calls if called_at == t]
+        s_t = SCHEDULE.q_sample(queue, t, noise.draw(Purpose.CONTEXT, step, 0, K))
+        assert all(torch.equal(window[:, :, :K], s_t) for window in windows)
+        drawn = noise.draw(Purpose.AHEAD, step, 0, 4)
+        for slot, places in enumerate(ahead):
+            for place, latent_CHW in places.items():
+                assert np.array_equal(latents[slot, :, place], latent_CHW)
+                given_t = SCHEDULE.q_sample(torch.from_numpy(latent_CHW), t, drawn[slot, :, place])
+                assert all(torch.equal(window[slot, :, K + place], given_t) for window in windows)
+        unknown = [window[0, :, K].sum().item() for window in windows]
+        assert len({*unknown}) == len(windows)
+
+
+@pytest.mark.parametrize("init", ["inversion", "gaussian"])
+def test_infilling_starts_from_the_nearest_known_latent_before(init: str) -> None:
+    model, ahead = FakeModel(window=7), [given(1), given(0, 2)]
+    queue, _, _ = run(model, params("infill", init=init), ahead=ahead)
+    t, x = model.calls[0]
+    fresh = keyed().draw(Purpose.INIT, 0, 0, 4)
+    for slot, place, before in [(0, 0, None), (0, 2, 1), (0, 3, 1), (1, 1, 0), (1, 3, 2)]:
+        known = queue[slot, :, -1] if before is None else torch.from_numpy(ahead[slot][before])
+        inverted = SCHEDULE.q_sample(known, t, fresh[slot, :, place])
+        assert torch.equal(x[slot, :, K + place], fresh[slot, :, place] if init == "gaussian" else inverted)
+
+
+def test_what_is_given_to_one_video_is_nothing_to_its_neighbour() -> None:
+    alone = run(FakeModel(window=6), params("infill"), ahead=[given(2), None])[1]
+    beside = run(FakeModel(window=6), params("infill"), ahead=[given(2), given(0, 1)])[1]
+    assert torch.equal(alone[0], beside[0])
+    assert not torch.equal(alone[1], beside[1])
 
 
 def test_every_sampler_has_its_function() -> None:

@@ -16,7 +16,7 @@ from ti2v_dist.config import RunConfig, SamplingConfig, load_config
 from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.settings import settings_of
-from ti2v_dist.video import SETTINGS, SamplingParams, VideoRequest
+from ti2v_dist.video import SETTINGS, Given, SamplingParams, VideoRequest
 
 INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_factor=8, guidance_scale=3.0, fps=12)
 OTHERS = {"sampler": "replace", "init": "gaussian", "negative_prompt": "blurry"}
@@ -46,13 +46,22 @@ def test_the_readme_names_every_column() -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_default_is_the_runs_else_the_models_else_the_declared_one(name: str) -> None:
+def test_a_default_is_the_runs_else_the_models_or_the_samplers_else_the_declared_one(name: str) -> None:
     chosen = load_config(None, [f"sampling.{name}={other(name)}"])
     assert request_defaults(chosen, INFO).settings[name] == other(name)
-    of_model = {"guidance_scale": 3.0, "context_frames": 7, "height": 32, "width": 48, "fps": 12}
+    of_model = {"guidance_scale": 3.0, "height": 32, "width": 48, "fps": 12}
     found = request_defaults(RunConfig(), INFO).settings[name]
-    assert found == of_model.get(name, SETTINGS[name].default)
+    assert found == of_model.get(name, None if SETTINGS[name].of_sampler else SETTINGS[name].default)
     assert (SETTINGS[name].of_model is not None) == (name in of_model)
+
+
+def test_a_rows_sampler_decides_how_much_context_is_usual() -> None:
+    given = tuple(Given(frame) for frame in range(1, 16))
+    row: dict[str, Any] = {"id": "a", "image": "/a.png", "prompt": "a cat"}
+    for settings, infilling, plain in (([], 4, 7), (["sampling.context_frames=5"], 5, 5)):
+        defaults = request_defaults(load_config(None, settings), INFO)
+        assert defaults.request(**row).params.context_frames == plain
+        assert defaults.request(**row, sampler="infill", given=given).params.context_frames == infilling
 
 
 @pytest.mark.parametrize("name", SETTINGS)

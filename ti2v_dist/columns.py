@@ -8,17 +8,21 @@ from ti2v_dist.video import SETTINGS
 COLUMN_TYPES: dict[str, type] = {
     "id": str,
     "image": str,
+    "images": str,
     "prompt": str,
     "seed": int,
     **{name: one.kind for name, one in SETTINGS.items() if one.is_column},
 }
 """The reserved columns. A setting's column that is absent, null or an empty CSV cell takes the run's value."""
+LISTS = frozenset({"images", "prompt"})
+"""The reserved columns of text that may hold a list instead."""
 OUTPUT_COLUMNS = frozenset(
     {
         "file_name",
         "text",
         "image_sha256",
         "image_uri",
+        "given_frames",
         "duration_s",
         "codec",
         "bytes",
@@ -63,7 +67,7 @@ def is_taken(name: str) -> bool:
 def is_a(name: str, value: Any) -> bool:
     """Whether a cell holds what its reserved column must; a whole number will do for a number, true will not."""
     expected = COLUMN_TYPES[name]
-    if name == "prompt" and isinstance(value, list):  # a prompt schedule
+    if name in LISTS and isinstance(value, list):
         return True
     accepted = (int, float) if expected is float else expected
     return isinstance(value, accepted) and not isinstance(value, bool)

@@ -55,7 +55,7 @@ def _chosen(choices: Collection[str], value: Any) -> Any:
 
 
 def sampling_fields(settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """The settings as fields of a section: None is the model's own default."""
+    """The settings as fields of a section: None is the model's own default, or the sampler's."""
     made: dict[str, Any] = {}
     for name, one in settings.items():
         kind: Any = one.kind
@@ -64,7 +64,7 @@ def sampling_fields(settings: Mapping[str, Setting]) -> dict[str, Any]:
         kind = Annotated[kind, Field(ge=one.low, le=one.high, gt=one.above)]
         if one.kept:  # a rate that is a whole number is kept, and hashed, as an int
             kind = SerializeAsAny[Annotated[kind, AfterValidator(one.kept)]]
-        default = None if one.of_model else one.default
+        default = None if one.of_model or one.of_sampler else one.default
         made[name] = (kind | None if default is None else kind, Field(default, description=one.about))
     return made
 

@@ -61,7 +61,8 @@ class Engine:
         """
         params = replace(largest.params, t_start=1, num_inference_steps=1, resample_iterations=1)
         request = replace(largest, params=params)
-        encoded = self.encode(request, np.zeros((request.height, request.width, 3), np.uint8))
+        image = np.zeros((request.height, request.width, 3), np.uint8)
+        encoded = self.encode(request, *[image] * (1 + len(request.given)))
         self.advance([VideoState.start(request, encoded)] * self.slots)
         next(self.frames(iter([encoded.latent_CHW] * DECODE_BATCH)))
 

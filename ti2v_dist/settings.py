@@ -38,6 +38,7 @@ class Setting:
     choices: Collection[str] = ()  # looked at when a value is checked: a registry may have grown
     kept: Callable[[Any], Any] | None = None  # 9 and 9.0 are one value, and must be the same bytes in every hash
     of_model: Callable[[Any], Any] | None = None  # its default, from the model's `ModelInfo`
+    of_sampler: Callable[[Any, int], Any] | None = None  # its default, from the `SamplerSpec` and the model's window
     is_column: bool = True  # a row of a manifest may give it
     is_shared: bool = True  # the videos of one batch must agree in it
     name: str = ""

@@ -34,6 +34,10 @@ class SamplerSpec:
     is_one_window: bool = False
     looks_ahead: bool = False
 
+    def usual_context(self, window: int) -> int:
+        """Context latents where nobody chose: all but the new one, or half of a window that reaches as far ahead."""
+        return window // 2 if self.looks_ahead else window - 1
+
     def chunk_latents(self, window: int, context_frames: int) -> int:
         """Latents that one call makes with a model of this window."""
         return self.chunk or window - (context_frames if "context_frames" in self.reads else 1)
@@ -65,4 +69,5 @@ SAMPLERS: dict[str, SamplerSpec] = {
     "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE),
     "ti2v_zero_reference": SamplerSpec("reference:sample_reference", _QUEUE, FRAME_BY_FRAME),
     "replace": SamplerSpec("replace:sample_replace", frozenset(), chunk=None, is_one_window=True),
+    "infill": SamplerSpec("infill:sample_infill", _QUEUE, chunk=None, looks_ahead=True),
 }

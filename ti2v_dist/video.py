@@ -70,7 +70,9 @@ class SamplingParams:
     guidance_scale: float = setting(
         9.0, "weight of the text [g]", above=0, kept=float, of_model=lambda info: info.guidance_scale, is_shared=False
     )
-    context_frames: int = setting(15, "latents in the queue [K]", low=1, of_model=lambda info: info.window - 1)
+    context_frames: int = setting(
+        15, "latents in the queue [K]", low=1, of_sampler=lambda spec, window: spec.usual_context(window)
+    )
     t_start: int | None = setting(None, "the first timestep", low=1, high=TRAIN_TIMESTEPS - 1, is_column=False)
     init: str = setting("inversion", "what a new frame starts from", choices=INIT_NAMES, is_column=False)
 
@@ -109,7 +111,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Given:
-    """A later frame of a video that is given and not made; its image as `VideoRequest` tells of the first one's."""
+    """A later frame of a video that is given and not made; its image as `VideoRequest` tells of the first one's.
+
+    Without an image of its own it is a frame of the clip that the first one's image is.
+    """
 
     frame: int
     image: str = ""
@@ -147,8 +152,10 @@ class VideoRequest:
     def __post_init__(self) -> None:
         check_id(self.id)
         object.__setattr__(self, "prompt", check_prompt(self.prompt))
-        if self.params.spec.is_one_window and not isinstance(self.prompt, str):
-            raise InputError(f"prompt is a schedule; sampler {self.params.sampler!r} makes one window under one text")
+        spec = self.params.spec
+        if (spec.is_one_window or spec.looks_ahead) and not isinstance(self.prompt, str):
+            made = "makes one window" if spec.is_one_window else "makes what lies between given frames"
+            raise InputError(f"prompt is a schedule; sampler {self.params.sampler!r} {made} under one text")
         check_settings(self)
         check_range("seed", self.seed, 0, MAX_SEED)
         self._check_given()
@@ -164,13 +171,23 @@ class VideoRequest:
             able = ", ".join(name for name, other in SAMPLERS.items() if other.looks_ahead)
             problem = f"images stand at frames {frames}; sampler {self.params.sampler!r} goes on from the first frames"
             raise InputError(f"{problem}: leave no gap, or choose {able}")
-        if not spec.looks_ahead and self.lead >= self.num_frames - 1:
-            raise InputError(f"num_frames is {self.num_frames}; as many images are given, and no frame is left to make")
+        if self.lead >= self.num_frames - 1:
+            raise InputError(f"num_frames is {self.num_frames}; {1 + self.lead} are given, and none is left to make")
 
     @property
     def lead(self) -> int:
         """The last of the first frames that are all given: nothing is made up to there."""
         return sum(given.frame == number for number, given in enumerate(self.given, 1))
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether the given frames are those of one video file."""
+        return any(not given.image for given in self.given)
+
+    @property
+    def places(self) -> list[str]:
+        """Where the image of each given frame lies; of a clip, the one place."""
+        return [self.image] if self.is_clip else [self.image, *(given.image for given in self.given)]
 
     @property
     def texts(self) -> list[str]:

@@ -21,9 +21,10 @@ from imageio_ffmpeg import get_ffmpeg_exe
 
 from tests.support.clips import FACTS, moving_square
 from ti2v_dist.outputs import dataset
-from ti2v_dist.outputs.codec import CodecError, read_video, write_video
+from ti2v_dist.outputs.codec import read_video, write_video
 from ti2v_dist.outputs.dataset import failure_row, metadata_row, provenance, store_video
 from ti2v_dist.outputs.tables import METADATA_TYPES, failures_table, metadata_table
+from ti2v_dist.storage.ffmpeg import CodecError
 from ti2v_dist.storage.files import put_bytes, read_view
 from ti2v_dist.storage.urls import open_filesystem
 from ti2v_dist.video import SamplingParams, VideoRequest, exact_rate

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ti2v_dist.outputs.codec import CodecError
 from ti2v_dist.storage import scratch
+from ti2v_dist.storage.ffmpeg import CodecError
 from ti2v_dist.storage.scratch import ScratchFull, full_disk_named, scratch_folder
 
 HOLDER = """

@@ -56,7 +56,13 @@ def main() -> None:
 
 @app.command()
 def generate(
-    image: Annotated[str, typer.Option(help="The first frame: a PNG, JPEG or WEBP.")],
+    image: Annotated[
+        list[str],
+        typer.Option(
+            help="The first frame: a PNG, JPEG or WEBP; or a clip of the first ones. Repeatable, for the frames that "
+            'follow, or others as JSON: {"frame": 8, "image": "b.png"}.'
+        ),
+    ],
     prompt: Annotated[str, typer.Option(help="What the video shows, or a prompt schedule as JSON.")],
     output: Annotated[str, typer.Option(help="The mp4 to write; its state lies beside it, in OUTPUT.ti2v/.")],
     num_frames: FramesOption = None,
@@ -75,7 +81,7 @@ def generate(
     resolved = _config(config, settings, chosen)
     with ProgressLog() as log:
         row = generate(
-            image,
+            image[0] if len(image) == 1 else [_entry(one) for one in image],
             prompt,
             output,
             seed=seed,
@@ -230,6 +236,14 @@ def run_and_exit(manifest: str, output: str, config: "RunConfig", as_json: bool,
     from ti2v_dist.operations.driver import run
 
     follow_and_exit(lambda listener: run(manifest, output, config, listener=listener, **joining), as_json)
+
+
+def _entry(image: str) -> Any:
+    """An image that stands as JSON, parsed; anything else is a path or a URL."""
+    try:
+        return json.loads(image) if image.startswith("{") else image
+    except ValueError:
+        return image
 
 
 def _examples() -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ti2v_dist.columns import COLUMN_TYPES, is_a, is_taken, stand_in
+from ti2v_dist.columns import COLUMN_TYPES, LISTS, is_a, is_taken, stand_in
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.rows import EXCERPT, Row
 from ti2v_dist.video import check_id
@@ -40,6 +40,7 @@ def check_row(row: Row) -> None:
     for name, value in row.columns.items():
         if name in COLUMN_TYPES and value is not None and not is_a(name, value):
             kind = {str: "text", int: "a whole number", float: "a number"}[COLUMN_TYPES[name]]
+            kind += " or a list" if name in LISTS else ""
             raise BadValue(name, f"{name} is {value!r:.200}; this reserved column must hold {kind}")
     if row.columns.get("id") is None:
         raise BadValue("id", "id is missing")
@@ -49,9 +50,10 @@ def check_row(row: Row) -> None:
 def check_columns(url: str, lines: dict[str, int]) -> Iterator[Problem]:
     """Columns that every row needs and none has, and those that the output or its reader needs for itself."""
     for name in REQUIRED:
-        if name not in lines:
+        if name not in lines and not (name == "image" and "images" in lines):
             has = ", ".join(map(repr, [*lines][:20]))
-            yield Problem(0, name, None, f"manifest {url!r} has no column {name!r}; its columns are {has:.500}")
+            needed = repr(name) + (" or 'images'" if name == "image" else "")
+            yield Problem(0, name, None, f"manifest {url!r} has no column {needed}; its columns are {has:.500}")
     for name, line in lines.items():
         if is_taken(name):
             yield Problem(line, name, None, f"column {name!r} is one of the output's own, or its reader's; rename it")

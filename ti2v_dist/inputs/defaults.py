@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.config import RunConfig
-from ti2v_dist.specs import FRAME_BY_FRAME
+from ti2v_dist.specs import FRAME_BY_FRAME, SAMPLERS
 from ti2v_dist.video import SETTINGS, SamplingParams, VideoRequest
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ SEED_BITS = 53
 
 @dataclass(frozen=True)
 class RequestDefaults:
-    """The model's `Limits`, and the run's settings by name.
+    """The model's `Limits`, and the run's settings by name; None where a row's sampler decides.
 
     `seed` is the run's, from which a row's own is derived.
     """
@@ -38,13 +38,18 @@ class RequestDefaults:
         Raises `ValueError` naming the bad value. `image` must be absolute; without a seed one is derived from the id.
         """
         values = {"seed": derive_seed(self.seed, given["id"]), **self.settings, **given}
+        sampler = SETTINGS["sampler"]
+        spec = SAMPLERS[sampler.checked(values.get("sampler", sampler.default))]
+        for name, one in SETTINGS.items():
+            if one.of_sampler and values.get(name) is None:
+                values[name] = one.of_sampler(spec, self.window)
         request = VideoRequest(**_own(VideoRequest, values), params=SamplingParams(**_own(SamplingParams, values)))
         request.check_against_model(self)
         return request
 
 
 def request_defaults(config: RunConfig, info: "ModelInfo") -> RequestDefaults:
-    """What a manifest's row gets for a column that it does not have: what the run says, else what the model does."""
+    """What a row gets for a column that it does not have: what the run says, else the model or the sampler."""
     settings = {}
     for name, one in SETTINGS.items():
         chosen = getattr(config.sampling, name)

@@ -101,7 +101,11 @@ def load_image(url: str, height: int, width: int, allow_http: bool = False, belo
     to 8 bits; then the largest centred area of the output's aspect ratio is resized (bicubic, antialiased). An image
     that already has the output's size comes through unchanged. Raises as `check_image` does.
     """
-    rgb = _decode(url, _open_image(url, _read_image(url, allow_http, below)))
+    return fitted(_decode(url, _open_image(url, _read_image(url, allow_http, below))), height, width)
+
+
+def fitted(rgb: Image.Image, height: int, width: int) -> np.ndarray:
+    """The largest centred area of the aspect ratio of a size, resized to it: uint8 (H, W, C = 3)."""
     scale = min(rgb.width / width, rgb.height / height)
     left, top = (rgb.width - scale * width) / 2, (rgb.height - scale * height) / 2
     box = (left, top, left + scale * width, top + scale * height)

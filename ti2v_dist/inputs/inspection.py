@@ -2,9 +2,13 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import Any
 
+from ti2v_dist.inputs.clips import clip_frames
+from ti2v_dist.inputs.given import GivenImages
 from ti2v_dist.inputs.images import ImageError, check_image
 from ti2v_dist.storage.addresses import UrlRefused, server_of
 from ti2v_dist.storage.urls import HostUnreachable, Unreachable
@@ -27,12 +31,42 @@ def check_images(
     image of it could be read, or none of the last few), and `StoreDenied`: what is true of every image is no row's
     fault.
     """
-    return _Inspection(allow_http, below).of(sorted(set(urls)))
+    return _Inspection(lambda url: check_image(url, allow_http, below)).of(sorted(set(urls)))
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What was found at the URLs of images and clips: how many frames each clip has, and all errors."""
+
+    clip_frames: dict[str, int]
+    image_errors: dict[str, ImageError | UrlRefused]
+    clip_errors: dict[str, ImageError | UrlRefused]
+
+    def errors_of(self, given: GivenImages, urls: Sequence[str]) -> Iterator[ImageError | UrlRefused]:
+        """What is wrong with the images of a row, each error with the name of its entry."""
+        errors = self.clip_errors if given.is_clip else self.image_errors
+        for number, url in enumerate(urls):
+            if url in errors:
+                yield given.of_entry(number, errors[url])
+
+
+def inspect(
+    rows: Sequence[tuple[GivenImages, Sequence[str]]], allow_http: bool = False, below: tuple[str, ...] = ()
+) -> Inspected:
+    """Look at what rows give, at each URL once; raises as `check_images` does."""
+    images, clips = ({url for given, urls in rows if given.is_clip is kind for url in urls} for kind in (False, True))
+    image_errors = check_images(images, allow_http, below)
+    counted = _Inspection(lambda url: clip_frames(url, allow_http, below))
+    clip_errors = counted.of(sorted(clips))
+    return Inspected(counted.results, image_errors, clip_errors)
 
 
 class _Inspection:
-    def __init__(self, allow_http: bool, below: tuple[str, ...]) -> None:
-        self.allow_http, self.below = allow_http, below
+    """What a check of each URL returns, in `results`, and the errors that it raises."""
+
+    def __init__(self, check: Callable[[str], Any]) -> None:
+        self.check = check
+        self.results: dict[str, Any] = {}
         self.todo: SimpleQueue[str] = SimpleQueue()
         self.done: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
         self.silent: Counter[str] = Counter()
@@ -89,7 +123,7 @@ class _Inspection:
             kind = HostUnreachable if server.startswith("http") else Unreachable
             return kind(f"{url!r} was not asked for: {server} gave no answer for {MAX_SILENT} images before it")
         try:
-            check_image(url, self.allow_http, self.below)
+            self.results[url] = self.check(url)
         except BaseException as exc:  # whatever it is, the thread that waits must hear of it
             is_silent = isinstance(exc, Unreachable) and not exc.answered
             self.silent[server] = self.silent[server] + 1 if is_silent else 0

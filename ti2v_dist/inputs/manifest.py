@@ -7,6 +7,7 @@ import hashlib
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from ti2v_dist.canonical import canonical_json
@@ -24,11 +25,12 @@ from ti2v_dist.inputs.checks import (
     warn_near_names,
 )
 from ti2v_dist.inputs.defaults import RequestDefaults, derive_seed
+from ti2v_dist.inputs.given import GivenImages, read_images
 from ti2v_dist.inputs.images import ImageError
-from ti2v_dist.inputs.inspection import check_images
+from ti2v_dist.inputs.inspection import Inspected, inspect
 from ti2v_dist.inputs.rows import MAX_BYTES, Row, check_count, parse_rows
 from ti2v_dist.prompts import entries, read_prompt
-from ti2v_dist.storage.addresses import UrlRefused, absolute_url, resolve_url
+from ti2v_dist.storage.addresses import UrlRefused, absolute_url
 from ti2v_dist.storage.objects import StoreDenied
 from ti2v_dist.storage.parquet import text_columns
 from ti2v_dist.storage.urls import Unreachable, read_bytes
@@ -64,10 +66,12 @@ def read_manifest(
     variations: int = 1,
     needs_image: Callable[[str], bool] = lambda video_id: True,
     takes: Callable[[int], bool] = lambda line: True,
+    begun: Callable[[str], VideoRequest | None] = lambda video_id: None,
 ) -> Manifest:
     """Read and check a manifest (`.jsonl`, `.csv` or `.parquet`) with the images of those ids that need theirs.
 
     Rows of lines that it does not take make no request; what is wrong with the manifest itself is told all the same.
+    The request of a video that was `begun` says how many frames its clip has, which may be gone.
 
     Never raises for what is wrong with the manifest or a row: it is all in the result. Raises `Unreachable` and
     `StoreDenied` where a store is away or refuses everything.
@@ -93,8 +97,10 @@ def read_manifest(
     manifest.problems = sorted(_distinct(manifest.problems), key=lambda problem: problem.line)
     bad_lines = {problem.line for problem in manifest.problems}
     folder = posixpath.dirname(absolute_url(url))
+    rows = [row for row in rows if takes(row.line) and row.line not in bad_lines]
+    read = partial(_asked, folder=folder, allow_http=defaults.allow_http, needs_image=needs_image, begun=begun)
     _fill(
-        manifest, [row for row in rows if takes(row.line) and row.line not in bad_lines], folder, defaults, needs_image
+        manifest, [read(row, video_id) for row, video_id in zip(rows, failure_ids(rows), strict=True)], folder, defaults
     )
     manifest.warnings += _warn_text(manifest.requests)
     return manifest
@@ -116,17 +122,20 @@ def expand(rows: Iterable[Row], variations: int) -> Iterator[Row]:
             yield replace(row, columns=columns)
 
 
-def make_request(columns: dict[str, Any], folder: str, defaults: RequestDefaults) -> VideoRequest:
-    """One row as a request; `ValueError` names the bad value. A relative image is taken from `folder`."""
-    given = {name: columns[name] for name in COLUMN_TYPES if columns.get(name) is not None}
+def make_request(columns: dict[str, Any], folder: str, defaults: RequestDefaults, clip_frames: int = 0) -> VideoRequest:
+    """One row as a request; `ValueError` names the bad value. A relative image is taken from `folder`.
+
+    `clip_frames` is how many frames there are where it gives a clip.
+    """
+    own = {name: columns[name] for name in COLUMN_TYPES if columns.get(name) is not None}
     for name in REQUIRED:
-        if name not in given:
+        if name not in own and name != "image":
             raise InputError(f"{name} is missing")
-    written = given["image"]
-    image = resolve_url(written, folder, defaults.allow_http)
-    extra = {name: value for name, value in columns.items() if name not in COLUMN_TYPES}
-    own = {"image": image, "image_uri": written, "prompt": read_prompt(given["prompt"]), "extra": extra}
-    return defaults.request(**{**given, **own})
+    given = read_images(columns)
+    urls = given.urls(folder, defaults.allow_http)
+    own |= {"image": urls[0], "image_uri": given.places[0], "given": given.later(urls, clip_frames)}
+    own |= {"extra": {name: value for name, value in columns.items() if name not in COLUMN_TYPES}}
+    return defaults.request(**{**own, "prompt": read_prompt(own["prompt"])})
 
 
 def problem_table(manifest: Manifest) -> list[dict[str, Any]]:
@@ -143,49 +152,78 @@ def problem_table(manifest: Manifest) -> list[dict[str, Any]]:
     return sorted(table, key=lambda entry: entry["line"])
 
 
-def _fill(
-    manifest: Manifest, rows: list[Row], folder: str, defaults: RequestDefaults, needs_image: Callable[[str], bool]
-) -> None:
+@dataclass(frozen=True)
+class _Asked:
+    """A row, and the images that it gives as absolute URLs; none where it is wrong of them.
+
+    Of a clip the frames are known where its video was begun. `is_looked_at` says whether the images must be there.
+    """
+
+    row: Row
+    id: str
+    given: GivenImages | None = None
+    urls: tuple[str, ...] = ()
+    clip_frames: int = 0
+    is_looked_at: bool = False
+
+
+def _asked(
+    row: Row,
+    video_id: str,
+    folder: str,
+    allow_http: bool,
+    needs_image: Callable[[str], bool],
+    begun: Callable[[str], VideoRequest | None],
+) -> _Asked:
+    try:
+        given = read_images(row.columns)
+        urls = given.urls(folder, allow_http)
+    except ValueError:  # which is told when the request is made
+        return _Asked(row, video_id)
+    before = begun(video_id) if given.is_clip else None
+    is_same = before is not None and before.is_clip and before.image_uri == given.places[0]
+    clip_frames = 1 + len(before.given) if before and is_same else 0
+    is_looked_at = needs_image(video_id) or (given.is_clip and not clip_frames)
+    return _Asked(row, video_id, given, urls, clip_frames, is_looked_at)
+
+
+def _fill(manifest: Manifest, asked: list[_Asked], folder: str, defaults: RequestDefaults) -> None:
     """Sort rows into requests and failures, reading each image that is needed once."""
-    made: list[VideoRequest | ValueError] = []
-    for row in rows:
-        try:
-            check_row(row)
-            made.append(make_request(row.columns, folder, defaults))
-        except ValueError as exc:
-            made.append(exc)
-    ids = failure_ids(rows)
-    manifest.lines |= {video_id: row.line for video_id, row in zip(ids, rows, strict=True)}
-    pairs = zip(ids, rows, strict=True)
-    images = [_image_of(row.columns, folder, defaults) if needs_image(video_id) else None for video_id, row in pairs]
-    checked = check_images({image for image in images if image}, defaults.allow_http, defaults.images_below)
-    for row, video_id, request, image in zip(rows, ids, made, images, strict=True):
-        errors = [request] if isinstance(request, ValueError) else []
-        errors += [checked[image]] if image in checked else []
-        if isinstance(request, VideoRequest) and not errors:
+    manifest.lines |= {one.id: one.row.line for one in asked}
+    looked_at = [(one.given, one.urls) for one in asked if one.given and one.is_looked_at]
+    seen = inspect(looked_at, defaults.allow_http, defaults.images_below)
+    for one in asked:
+        request, errors = _request_of(one, seen, folder, defaults)
+        if request and not errors:
             manifest.requests.append(request)
-            manifest.warnings += _warn_size(request, row.line, defaults)
-            manifest.warnings += _warn_unreached(request, row.line)
+            manifest.warnings += _warn_size(request, one.row.line, defaults)
+            manifest.warnings += _warn_unreached(request, one.row.line)
         else:
-            manifest.failures.append(_failure(row, video_id, errors))
+            manifest.failures.append(_failure(one.row, one.id, errors))
     manifest.warnings = list(_distinct(manifest.warnings))
 
 
-def _image_of(columns: dict[str, Any], folder: str, defaults: RequestDefaults) -> str | None:
-    """The absolute image URL of a row, None where there is none that may be read."""
-    if not isinstance(columns.get("image"), str):
-        return None
+def _request_of(
+    one: _Asked, seen: Inspected, folder: str, defaults: RequestDefaults
+) -> tuple[VideoRequest | None, list[ValueError]]:
+    """The request of a row, and all that is wrong with the row."""
+    images: list[ValueError] = [*seen.errors_of(one.given, one.urls)] if one.given and one.is_looked_at else []
     try:
-        return resolve_url(columns["image"], folder, defaults.allow_http)
-    except UrlRefused:
-        return None
+        check_row(one.row)
+        if one.given and one.given.is_clip and images:  # nobody knows how many frames it has
+            return None, images
+        clip_frames = one.clip_frames or seen.clip_frames.get(one.urls[0], 0) if one.urls else 0
+        return make_request(one.row.columns, folder, defaults, clip_frames), images
+    except ValueError as exc:
+        return None, [exc, *images]
 
 
 def _failure(row: Row, video_id: str, errors: list[ValueError]) -> RowFailure:
     first, columns = errors[0], row.columns
     named = first.field if isinstance(first, BadValue) else str(first).split()[0]
-    is_image = isinstance(first, ImageError | UrlRefused)
-    image = columns.get("image") or ""
+    if isinstance(first, ImageError | UrlRefused):
+        named = "image" if columns.get("images") is None else "images"
+    image = columns.get("image") or columns.get("images") or ""
     return RowFailure(
         line=row.line,
         id=video_id,
@@ -193,7 +231,7 @@ def _failure(row: Row, video_id: str, errors: list[ValueError]) -> RowFailure:
         columns=columns,
         error_type=type(first).__name__,
         error_message="; ".join(map(str, errors)),
-        field="image" if is_image else named if named in columns or named in COLUMN_TYPES else None,
+        field=named if named in columns or named in COLUMN_TYPES else None,
     )
 
 

@@ -79,7 +79,7 @@ def retry(store: CheckpointStore) -> Work:
     if unmade := found.keys() - imaged:
         run = store.read_run() or {}
         url, needs_image = run["manifest"], lambda video_id: video_id in unmade or video_id not in lines
-        manifest = check_manifest(url, config_of(store), needs_image, taken(run))
+        manifest = check_manifest(url, config_of(store), needs_image, taken(run), store.first_request)
         if not all(found.values()):
             _raise_moved(store, url, manifest)
             raise_unusable(url, manifest)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 from ti2v_dist.canonical import differences
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError, begun
+from ti2v_dist.inputs.clips import clip_frames, load_given
 from ti2v_dist.inputs.defaults import request_defaults
-from ti2v_dist.inputs.images import load_image
+from ti2v_dist.inputs.given import read_images
 from ti2v_dist.inputs.manifest import make_request
 from ti2v_dist.latents import NonFiniteLatents
 from ti2v_dist.models import read_info
@@ -27,9 +28,12 @@ from ti2v_dist.state.checkpoint import CheckpointStore, FingerprintMismatch
 from ti2v_dist.storage.addresses import absolute_url
 from ti2v_dist.video import VideoRequest, check_id
 
+CLIPS = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
+"""How the name of a video file ends."""
+
 
 def generate(
-    image: str,
+    image: str | Sequence[str | dict[str, Any]],
     prompt: Prompt,
     output: str | Path,
     *,
@@ -38,6 +42,8 @@ def generate(
     listener: Callable[[int, int], None] = lambda frame, num_frames: None,
 ) -> dict[str, Any]:
     """Make one video and write it to `output`, an mp4 on a local disk. `prompt` is a text or a prompt schedule.
+
+    `image` is the first frame, a clip of the first ones (see `CLIPS`), or a list as in a manifest's `images`.
 
     Every frame is committed to `<output>.ti2v/`, so the same call goes on where a killed one stopped, or does nothing
     when the video is finished. The id is the output's stem; without a seed one is derived from it. `listener` gets the
@@ -52,8 +58,8 @@ def generate(
     config, began = pinned(_for_one_video(config or RunConfig())), time.time()
     output = _checked_output(output)
     state_url = f"{output}.ti2v"
-    request = _requested(config, {"id": output.stem, "image": image, "prompt": prompt, "seed": seed})
     store, worker = CheckpointStore(state_url), Worker(config, state_url)
+    request = _requested(config, store, {"id": output.stem, **_images(image), "prompt": prompt, "seed": seed})
     with ExitStack() as stack:
         numerics = None
         if store.read_run() is None:
@@ -61,7 +67,7 @@ def generate(
             if output.exists():
                 problem = f"output {str(output)!r} exists, and {state_url!r} does not"
                 raise InputError(f"{problem}: move it away or name another")
-            load_image(request.image, request.height, request.width, config.allow_http, config.images_below)
+            load_given(request, config.allow_http, config.images_below)
             numerics = _opened(worker, request, stack)
         claim(store, config, {"output": str(output)}, one_class=True)
         store.claim_request(request)
@@ -94,15 +100,27 @@ def _opened(worker: Worker, request: VideoRequest, stack: ExitStack) -> dict[str
     return worker.open(request)
 
 
-def _requested(config: RunConfig, row: dict[str, Any]) -> VideoRequest:
+def _requested(config: RunConfig, store: CheckpointStore, row: dict[str, Any]) -> VideoRequest:
     """The request of the row, with a warning for each word that the model does not know."""
     info = read_info(config.model.id, config.model.revision)
-    image = row["image"]
-    located = {**row, "image": absolute_url(image)}
-    request = replace(make_request(located, os.getcwd(), request_defaults(config, info)), image_uri=image)
+    defaults, given, count = request_defaults(config, info), read_images(row), 0
+    if given.is_clip:  # which may be gone once its frames are in the store
+        begun = store.first_request(row["id"]) if store.read_run() else None
+        count = 1 + len(begun.given) if begun and begun.is_clip else 0
+        count = count or clip_frames(absolute_url(given.places[0]), config.allow_http, config.images_below)
+    located = {**row, "image": absolute_url(row["image"])} if "image" in row else row
+    request = make_request(located, os.getcwd(), defaults, count)
+    request = request if located is row else replace(request, image_uri=row["image"])
     for warning in lost_words(info, (*request.texts, request.negative_prompt)):
         warnings.warn(warning, stacklevel=3)
     return request
+
+
+def _images(image: str | Sequence[str | dict[str, Any]]) -> dict[str, Any]:
+    """The image or images as columns of a row."""
+    if not isinstance(image, str):
+        return {"images": [*image]}
+    return {"images" if image.lower().endswith(CLIPS) else "image": image}
 
 
 def _for_one_video(config: RunConfig) -> RunConfig:

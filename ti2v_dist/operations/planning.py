@@ -18,12 +18,13 @@ from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.outputs.dataset import is_stored, stored_ids
 from ti2v_dist.runtime.work import Work
+from ti2v_dist.specs import SAMPLERS
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.ledger import FEW_VIDEOS, Ledger
 from ti2v_dist.state.plan import Plan
 from ti2v_dist.storage.addresses import absolute_url
-from ti2v_dist.video import VideoRequest
+from ti2v_dist.video import Given, VideoRequest
 
 STORE_THREADS = 16
 CLASS_SETTINGS = {"model": ("device", "dtype", "attention"), "engine": ("slots", "threads")}
@@ -49,16 +50,20 @@ def check_manifest(
     config: RunConfig,
     needs_image: Callable[[str], bool] = lambda video_id: True,
     takes: Callable[[int], bool] = lambda line: True,
+    begun: Callable[[str], VideoRequest | None] = lambda video_id: None,
 ) -> Manifest:
     """A manifest with all that is wrong with it, and warnings, for the model that `config` names; needs no device.
 
-    Images that no video needs are not read, and neither are rows on lines that are not taken.
+    Images that no video needs are not read, and neither are rows on lines that are not taken. `begun` is as for
+    `read_manifest`.
     """
     info = read_info(config.model.id, config.model.revision)
     defaults = request_defaults(config, info)
     # Settings that no row could be made with are the run's mistake, not each row's.
-    defaults.request(id="x", image="/x.png", prompt="x")
-    manifest = read_manifest(url, defaults, config.variations, needs_image, takes)
+    usual = defaults.settings
+    given = range(2, usual["num_frames"]) if SAMPLERS[usual["sampler"]].looks_ahead else ()
+    defaults.request(id="x", image="/x.png", prompt="x", given=tuple(map(Given, given)))
+    manifest = read_manifest(url, defaults, config.variations, needs_image, takes, begun)
     prompts = (prompt for request in manifest.requests for prompt in (*request.texts, request.negative_prompt))
     manifest.warnings += lost_words(info, prompts)
     return manifest
@@ -92,7 +97,9 @@ def prepare(
     store = CheckpointStore(output_url)
     run = store.read_run()  # of a format that is not known, nothing else may be looked at
     imaged = store.imaged_ids()
-    manifest = check_manifest(manifest_url, config, lambda video_id: video_id not in imaged, taken(facts))
+    manifest = check_manifest(
+        manifest_url, config, lambda video_id: video_id not in imaged, taken(facts), store.first_request
+    )
     for warning in manifest.warnings:
         warnings.warn(warning, stacklevel=2)
     raise_unusable(manifest_url, manifest)

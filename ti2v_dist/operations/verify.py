@@ -14,12 +14,13 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import check_whole
 from ti2v_dist.latents import Chunk
 from ti2v_dist.outputs import dataset
-from ti2v_dist.outputs.codec import CodecError, read_video
+from ti2v_dist.outputs.codec import read_video
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.orders import Orders
 from ti2v_dist.state.record import CorruptRecord
 from ti2v_dist.storage.addresses import absolute_url
+from ti2v_dist.storage.ffmpeg import CodecError
 from ti2v_dist.storage.urls import read_bytes
 
 READERS = 4

@@ -1,23 +1,22 @@
-"""The codec: uint8 frames to an mp4 and back. The only room that knows ffmpeg.
+"""The codec: uint8 frames to an mp4 and back.
 
 H height, W width, C channels (3, RGB).
 """
 
 import hashlib
 import subprocess
-import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from ti2v_dist.canonical import canonical_json
-from ti2v_dist.errors import UserError
+from ti2v_dist.storage.ffmpeg import LOCAL_ONLY, ffmpeg, ffmpeg_version, read_frames
 from ti2v_dist.storage.files import local_copy
 from ti2v_dist.storage.scratch import full_disk_named, scratch_folder
 from ti2v_dist.video import exact_rate
@@ -30,19 +29,11 @@ _BITEXACT = ["-fflags", "+bitexact", "-flags:v", "+bitexact"]
 # Without these tags a player guesses the matrix from the size, and colours shift.
 _SCALE = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+bitexact"
 _COLOURS = ["-vf", f"{_SCALE},setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"]
-_QUIET = ["-nostdin", "-hide_banner", "-loglevel", "error"]
-_LOCAL_ONLY = ["-protocol_whitelist", "file,pipe"]
-
-
-class CodecError(UserError, RuntimeError):
-    """ffmpeg failed; the message is its own."""
 
 
 def codec_versions() -> dict[str, str]:
     """What decides the bytes of a file, and, for images of another size, of a video's first frame."""
-    from imageio_ffmpeg import get_ffmpeg_version
-
-    return {"ffmpeg": get_ffmpeg_version(), "pillow": version("pillow")}
+    return {"ffmpeg": ffmpeg_version(), "pillow": version("pillow")}
 
 
 @dataclass(frozen=True)
@@ -82,11 +73,11 @@ def write_video(
         height, width, _ = first.shape
         source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
         source += ["-r", str(exact_rate(fps)), "-i", "pipe:0"]
-        inputs = [*_LOCAL_ONLY, *source, "-f", "ffmetadata", "-i", f"file:{tags}", "-map", "0:v", "-map_metadata", "1"]
+        inputs = [*LOCAL_ONLY, *source, "-f", "ffmetadata", "-i", f"file:{tags}", "-map", "0:v", "-map_metadata", "1"]
         keyframes = ["-g", str(keyframe_interval), "-sc_threshold", "0"] if keyframe_interval else []
         output = [*_COLOURS, *_ENCODE, *keyframes, *_BITEXACT, "-movflags", "+faststart", f"file:{target}"]
         digest, count = hashlib.sha256(), 0
-        with full_disk_named(folder), _ffmpeg([*inputs, *output], stdin=subprocess.PIPE) as process:
+        with full_disk_named(folder), ffmpeg([*inputs, *output], stdin=subprocess.PIPE) as process:
             for frame in chain([first], frames):
                 assert (frame.shape, frame.dtype) == (first.shape, np.uint8), (frame.shape, frame.dtype)
                 data = np.ascontiguousarray(frame).tobytes()
@@ -108,56 +99,7 @@ def write_video(
 def read_video(url: str) -> Generator[np.ndarray, None, None]:
     """Decode a video frame by frame to uint8 (H, W, C). Raises `CodecError` where ffmpeg cannot read it."""
     with local_copy(url) as path:
-        # A stream of PPM images: each carries its own size.
-        arguments = [*_LOCAL_ONLY, "-i", f"file:{path}", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24"]
-        with _ffmpeg([*arguments, "pipe:1"], stdout=subprocess.PIPE) as process:
-            while process.stdout.readline() == b"P6\n":
-                width, height = map(int, process.stdout.readline().split())
-                process.stdout.readline()
-                data = process.stdout.read(width * height * 3)
-                if len(data) == width * height * 3:  # less only when ffmpeg has failed, which is raised on leaving
-                    yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-
-
-@contextmanager
-def _ffmpeg(arguments: list[str], stdin: int | None = None, stdout: int | None = None) -> Iterator[Any]:
-    """A running ffmpeg; on leaving, its input is closed and it is waited for. It never outlives the context.
-
-    Its messages go to a file, not a pipe, so it does not block when nobody reads along.
-    """
-    from imageio_ffmpeg import get_ffmpeg_exe
-
-    with tempfile.TemporaryFile() as messages:
-        command = [get_ffmpeg_exe(), *_QUIET, *arguments]
-        process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=messages)
-        try:
-            yield process
-            if process.stdin:
-                process.stdin.close()
-            if process.wait():
-                raise CodecError(_message(process, messages))
-        except BrokenPipeError as exc:  # it has died, and its message says of what
-            process.wait()
-            raise CodecError(_message(process, messages)) from exc
-        finally:
-            process.kill()
-            process.wait()
-            _close_quietly(process)
-
-
-def _message(process: subprocess.Popen, messages: BinaryIO) -> str:
-    messages.seek(0)
-    text = messages.read().decode(errors="replace").strip()
-    return f"ffmpeg ended with {process.returncode}: {text[-2000:] or 'no message'}"
-
-
-def _close_quietly(process: subprocess.Popen) -> None:
-    for stream in (process.stdin, process.stdout):
-        try:
-            if stream:
-                stream.close()
-        except BrokenPipeError:
-            pass  # unsent bytes of a video that is given up
+        yield from read_frames(path)
 
 
 def _ffmetadata(tags: dict[str, str]) -> str:

@@ -52,7 +52,8 @@ def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, f
 
     `facts` are those columns that only the caller knows: image_sha256, model_id, model_revision, device,
     device_seconds and started_at (of the life of the coordinator that finished it), finished_at, ti2v_version, run_id.
-    Times are seconds of the epoch or ISO 8601.
+    Times are seconds of the epoch or ISO 8601. A video of which several frames are given has `given_frames` too, their
+    numbers as JSON; `image_uri` and `image_sha256` are the first one's.
     """
     row: dict[str, Any] = {
         "file_name": file_name,
@@ -77,7 +78,9 @@ def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, f
     assert not row.keys() & facts.keys(), row.keys() & facts.keys()
     assert facts.keys() <= METADATA_TYPES.keys(), facts.keys() - METADATA_TYPES.keys()
     known = {**row, **facts}
-    return {**{name: known.get(name) for name in METADATA_TYPES}, **request.extra}
+    frames = [0, *(given.frame for given in request.given)]
+    given = {"given_frames": canonical_json(frames).decode()} if request.given else {}
+    return {**{name: known.get(name) for name in METADATA_TYPES}, **given, **request.extra}
 
 
 def failure_row(
@@ -87,6 +90,9 @@ def failure_row(
     plain = request.to_json()
     settings = {name: value for name, value in {**plain, **plain["params"]}.items() if name in COLUMN_TYPES}
     columns = {**settings, **request.extra, "image": request.image_uri or request.image}
+    if request.given:
+        later = [{"frame": given.frame, "image": given.image_uri} for given in request.given]
+        columns["images"] = columns["image"] if request.is_clip else [{"frame": 0, "image": columns["image"]}, *later]
     return RowFailure(
         line, request.id, columns["image"], columns, error_type, error_message, attempts=attempts
     ).to_row()

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from ti2v_dist.canonical import canonical_sha256
-from ti2v_dist.outputs.codec import CodecError, read_video
+from ti2v_dist.outputs.codec import read_video
 from ti2v_dist.outputs.dataset import VIDEOS, stored_sizes
 from ti2v_dist.outputs.sheet import contact_sheet, evenly, shown_by, thumbnail
+from ti2v_dist.storage.ffmpeg import CodecError
 from ti2v_dist.storage.files import listed, put_bytes, read_view
 from ti2v_dist.storage.urls import open_filesystem
 

@@ -17,7 +17,7 @@ import numpy as np
 from ti2v_dist import __version__
 from ti2v_dist.canonical import canonical_json, canonical_sha256
 from ti2v_dist.config import RunConfig, keyframe_interval
-from ti2v_dist.inputs.images import load_image
+from ti2v_dist.inputs.clips import load_given
 from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
 from ti2v_dist.outputs import codec, dataset
 from ti2v_dist.scheduling.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
@@ -78,13 +78,11 @@ class Worker:
         LOG.info("told to leave")
 
     def encode(self, request: VideoRequest) -> tuple[Encoded, float]:
-        """Read and preprocess the image, encode it and the prompts. Raises what `load_image` does, `CorruptRecord`."""
+        """Read and preprocess the images, encode them and the text. Raises what `load_given` does, `CorruptRecord`."""
         began = self._begin()
         images = self._origins_images(request)
         if images is None:
-            places = [request.image, *(given.image for given in request.given)]
-            size, allowed = (request.height, request.width), (self.config.allow_http, self.config.images_below)
-            images = [load_image(place, *size, *allowed) for place in places]
+            images = load_given(request, self.config.allow_http, self.config.images_below)
         with self._device_errors():
             return self.engine.encode(request, *images), time.perf_counter() - began
 

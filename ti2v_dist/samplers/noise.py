@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     CONTEXT = 1
     RENOISE = 2
     NEXT_CONTEXT = 3
+    AHEAD = 4
 
 
 def gaussian(key: Sequence[int], seed: int, shape: Sequence[int]) -> np.ndarray:

@@ -76,6 +76,10 @@ class RequestStore:
         stored = self._read_json(key := keys.request(video_id, generation))
         return None if stored is None else self._request_of(key, stored)
 
+    def first_request(self, video_id: str) -> VideoRequest | None:
+        """The request under which a video was begun."""
+        return self.read_request(video_id, 0)
+
     def generation(self, video_id: str) -> int:
         """How often the video was extended. No listing takes part: the newest one is always found."""
         return self._newest(video_id)[0]

@@ -1,0 +1,99 @@
+"""Which frames of a video a row gives: `image`, the first one, or `images`, a list of several or a clip."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ti2v_dist.columns import is_a
+from ti2v_dist.inputs.checks import BadValue
+from ti2v_dist.inputs.clips import MAX_GIVEN
+from ti2v_dist.storage.addresses import UrlRefused, resolve_url
+from ti2v_dist.video import Given
+
+E = TypeVar("E", bound=Exception)
+
+RULE = "give the path or URL of the next frame's image, or {frame, image}"
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """What a row gives, as it is written there: its frames, the first of them 0, and where their images lie.
+
+    Of a clip there is the one place, and nobody knows yet how many frames it has.
+    """
+
+    frames: tuple[int, ...]
+    places: tuple[str, ...]
+    is_clip: bool = False
+
+    def urls(self, folder: str, allow_http: bool = False) -> tuple[str, ...]:
+        """The places as absolute URLs, relative ones taken from `folder`; raises `UrlRefused`, naming the entry."""
+        found = []
+        for number, place in enumerate(self.places):
+            try:
+                found.append(resolve_url(place, folder, allow_http))
+            except UrlRefused as exc:
+                raise self.of_entry(number, exc) from None
+        return tuple(found)
+
+    def of_entry(self, number: int, error: E) -> E:
+        """The error of one of the places, naming the entry where there are several."""
+        return type(error)(f"images[{number}]: {error}") if len(self.places) > 1 else error
+
+    def later(self, urls: Sequence[str], clip_frames: int) -> tuple[Given, ...]:
+        """The frames after the first one, of images at these URLs, or of a clip of so many frames."""
+        if self.is_clip:
+            return tuple(Given(frame) for frame in range(1, clip_frames))
+        later = zip(self.frames, urls, self.places, strict=True)
+        return tuple(Given(frame, url, place) for frame, url, place in later if frame)
+
+
+def read_images(columns: Mapping[str, Any]) -> GivenImages:
+    """What a row gives; raises `BadValue`, naming the entry and the choices, for what it may not."""
+    image, images = columns.get("image"), columns.get("images")
+    for name, value in (("image", image), ("images", images)):
+        if value is not None and not is_a(name, value):
+            raise BadValue(name, f"{name} is {value!r:.200}; give a path or URL")
+    if image is not None and images is not None:
+        raise BadValue("images", "images and image are both given; give the one or the other")
+    if images is None:
+        if image is None:
+            raise BadValue("image", "image is missing; give it, or several frames or a clip as images")
+        return GivenImages((0,), (image,))
+    listed = _parsed(images)
+    if isinstance(listed, str):
+        return GivenImages((0,), (listed,), is_clip=True)
+    if not 0 < len(listed) <= MAX_GIVEN:
+        raise BadValue("images", f"images has {len(listed)} entries; it must have 1 to {MAX_GIVEN}")
+    frames, places = [], []
+    for number, entry in enumerate(listed):
+        frame, place = _entry(number, entry, frames[-1] + 1 if frames else 0)
+        if frame <= frames[-1] if frames else frame != 0:
+            least = f"above {frames[-1]}" if frames else "0, the first one"
+            raise BadValue("images", f"images[{number}] stands at frame {frame}; it must be {least}")
+        frames.append(frame)
+        places.append(place)
+    return GivenImages(tuple(frames), tuple(places))
+
+
+def _parsed(images: str | list[Any]) -> str | list[Any]:
+    """A list that stands as JSON text in a cell of a table, parsed; other text is the name of a clip."""
+    if not isinstance(images, str) or not images.lstrip().startswith("["):
+        return images
+    try:
+        parsed = json.loads(images)
+    except (ValueError, RecursionError) as exc:
+        raise BadValue("images", f"images is {images!r:.80}, which is no JSON list: {exc}") from exc
+    return parsed
+
+
+def _entry(number: int, entry: Any, following: int) -> tuple[int, str]:
+    """The frame and the place of an entry."""
+    if isinstance(entry, str) and entry:
+        return following, entry
+    if isinstance(entry, dict) and set(entry) == {"frame", "image"}:
+        frame, image = entry["frame"], entry["image"]
+        if type(frame) is int and isinstance(image, str) and image:
+            return frame, image
+    raise BadValue("images", f"images[{number}] is {entry!r:.80}; {RULE}")
