@@ -72,9 +72,9 @@ def test_a_sampler_is_one_file_and_one_line(folder: Path) -> None:
 
 def test_what_is_not_registered_is_refused_with_the_names_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SAMPLERS, "another", SAMPLERS["replace"])
-    with pytest.raises(ConfigError, match=r"'once': Input should be 'ti2v_zero', .*'replace' or 'another'"):
+    with pytest.raises(ConfigError, match=r"'once': Input should be 'ti2v_zero', .* or 'another'"):
         load_config(None, ["sampling.sampler=once"])
-    with pytest.raises(ValueError, match=r"sampler is 'once'; choose one of ti2v_zero, .*, replace, another"):
+    with pytest.raises(ValueError, match=r"sampler is 'once'; choose one of ti2v_zero, .*, another"):
         SamplingParams("once")
     with pytest.raises(ConfigError, match=r"\['once'\]: Input should be"):
         load_config(None, ["sampling.sampler=[once]"])
