@@ -16,7 +16,6 @@ from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
 from ti2v_dist.settings import Setting, check_range, check_settings, declared, setting, settings_of, shared
 from ti2v_dist.specs import SAMPLERS, Limits, SamplerSpec
 
-SAMPLER_NAMES = tuple(SAMPLERS)
 INIT_NAMES = ("inversion", "gaussian")
 TRAIN_TIMESTEPS = 1000
 MAX_SEED = 2**64 - 1
@@ -65,7 +64,7 @@ class SamplingParams:
     noise instead of the DDPM-inverted last latent, for the ablation.
     """
 
-    sampler: str = setting("ti2v_zero", "the video algorithm", choices=SAMPLER_NAMES)
+    sampler: str = setting("ti2v_zero", "the video algorithm", choices=SAMPLERS)
     num_inference_steps: int = setting(10, "denoising steps [S]", low=1, high=TRAIN_TIMESTEPS - 1)
     resample_iterations: int = setting(4, "how often each of them is made [U]", low=1)
     guidance_scale: float = setting(
