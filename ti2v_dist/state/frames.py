@@ -149,8 +149,7 @@ class FrameStore(RequestStore):
         """The preprocessed image_HWC of each frame that is given. Raises `KeyError`, `CorruptRecord`."""
         first = self._first(video_id, self.store.get(keys.frame(video_id, 0)))
         later = [given["frame"] for given in (first.request or {}).get("given", ())]
-        given = zip(later, first.arrays.get("given_images_NHWC", ()), strict=True)
-        return {0: first.encoded.image_HWC, **dict(given)}
+        return {0: first.encoded.image_HWC, **dict(zip(later, first.arrays.get("given_images_NHWC", ()), strict=True))}
 
     def has_frame(self, video_id: str, frame: int) -> bool:
         """Whether a frame is settled; the records from there on alone are looked at. Raises `CorruptRecord`."""
