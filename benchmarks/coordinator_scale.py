@@ -52,7 +52,7 @@ MESSAGE_BYTES = 2**26
 
 
 class NullStore:
-    """Takes everything in and has nothing, but for what a coordinator begins with."""
+    """Takes everything in and has nothing, except what a coordinator begins with."""
 
     tidy_problem = None
 
@@ -64,7 +64,7 @@ class NullStore:
         return self.kept.setdefault(key, data) if key.startswith(KEPT) else data
 
     def get(self, key: str) -> bytes:
-        """As of a run at whose videos nobody has worked."""
+        """As for a run on which nobody has worked yet."""
         return self.kept[key]
 
     def list(self, prefix: str) -> list[str]:

@@ -2,7 +2,7 @@
 
     python benchmarks/oracle.py runs/demo      # judge every video of a run by the prompt beside it
 
-No network judges: the world's constants are known (`ti2v_dist.models.shapes.world`), so what a frame shows can be
+No network judges: the world's constants are known (`ti2v_dist.shapes.world`), so what a frame shows can be
 measured (`benchmarks.pixels` does it). Suffixes: F frames, H height, W width, C colour channels.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import pixels
-from ti2v_dist.models.shapes import world
+from ti2v_dist.shapes import world
 
 HUE_LIMIT_DEGREES = 15.0
 BACKGROUND_LIMIT = 0.03

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from ti2v_dist.models.shapes import world
+from ti2v_dist.shapes import world
 
 # The faintest object differs from its background by 0.25 in RGB distance, the smallest covers 120 pixels.
 FAINTEST_CONTRAST = 0.12
@@ -40,6 +40,7 @@ def segment(video_FHWC: np.ndarray) -> Segmentation:
     """
     outside_FHW = np.ones(video_FHWC.shape[:3], dtype=bool)
     contrast_F, opacity_FHW = np.zeros(len(video_FHWC)), np.zeros(video_FHWC.shape[:3])
+    mask_FHW = ~outside_FHW
     for _ in range(2):
         offset_FHWC = video_FHWC - _background(video_FHWC, outside_FHW)
         opacity_FHW, contrast_F = _opacity(offset_FHWC)

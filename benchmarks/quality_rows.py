@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import oracle
 from ti2v_dist.models.base import ModelInfo
-from ti2v_dist.models.shapes import world
+from ti2v_dist.shapes import world
 from ti2v_dist.video import SamplingParams
 
 SPLIT = 2
@@ -43,7 +43,7 @@ class Row:
     def evaluations(self, info: ModelInfo) -> int:
         """Guided noise predictions for one batch of videos; the replacing baseline makes its window at once."""
         params = self.sampling(info)
-        if params.sampler == "replace":
+        if params.spec.is_one_window:
             return params.num_inference_steps
         return (params.resample_iterations * (params.num_inference_steps - 1) + 1) * (self.num_frames - 1)
 

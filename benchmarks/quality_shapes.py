@@ -24,7 +24,7 @@ from benchmarks.quality_rows import GROUPS, SPLIT, HeldOut, Row, requests_of, ro
 from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.models.shapes import world
+from ti2v_dist.shapes import world
 from ti2v_dist.video import VideoRequest
 
 SAVE_EVERY_FRAMES = 8

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ti2v_dist.models.shapes import world
+from ti2v_dist.shapes import world
 
 SPLIT = 3
 DRAWN_SIZE = 512

@@ -1,6 +1,6 @@
 """Trains the embedded model and writes it in the diffusers layout; stopped, the same command goes on.
 
-python jobs/train_shapes.py --state runs/train_shapes --output ti2v_dist/models/shapes/weights
+python jobs/train_shapes.py --state runs/train_shapes --output ti2v_dist/shapes/weights
 """
 
 import argparse
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ti2v_dist.models.shapes.train import TrainConfig, train
+from ti2v_dist.shapes.train import TrainConfig, train
 
 
 def main() -> None:

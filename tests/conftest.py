@@ -36,7 +36,7 @@ def moto() -> Iterator[str]:
     assert server._server
     look_and_write, one_at_a_time = server._server.app, threading.Lock()
 
-    def atomic(*request):
+    def atomic(*request: Any) -> Any:
         with one_at_a_time:
             return look_and_write(*request)
 

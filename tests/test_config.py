@@ -71,7 +71,7 @@ def test_a_value_may_hold_an_equals_sign_and_any_yaml() -> None:
         ("1=3", "1 is not a setting"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_named(setting, said) -> None:
+def test_a_setting_that_cannot_be_used_is_named(setting: str, said: str) -> None:
     assert said in refused(setting)
 
 
@@ -104,7 +104,7 @@ def test_a_setting_below_a_value_is_refused(tmp_path: Path) -> None:
         ("!!python/object/apply:os.system ['true']\n", "cannot be read"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content, said) -> None:
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: str | bytes, said: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError) as error:
@@ -137,7 +137,7 @@ def test_the_run_id_is_a_function_of_identity_and_output() -> None:
 
 
 @pytest.mark.parametrize(("given", "kept"), [("8", "8"), ("8.0", "8"), ("29.97", "29.97"), ("29.97002997", "29.97")])
-def test_a_rate_is_kept_to_a_thousandth_and_a_whole_one_as_an_int(given, kept) -> None:
+def test_a_rate_is_kept_to_a_thousandth_and_a_whole_one_as_an_int(given: str, kept: str) -> None:
     config = load_config(None, [f"sampling.fps={given}"])
     assert repr(config.identity()["sampling"]["fps"]) == kept
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def request(i: int = 0, params: SamplingParams = PARAMS, num_frames: int = 4) ->
     return VideoRequest(f"v{i}", f"/{i}.png", PROMPTS[i], 100 + i, SIZE, SIZE, guidance, num_frames)
 
 
-def start(engine: Engine, i: int = 0, **more) -> VideoState:
+def start(engine: Engine, i: int = 0, **more: Any) -> VideoState:
     asked = request(i, **more)
     return VideoState.start(asked, engine.encode(asked, image(i)))
 

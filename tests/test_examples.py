@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks import oracle, pixels
 from tests.support.places import EXAMPLES
 from ti2v_dist.inputs.images import load_image
-from ti2v_dist.models.shapes import world
+from ti2v_dist.shapes import world
 
 ROWS = [json.loads(line) for line in (EXAMPLES / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
 IDS = [row["id"] for row in ROWS]

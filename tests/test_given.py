@@ -1,6 +1,7 @@
 """Videos of which more than the first frame is given: prediction and infilling, through the engine and the store."""
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tests.support.chains import again, overwrite
 from tests.support.tiny_models import SIZE, WINDOW, write_tiny_model
 from ti2v_dist.engine import Engine
-from ti2v_dist.latents import Chunk, VideoState
+from ti2v_dist.latents import Chunk, Encoded, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
@@ -52,7 +53,7 @@ def start(engine: Engine, request: VideoRequest) -> VideoState:
     return VideoState.start(request, encode(engine, request))
 
 
-def encode(engine: Engine, request: VideoRequest):
+def encode(engine: Engine, request: VideoRequest) -> Encoded:
     return engine.encode(request, image(0), *(image(given.frame) for given in request.given))
 
 
@@ -85,7 +86,9 @@ def make(engine: Engine, store: CheckpointStore, request: VideoRequest, chunks: 
 @pytest.mark.parametrize(
     ("given", "queue"), [((), (0, 0, 0)), ((1,), (0, 0, 1)), ((1, 2), (0, 1, 2)), ((1, 2, 3, 4), (2, 3, 4))]
 )
-def test_the_queue_is_the_given_frames_and_the_oldest_is_repeated(engine: Engine, given, queue) -> None:
+def test_the_queue_is_the_given_frames_and_the_oldest_is_repeated(
+    engine: Engine, given: Sequence[int], queue: Sequence[int]
+) -> None:
     state = start(engine, asked(*given))
     expected = np.stack([latent(engine, frame) for frame in queue])
     np.testing.assert_array_equal(state.queue.latents_KCHW, expected)
@@ -224,7 +227,9 @@ def test_a_record_whose_given_frames_do_not_fit_is_refused(engine: Engine) -> No
         ((3, 6), INFILL, "images at frames 0 and 3 are 3 apart; with context_frames 2 at most 2 lie in a window"),
     ],
 )
-def test_images_that_cannot_be_are_refused_by_name(engine: Engine, given, params, said: str) -> None:
+def test_images_that_cannot_be_are_refused_by_name(
+    engine: Engine, given: Sequence[int], params: SamplingParams, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         asked(*given, num_frames=7, params=params).check_against_model(engine.model.info)
 

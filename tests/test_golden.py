@@ -1,7 +1,8 @@
 """Runs of earlier versions, as they left them: every verb of this one goes on with them, or says why not.
 
 `support/golden/make.py` makes one. Each lies elsewhere now than where it was made, as after a bucket was moved. Where
-this machine has another fingerprint than the run, only what makes no frame is tried, and that frames are refused.
+the fingerprint of this machine is not the run's, the tests try only what makes no frame, and that making one is
+refused.
 """
 
 import gzip

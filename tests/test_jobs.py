@@ -150,7 +150,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def submitted(cluster, project, settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def submitted(cluster: Cluster, project: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a job that succeeded."""
     output = tmp_path_factory.mktemp("job") / "out"
     command = [BIN / "ray", "job", "submit", "--address", cluster.jobs_url, "--submission-id", "first"]
@@ -173,7 +173,12 @@ def hashes(output: Path) -> dict[str, tuple[str, str]]:
 
 
 def test_a_job_ends_with_the_videos_of_a_run(
-    cluster, project, settings, submitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster,
+    project: Path,
+    settings: list[str],
+    submitted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     summary = json.loads((submitted / "summary.json").read_text())
     assert (summary["status"], summary["finished"], summary["failed"]) == ("finished", len(IDS), 0)
@@ -199,14 +204,14 @@ def test_a_job_ends_with_the_videos_of_a_run(
     assert records(Path(f"{alone}.ti2v/.ti2v/videos/one")) == records(submitted / ".ti2v/videos/one")
 
 
-def test_the_upload_leaves_the_environment_and_old_runs_behind(cluster, submitted) -> None:
+def test_the_upload_leaves_the_environment_and_old_runs_behind(cluster: Cluster, submitted: Path) -> None:
     (uploaded,) = cluster.folder.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     names = {path.name for path in uploaded.iterdir()}
     assert {"manifest.jsonl", "first.png", "jobs", "ti2v_dist"} <= names
     assert names & {".venv", "runs"} == set()
 
 
-def test_a_job_without_the_token_gets_401(cluster) -> None:
+def test_a_job_without_the_token_gets_401(cluster: Cluster) -> None:
     body = {"entrypoint": f"touch {cluster.folder}/intruder", "submission_id": "intruder"}
     assert cluster.ask("/api/jobs/", body, token=None)[0] == 401
     assert cluster.ask("/api/jobs/", body, token=secrets.token_hex(32))[0] in (401, 403)
@@ -215,7 +220,7 @@ def test_a_job_without_the_token_gets_401(cluster) -> None:
     assert not (cluster.folder / "intruder").exists()
 
 
-def test_an_output_in_the_uploaded_copy_is_refused(cluster, submitted, settings) -> None:
+def test_an_output_in_the_uploaded_copy_is_refused(cluster: Cluster, submitted: Path, settings: list[str]) -> None:
     uploaded = cluster.ask("/api/jobs/first")[1]["runtime_env"]["working_dir"]
     entrypoint = " ".join(["python jobs/generate_dataset.py manifest.jsonl --output runs/out", *settings])
     body = {"entrypoint": entrypoint, "runtime_env": {"working_dir": uploaded}, "submission_id": "relative"}
@@ -292,7 +297,9 @@ ray.get(actor.identity.remote())
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster, project, settings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(
+    cluster: Cluster, project: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     """The records of a run that was left alone."""
     joined = Joined(cluster, project, tmp_path_factory.mktemp("undisturbed") / "out", settings)
     done = joined.run()
@@ -301,7 +308,7 @@ def undisturbed(cluster, project, settings, tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_detached_run_goes_on_and_the_same_command_attaches(
-    cluster, project, settings, undisturbed, tmp_path: Path
+    cluster: Cluster, project: Path, settings: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
     left = joined.run("--detach")
@@ -315,7 +322,7 @@ def test_a_detached_run_goes_on_and_the_same_command_attaches(
 
 
 def test_a_joined_run_stops_at_sigterm_and_the_same_command_goes_on(
-    cluster, project, settings, undisturbed, tmp_path: Path
+    cluster: Cluster, project: Path, settings: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
     process = joined.start()
@@ -332,7 +339,7 @@ def test_a_joined_run_stops_at_sigterm_and_the_same_command_goes_on(
 
 
 def test_a_killed_coordinator_starts_again_and_its_driver_waits(
-    cluster, project, settings, undisturbed, tmp_path: Path
+    cluster: Cluster, project: Path, settings: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
     process = joined.start()
@@ -353,7 +360,7 @@ main()
 
 
 def test_a_coordinator_that_does_not_answer_is_taken_over_when_told(
-    cluster, project, settings, undisturbed, tmp_path: Path
+    cluster: Cluster, project: Path, settings: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
     left = joined.run("--detach")
@@ -372,7 +379,9 @@ def test_a_coordinator_that_does_not_answer_is_taken_over_when_told(
     assert joined.records() == undisturbed
 
 
-def test_an_actor_of_another_run_is_not_attached_to(cluster, project, settings, tmp_path: Path) -> None:
+def test_an_actor_of_another_run_is_not_attached_to(
+    cluster: Cluster, project: Path, settings: list[str], tmp_path: Path
+) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
     joined.pretend(run_id="0", output="/elsewhere")
     refused = joined.run()
@@ -381,9 +390,9 @@ def test_an_actor_of_another_run_is_not_attached_to(cluster, project, settings, 
 
 
 def test_a_coordinator_that_a_verb_has_superseded_makes_room(
-    cluster, project, settings, undisturbed, tmp_path: Path
+    cluster: Cluster, project: Path, settings: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """It may be long about its last frames, and is not to be joined."""
+    """Its last frames may take long, and nobody is to join it."""
     joined = Joined(cluster, project, tmp_path / "out", settings)
     joined.pretend()
     for _ in range(2):

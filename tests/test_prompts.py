@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ TWO: list[PromptFrom] = [{"from_frame": 0, "prompt": "a cat"}, {"from_frame": 3,
 
 
 def test_a_plain_prompt_keeps_the_bytes_that_it_always_had() -> None:
-    """Of before there were schedules: every output made then must resume."""
+    """From before there were schedules: every output made then must resume."""
     request, encoded = make_request(extra={"b": 1}), make_encoded()
     recipe = request.recipe(FINGERPRINT, encoded.image_HWC)
     assert recipe == "5d357b8cdb2e4c7d844e8b319fe28614cf709fa8f5b2c990d807df8b7c67ac19"
@@ -74,7 +75,7 @@ def test_a_change_replaces_what_would_have_come() -> None:
         ([TWO[0], {"from_frame": 2, "prompt": 5}], "prompt 2 of the schedule is 5"),
     ],
 )
-def test_what_is_no_schedule_is_refused_by_number(prompt, said) -> None:
+def test_what_is_no_schedule_is_refused_by_number(prompt: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_prompt(prompt)
 

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -31,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(arguments: list[str] | str, place: Path, **kwargs) -> subprocess.CompletedProcess:
+def run(arguments: list[str] | str, place: Path, **kwargs: Any) -> subprocess.CompletedProcess:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path}
     return subprocess.run(arguments, cwd=place, env=environment, capture_output=True, text=True, timeout=300, **kwargs)

@@ -84,12 +84,12 @@ def run(
     return queue, sample.latents_BCFHW, sample.context_BCFHW
 
 
-def params(sampler: str = "ti2v_zero", S: int = 4, U: int = 3, **more) -> SamplingParams:
+def params(sampler: str = "ti2v_zero", S: int = 4, U: int = 3, **more: Any) -> SamplingParams:
     return SamplingParams(sampler, S, U, context_frames=K, **more)
 
 
 @pytest.mark.parametrize("S", [10, 50])
-def test_timesteps_are_those_of_diffusers(S) -> None:
+def test_timesteps_are_those_of_diffusers(S: int) -> None:
     assert timesteps(params(S=S)) == diffusers_schedule(S).timesteps.tolist()
 
 
@@ -189,7 +189,7 @@ def test_drawing_ahead_changes_no_value() -> None:
         ("infill", 10, 4, 37),
     ],
 )
-def test_evaluations_per_chunk(sampler, S, U, evaluations) -> None:
+def test_evaluations_per_chunk(sampler: str, S: int, U: int, evaluations: int) -> None:
     model = FakeModel()
     run(model, params(sampler, S, U), g=1.0)
     assert len(model.calls) == evaluations
@@ -207,7 +207,7 @@ def test_a_zero_prediction_in_one_step_is_known_by_hand() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["ti2v_zero", "ti2v_zero_reference"])
-def test_predicting_the_very_noise_ends_at_q_sample_of_the_last_latent(sampler) -> None:
+def test_predicting_the_very_noise_ends_at_q_sample_of_the_last_latent(sampler: str) -> None:
     """Known x0: whatever is re-noised in between, the result is q_sample(q[K-1], 0) with the last noise predicted."""
     seen: list[Tensor] = []
     queue = run(FakeModel(), params())[0]
@@ -224,7 +224,7 @@ def test_predicting_the_very_noise_ends_at_q_sample_of_the_last_latent(sampler) 
 
 
 @pytest.mark.parametrize("init", ["inversion", "gaussian"])
-def test_one_iteration_is_plain_ddim(init) -> None:
+def test_one_iteration_is_plain_ddim(init: str) -> None:
     """Against diffusers' own step, with a context noised by its own `add_noise`."""
     model = FakeModel()
     queue, latents, _ = run(model, params(S=5, U=1, init=init), g=2.0)

@@ -305,7 +305,7 @@ def code_of(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any
 
 
 def refusal(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a verb says of its mistake, which it must take for one."""
+    """What a verb says of the mistake, which it must recognize."""
     code = code_of(verb, words, monkeypatch)
     said = capsys.readouterr()
     assert code == 2, (verb, words, said)

@@ -1,4 +1,4 @@
-"""Columns: those of a manifest, those of the output, and rows that are no video."""
+"""The columns of a manifest and of the output, and rows that became no video."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -52,14 +52,14 @@ replace the videos, or be opened as one."""
 
 
 def stand_in(line: int) -> str:
-    """What the failure of a row without a legal id is kept under; more may follow where a row has this for its id."""
+    """The failure of a row without a legal id is kept under this; more may follow where a row has it for its id."""
     return f"line-{line:06d}"
 
 
 def is_taken(name: str) -> bool:
     """Whether a passed-through column of this name would be lost: it is the output's own, or its reader's.
 
-    A name with a NUL is cut at it by Arrow.
+    Arrow cuts a name at a NUL.
     """
     return name in OUTPUT_COLUMNS or name in READERS_OWN or name.endswith(READERS_ENDINGS) or "\0" in name
 

@@ -33,7 +33,7 @@ class InputError(UserError, ValueError):
 
 @contextmanager
 def begun() -> Iterator[None]:
-    """Something was begun before this: what is wrong from now on ends a command with 1, whoever has to mend it."""
+    """Something has begun by now: from here on an error ends the command with 1, whoever has to mend it."""
     try:
         yield
     except InputError as error:

@@ -40,7 +40,7 @@ class Rate:
         if len(self._made) < 2:
             return 0.0
         seconds = self._clock() - self._made[0][0]
-        # What the first entry counts was made before the time that it stands for.
+        # The frames of the first entry were made before its time.
         return sum(frames for _, frames in list(self._made)[1:]) / seconds if seconds >= SHORTEST_S else 0.0
 
 
@@ -61,7 +61,7 @@ class _Row(NamedTuple):
 class Tally:
     """Every row of a run, whichever life of the coordinator made it. Frame 0 is given, so it is not counted.
 
-    `total` is `done + left`. Of a failed row only the frames that it has are in it.
+    `total` is `done + left`. A failed row counts only the frames that it has.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -107,7 +107,7 @@ class Tally:
         self._put(video_id, self._rows.get(video_id, _Row())._replace(end="failed"))
 
     def recall(self, frames: Mapping[str, int], failed: Iterable[str]) -> None:
-        """What was made before, as one looked it up meanwhile: what is known by now of a video counts more."""
+        """What was made before, looked up in the meantime: what is known of a video by now counts more."""
         for video_id in failed:
             row = self._rows.get(video_id)
             if row and row.end == "finished" and row.settled is None:

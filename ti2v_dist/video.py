@@ -14,7 +14,6 @@ from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.errors import InputError
 from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
 from ti2v_dist.settings import Setting, check_range, check_settings, declared, setting, settings_of, shared
-from ti2v_dist.settings import check_choice as check_choice
 from ti2v_dist.specs import SAMPLERS, Limits, SamplerSpec
 
 SAMPLER_NAMES = tuple(SAMPLERS)
@@ -45,7 +44,7 @@ def rounded_rate(fps: float) -> int | float:
 
 
 def exact_rate(fps: float) -> Fraction:
-    """The exact frames per second that `fps` stands for: thousandths, but 29.97 is 30000/1001, and so its kin."""
+    """The exact frames per second that `fps` stands for: thousandths, but 29.97 is 30000/1001, and its kin likewise."""
     ntsc = {rounded_rate(rate * 1000 / 1001): Fraction(rate * 1000, 1001) for rate in _NTSC}
     return ntsc.get(rounded_rate(fps), Fraction(round(fps * 1000), 1000))
 

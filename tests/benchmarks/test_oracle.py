@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks import oracle, pixels
 from tests.support.places import ROOT
-from ti2v_dist.models.shapes import world
+from ti2v_dist.shapes import world
 
 COLORS, MOTIONS = list(world.COLORS), list(world.MOTIONS)
 Change = Callable[[np.ndarray], np.ndarray]

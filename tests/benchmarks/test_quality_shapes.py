@@ -12,7 +12,7 @@ from tests.support import tiny_models
 from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.models.shapes import world
+from ti2v_dist.shapes import world
 
 CHEAP = {"num_inference_steps": 2, "resample_iterations": 1}
 SHORT = quality_rows.Row("main", "main", "short", 3, 3, CHEAP, num_frames=3)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tests.support.ray_runs import free_ports, listens, processes
 
@@ -77,7 +77,7 @@ class Cluster:
         alive = self._alive()
         for node in list(self.nodes):
             node.joined = node.joined or node.name in alive
-            # What Ray has taken off its list is left by its raylet, though not by `ray start`.
+            # The raylet of a node that Ray took off its list has ended, but its `ray start` has not.
             if node.process.poll() is not None or (node.joined and node.name not in alive):
                 node.kill()
                 self.nodes.remove(node)
@@ -127,7 +127,7 @@ class Cluster:
         ]
         return Node(name, command, self.env, self.log)
 
-    def _gcs(self):
+    def _gcs(self) -> Any:
         from ray._raylet import GcsClient
 
         return GcsClient(address=self.address)

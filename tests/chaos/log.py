@@ -142,7 +142,7 @@ def _verdict(log: CampaignLog) -> str:
 
 
 def _confidence(log: CampaignLog) -> str:
-    """The rule of three: what no loss in n trials says, and no more."""
+    """The rule of three: what n trials without a loss say, and no more."""
     faults = len(log.faults)
     return f"0 losses in {faults} faults supports only p < 3/{faults} = {3 / faults:.2g} a fault, at 95 %."
 

@@ -86,20 +86,20 @@ def test_the_verbs_are_these() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_and_json(verb, tmp_path: Path) -> None:
+def test_every_verb_has_help_and_json(verb: str, tmp_path: Path) -> None:
     done = ti2v(verb, "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--json" in done.stdout
     assert "--help" in done.stdout
 
 
-def test_json_is_all_that_stdout_holds(folder, model) -> None:
+def test_json_is_all_that_stdout_holds(folder: Path, model: Path) -> None:
     chosen = ["--model", model, *FAST, "--num-frames", 3, "--json"]
     words = "a very long story " * 30
     made = ti2v("generate", "--image", "first.png", "--prompt", words, "--output", "cat.mp4", *chosen, cwd=folder)
     assert made.returncode == 0, made.stderr
     assert json.loads(made.stdout)["file_name"] == "cat.mp4"
-    # A slow machine adds its progress, and a library on another machine what it misses there.
+    # A slow machine adds lines of progress; on another machine, a library may say what it misses.
     (warning,) = [line for line in made.stderr.splitlines() if line.startswith("ti2v:")]
     assert warning.startswith("ti2v: warning: prompt 'a very long story ")
     assert "77 tokens; dropped: " in warning
@@ -149,13 +149,13 @@ BAD_ROWS = {
 
 
 @pytest.fixture
-def bad_manifest(folder) -> Path:
+def bad_manifest(folder: Path) -> Path:
     (folder / "stub.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 12)
     (folder / "bomb.png").write_bytes(huge_png())
     return write_manifest(folder, row("good"), *(written for written, _ in BAD_ROWS.values()), row("fine"))
 
 
-def test_validate_names_every_bad_row_with_its_line(folder, model, bad_manifest) -> None:
+def test_validate_names_every_bad_row_with_its_line(folder: Path, model: Path, bad_manifest: Path) -> None:
     done = ti2v("validate", bad_manifest, "--model", model, cwd=folder)
     assert (done.returncode, done.stderr) == (2, "")
     *named, total = done.stdout.splitlines()
@@ -171,7 +171,7 @@ def test_validate_names_every_bad_row_with_its_line(folder, model, bad_manifest)
     assert [problem["line"] for problem in found["problems"]] == list(BAD_ROWS)
 
 
-def test_run_refuses_what_makes_the_manifest_unusable(folder, model, bad_manifest) -> None:
+def test_run_refuses_what_makes_the_manifest_unusable(folder: Path, model: Path, bad_manifest: Path) -> None:
     done = ti2v("run", bad_manifest, "--output", "out", "--model", model, cwd=folder)
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
@@ -180,7 +180,7 @@ def test_run_refuses_what_makes_the_manifest_unusable(folder, model, bad_manifes
     assert not (folder / "out").exists()
 
 
-def test_a_clean_manifest_passes_and_warnings_are_one_line_each(folder, model) -> None:
+def test_a_clean_manifest_passes_and_warnings_are_one_line_each(folder: Path, model: Path) -> None:
     clean = write_manifest(folder, row("a"), row("b", label="x"))
     done = ti2v("validate", clean, "--model", model, cwd=folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, "2 rows are usable, 0 are not\n", "")
@@ -227,7 +227,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "said"), MISTAKES, ids=lambda value: " ".join(value)[:60])
-def test_a_mistake_is_told_in_words_and_exits_2(folder, model, arguments, said) -> None:
+def test_a_mistake_is_told_in_words_and_exits_2(folder: Path, model: Path, arguments: list[str], said: str) -> None:
     manifest = write_manifest(folder, row("a"))
     if arguments[0] in ("generate", "run", "validate") and "--model" not in arguments:
         arguments = [*arguments, "--model", str(model)]
@@ -239,7 +239,7 @@ def test_a_mistake_is_told_in_words_and_exits_2(folder, model, arguments, said) 
 
 
 def test_words_that_the_shapes_model_never_saw_are_warned_of(
-    folder, model, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     small = ["sampling.num_inference_steps=2", "sampling.resample_iterations=2", "sampling.num_frames=2"]
     monkeypatch.setattr("ti2v_dist.models.folder.SHAPES_FOLDER", model)
@@ -313,7 +313,7 @@ def test_a_note_takes_the_place_of_the_counts(
     assert capsys.readouterr().err == "0 of 80 frames, waiting for a worker: the cluster has 0 GPUs, 2 CPUs\n"
 
 
-def test_a_terminal_gets_a_live_bar_and_stdout_stays_clean(folder, model) -> None:
+def test_a_terminal_gets_a_live_bar_and_stdout_stays_clean(folder: Path, model: Path) -> None:
     master, slave = pty.openpty()
     command = [TI2V, "generate", "--image", "first.png", "--prompt", "a red cat", "--output", "cat.mp4", "--json"]
     command += ["--model", str(model), "--num-frames", "6", *FAST]
@@ -339,7 +339,7 @@ def test_a_terminal_gets_a_live_bar_and_stdout_stays_clean(folder, model) -> Non
     os.close(master)
 
 
-def test_an_ascii_terminal_gets_the_report_escaped(folder, model) -> None:
+def test_an_ascii_terminal_gets_the_report_escaped(folder: Path, model: Path) -> None:
     manifest = write_manifest(folder, row("a", image="nö.png"))
     for more in ([], ["--json"]):
         done = ti2v("validate", manifest, "--model", model, *more, cwd=folder, PYTHONIOENCODING="ascii")
@@ -350,7 +350,7 @@ def test_an_ascii_terminal_gets_the_report_escaped(folder, model) -> None:
 
 
 @pytest.mark.parametrize("home", ["here", "none"])
-def test_a_bug_is_one_line_and_keeps_its_traceback(folder, home) -> None:
+def test_a_bug_is_one_line_and_keeps_its_traceback(folder: Path, home: str) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess:
         state = str(folder / "state") if home == "here" else "/dev/null"
         command = [sys.executable, "-c", BUG, *arguments]

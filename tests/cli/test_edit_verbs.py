@@ -45,7 +45,7 @@ def listed(run: Run) -> dict[str, dict]:
     return {row["id"]: row for row in pq.read_table(run.output / "dataset" / "metadata.parquet").to_pylist()}
 
 
-def test_a_failed_row_is_mended_as_the_summary_says(run, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_failed_row_is_mended_as_the_summary_says(run: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The manifest is corrected where it lies, then `retry` makes the failed rows and no others."""
     said = ray_runs.undisturbed(tmp_path_factory.getbasetemp()).ended.stderr
     assert "ti2v: 2 rows failed: see " in said
@@ -61,7 +61,7 @@ def test_a_failed_row_is_mended_as_the_summary_says(run, tmp_path_factory: pytes
     assert set(listed(run)) == {*NUM_FRAMES, "broken"}
 
 
-def test_extend_makes_the_new_frames_alone(run) -> None:
+def test_extend_makes_the_new_frames_alone(run: Run) -> None:
     records = run.records()
     ended, computed = computed_by(run, "extend", "--id", "ann", "--num-frames", "+3")
     assert ended.code == 3, ended.stderr
@@ -71,7 +71,7 @@ def test_extend_makes_the_new_frames_alone(run) -> None:
     assert len([name for name in run.mp4s() if name.startswith("ann-")]) == 2
 
 
-def test_fork_makes_a_video_that_the_manifest_does_not_have(run) -> None:
+def test_fork_makes_a_video_that_the_manifest_does_not_have(run: Run) -> None:
     chosen = ["--id", "bob", "--from-frame", "20", "--prompt", "red cid", "--new-id", "bob2"]
     ended, computed = computed_by(run, "fork", *chosen)
     assert ended.code == 3, ended.stderr
@@ -80,7 +80,7 @@ def test_fork_makes_a_video_that_the_manifest_does_not_have(run) -> None:
     assert (ended.result["rows"], ended.result["finished"]) == (8, 7)
 
 
-def test_the_run_knows_what_became_of_its_videos(run) -> None:
+def test_the_run_knows_what_became_of_its_videos(run: Run) -> None:
     """`run` finds nothing to do, the tables keep the fork, and every frame can be computed again."""
     before = run.frames_once()
     ended = run.run(manifest=Path(run.inputs.folder / OWN))

@@ -4,6 +4,7 @@ import struct
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_image_of_the_output_size_comes_through_unchanged(folder) -> None:
+def test_an_image_of_the_output_size_comes_through_unchanged(folder: Path) -> None:
     assert (load_image(str(folder / "ok.png"), 64, 64) == pixels(64, 64)).all()
     info = check_image(str(folder / "ok.png"))
     assert (info.format, info.width, info.height, info.bytes) == ("PNG", 64, 64, (folder / "ok.png").stat().st_size)
@@ -47,7 +48,7 @@ def test_reduction_is_antialiased(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(tmp_path: Path, orientation) -> None:
+def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     upright = np.zeros((32, 32, 3), np.uint8)
     upright[:16, :16], upright[:16, 16:], upright[16:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     undo = {
@@ -102,7 +103,9 @@ def _deep_grey() -> Image.Image:
     ],
     ids=["alpha", "alpha webp", "palette", "grey alpha", "16 bit", "grey", "1 bit", "cmyk"],
 )
-def test_every_mode_becomes_rgb(tmp_path: Path, image, image_format, left, right) -> None:
+def test_every_mode_becomes_rgb(
+    tmp_path: Path, image: Image.Image, image_format: str, left: tuple[int, int, int], right: tuple[int, int, int]
+) -> None:
     options = {"lossless": True} if image_format == "WEBP" else {}
     (tmp_path / "a").write_bytes(encoded(image, image_format, **options))
     loaded = load_image(str(tmp_path / "a"), 16, 16).astype(int)
@@ -141,7 +144,7 @@ WEBP = encoded(Image.fromarray(pixels(64, 64)), "WEBP")
     ],
 )
 def test_bad_images_are_named_before_anything_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data, words
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, words: str
 ) -> None:
     from PIL import ImageFile
 
@@ -178,7 +181,7 @@ def test_too_many_bytes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["none.png", ".", "a\0b.png", "/dev/zero"])
-def test_what_is_no_file_is_an_image_error(tmp_path: Path, name) -> None:
+def test_what_is_no_file_is_an_image_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError):
         check_image(str(tmp_path / name))
 
@@ -248,7 +251,7 @@ def test_bytes_behind_a_picture_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}])
-def test_a_jpeg_that_is_cut_anywhere_is_refused(tmp_path: Path, options) -> None:
+def test_a_jpeg_that_is_cut_anywhere_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     data = encoded(Image.fromarray(pixels(40, 40)), "JPEG", **options)
     for end in range(4, len(data) - 1, 97):
         (tmp_path / "a").write_bytes(data[:end])
@@ -298,7 +301,7 @@ def test_a_bad_tag_does_not_keep_a_picture_from_being_turned(tmp_path: Path) -> 
     exif = Image.Exif()
     exif[0x0112] = 6
     whole = exif.tobytes()
-    for at in range(6, len(whole)):  # whatever is wrong in it, the picture is one
+    for at in range(6, len(whole)):  # whatever is wrong in its tags, it is a picture
         for value in (0, 255):
             data = encoded(upright(), "JPEG", exif=whole[:at] + bytes([value]) + whole[at + 1 :])
             (tmp_path / "a").write_bytes(data)
@@ -375,7 +378,7 @@ def test_a_large_profile_is_applied_and_a_bomb_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 8), (8, 20_000)])
-def test_odd_sizes_pass(tmp_path: Path, size) -> None:
+def test_odd_sizes_pass(tmp_path: Path, size: tuple[int, int]) -> None:
     (tmp_path / "a").write_bytes(encoded(Image.new("RGB", size, (10, 20, 30)), "PNG"))
     assert (both(tmp_path / "a") == (10, 20, 30)).all()
 
@@ -384,7 +387,7 @@ def test_large_pictures_are_decoded_one_after_the_other(tmp_path: Path, monkeypa
     monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 5000)
     decode, at_once, most = images._decode, [0], [0]
 
-    def counted(*arguments):
+    def counted(*arguments: Any) -> Image.Image:
         at_once[0] += 1
         most[0] = max(most[0], at_once[0])
         time.sleep(0.02)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,14 +36,14 @@ def write(folder: Path, *rows: object) -> str:
     return str(folder / "manifest.jsonl")
 
 
-def row(video_id: str = "a", **columns: object) -> dict:
+def row(video_id: object = "a", **columns: object) -> dict:
     return {"id": video_id, "image": "ok.png", "prompt": "a red circle", **columns}
 
 
 # Manifests
 
 
-def test_defaults_fill_a_row_and_other_columns_pass_through(folder) -> None:
+def test_defaults_fill_a_row_and_other_columns_pass_through(folder: Path) -> None:
     extra = {"label": "007", "split": None, "nested": {"x": [1, 2.5]}}
     manifest = read_manifest(write(folder, row(num_frames=24, guidance_scale=2, **extra)), DEFAULTS)
     (request,) = manifest.requests
@@ -55,7 +56,7 @@ def test_defaults_fill_a_row_and_other_columns_pass_through(folder) -> None:
     assert manifest.lines == {"a": 1}
 
 
-def test_a_bad_manifest_names_every_line(folder) -> None:
+def test_a_bad_manifest_names_every_line(folder: Path) -> None:
     (folder / "tiny.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 12)
     (folder / "bomb.png").write_bytes(png_header(60_000, 60_000))
     url = write(
@@ -99,7 +100,7 @@ def test_a_bad_manifest_names_every_line(folder) -> None:
     assert table[2]["field"] == "image"
 
 
-def test_one_row_can_fail_twice_and_keeps_its_columns(folder) -> None:
+def test_one_row_can_fail_twice_and_keeps_its_columns(folder: Path) -> None:
     manifest = read_manifest(write(folder, row(num_frames=1, image="none.png", label=3)), DEFAULTS)
     (failure,) = manifest.failures
     assert "num_frames is 1" in failure.error_message
@@ -111,7 +112,7 @@ def test_one_row_can_fail_twice_and_keeps_its_columns(folder) -> None:
 @pytest.mark.parametrize(
     "name", ["..", "a/b", "a%2eb", "a\\b", "a\0b", "a\n", "a\u202eb", "x" * 300, "", "é", "a.b", 5, True, None]
 )
-def test_an_illegal_id_fails_its_row_under_a_name_of_its_line(folder, name) -> None:
+def test_an_illegal_id_fails_its_row_under_a_name_of_its_line(folder: Path, name: object) -> None:
     manifest = read_manifest(write(folder, row(), row(name), row("line-000002")), DEFAULTS)
     assert (manifest.problems, manifest.usable, manifest.rows) == ([], 2, 3)
     (failure,) = manifest.failures
@@ -136,7 +137,9 @@ def test_an_illegal_id_fails_its_row_under_a_name_of_its_line(folder, name) -> N
         ("label", {"\ud800": 1}),
     ],
 )
-def test_a_value_of_the_wrong_kind_fails_its_row_by_the_name_of_its_column(folder, column, value) -> None:
+def test_a_value_of_the_wrong_kind_fails_its_row_by_the_name_of_its_column(
+    folder: Path, column: str, value: Any
+) -> None:
     manifest = read_manifest(write(folder, row(**{column: value}), row("b")), DEFAULTS)
     assert (manifest.problems, manifest.usable) == ([], 1)
     (failure,) = manifest.failures
@@ -146,14 +149,14 @@ def test_a_value_of_the_wrong_kind_fails_its_row_by_the_name_of_its_column(folde
 
 
 @pytest.mark.parametrize("name", ["text", "line", "file_name", "video", "videos", "file_names", "x_file_name"])
-def test_a_column_that_the_output_or_its_reader_takes_makes_the_manifest_unusable(folder, name) -> None:
+def test_a_column_that_the_output_or_its_reader_takes_makes_the_manifest_unusable(folder: Path, name: str) -> None:
     manifest = read_manifest(write(folder, row(), row("b", **{name: "x"}), row("c", **{name: "x"})), DEFAULTS)
     (problem,) = manifest.problems
     assert (problem.line, problem.field, manifest.usable) == (2, name, 0)
     assert repr(name) in problem.message
 
 
-def test_columns_that_no_row_has_are_told_once(folder) -> None:
+def test_columns_that_no_row_has_are_told_once(folder: Path) -> None:
     (folder / "m.csv").write_text("id|image|prompt\na|b|c\nd|e|f\n")
     manifest = read_manifest(str(folder / "m.csv"), DEFAULTS)
     assert [problem.field for problem in manifest.problems] == ["id", "image", "prompt"]
@@ -161,7 +164,7 @@ def test_columns_that_no_row_has_are_told_once(folder) -> None:
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
-def test_fractional_rates_and_seeds_of_64_bits_are_taken(folder, ending) -> None:
+def test_fractional_rates_and_seeds_of_64_bits_are_taken(folder: Path, ending: str) -> None:
     rows = [row("a", fps=29.97, seed=2**64 - 1), row("b", fps=24.0, seed=2**63)]
     table = pa.table({name: [one[name] for one in rows] for name in rows[0] if name != "seed"})
     table = table.append_column("seed", pa.array([one["seed"] for one in rows], pa.uint64()))
@@ -189,7 +192,7 @@ def test_fractional_rates_and_seeds_of_64_bits_are_taken(folder, ending) -> None
         ("image", "github://a:b@c/d.png", "choose one of file, s3"),
     ],
 )
-def test_a_bad_value_fails_its_row_only(folder, column, value, words) -> None:
+def test_a_bad_value_fails_its_row_only(folder: Path, column: str, value: Any, words: str) -> None:
     manifest = read_manifest(write(folder, row(**{column: value}), row("b")), DEFAULTS)
     assert manifest.problems == []
     assert [request.id for request in manifest.requests] == ["b"]
@@ -198,7 +201,7 @@ def test_a_bad_value_fails_its_row_only(folder, column, value, words) -> None:
 
 
 @pytest.mark.parametrize("line", ['{"id": 1, "id": 2}', '{"a": ' + "1" * 5000 + "}", "[" * 99999, "\xff"])
-def test_what_json_cannot_hold_is_a_problem_of_its_line(folder, line) -> None:
+def test_what_json_cannot_hold_is_a_problem_of_its_line(folder: Path, line: str) -> None:
     path = folder / "manifest.jsonl"
     path.write_bytes(json.dumps(row()).encode() + b"\n\n" + line.encode("latin-1") + b"\n")
     (problem,) = read_manifest(str(path), DEFAULTS).problems
@@ -206,7 +209,7 @@ def test_what_json_cannot_hold_is_a_problem_of_its_line(folder, line) -> None:
     assert "not JSON" in problem.message
 
 
-def test_a_near_name_warns_and_passes_through(folder) -> None:
+def test_a_near_name_warns_and_passes_through(folder: Path) -> None:
     manifest = read_manifest(write(folder, row(num_frame=9, label=1), row("b", num_frame=9)), DEFAULTS)
     (warning,) = manifest.warnings
     assert "'num_frame'" in warning
@@ -214,14 +217,14 @@ def test_a_near_name_warns_and_passes_through(folder) -> None:
     assert manifest.requests[0].extra == {"num_frame": 9, "label": 1}
 
 
-def test_another_size_warns(folder) -> None:
+def test_another_size_warns(folder: Path) -> None:
     manifest = read_manifest(write(folder, row(width=96)), DEFAULTS)
     assert "96x64" in manifest.warnings[0]
     assert len(manifest.requests) == 1
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "manifest.txt", ".", "bad.parquet", "ftp://x/m.jsonl"])
-def test_an_unreadable_manifest_is_one_problem(folder, name) -> None:
+def test_an_unreadable_manifest_is_one_problem(folder: Path, name: str) -> None:
     (folder / "manifest.txt").write_text("{}")
     (folder / "bad.parquet").write_text("{}")
     url = name if "://" in name else str(folder / name)
@@ -230,7 +233,7 @@ def test_an_unreadable_manifest_is_one_problem(folder, name) -> None:
     assert url in manifest.problems[0].message
 
 
-def test_csv_keeps_text_and_reads_numbers(folder) -> None:
+def test_csv_keeps_text_and_reads_numbers(folder: Path) -> None:
     path = folder / "m.csv"
     with path.open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file)
@@ -247,7 +250,7 @@ def test_csv_keeps_text_and_reads_numbers(folder) -> None:
     assert request.seed == derive_seed(5, "001")
 
 
-def test_csv_numbers_may_be_written_as_other_tools_write_them(folder) -> None:
+def test_csv_numbers_may_be_written_as_other_tools_write_them(folder: Path) -> None:
     (folder / "m.csv").write_text("id,image,prompt,num_frames,guidance_scale\na,ok.png,x,7.0,nan\nb,ok.png,x,7.0,9\n")
     manifest = read_manifest(str(folder / "m.csv"), DEFAULTS)
     assert [(f.line, f.error_message) for f in manifest.failures] == [
@@ -256,14 +259,14 @@ def test_csv_numbers_may_be_written_as_other_tools_write_them(folder) -> None:
     assert [(request.id, request.num_frames) for request in manifest.requests] == [("b", 7)]
 
 
-def test_a_csv_header_that_names_a_column_twice_is_a_problem(folder) -> None:
+def test_a_csv_header_that_names_a_column_twice_is_a_problem(folder: Path) -> None:
     (folder / "m.csv").write_text("id,image,prompt,prompt\na,ok.png,x,y\n")
     (problem,) = read_manifest(str(folder / "m.csv"), DEFAULTS).problems
     assert (problem.line, problem.message) == (1, "the header names 'prompt' twice")
 
 
 @pytest.mark.parametrize(("name", "text"), [("m.jsonl", "\n"), ("m.csv", "id,image,prompt\n")])
-def test_a_manifest_without_a_row_is_unusable(folder, name, text) -> None:
+def test_a_manifest_without_a_row_is_unusable(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
     (problem,) = read_manifest(str(folder / name), DEFAULTS).problems
     assert problem.message.endswith("has no row")
@@ -274,7 +277,7 @@ def test_nine_and_nine_point_zero_are_one_setting() -> None:
     assert canonical_json(whole.to_json()) == canonical_json(real.to_json())
 
 
-def test_parquet_rows(folder) -> None:
+def test_parquet_rows(folder: Path) -> None:
     columns = {"id": ["a", "b"], "image": ["ok.png"] * 2, "prompt": ["x", None], "num_frames": [12.0, float("nan")]}
     pq.write_table(pa.table(columns), folder / "m.parquet")
     manifest = read_manifest(str(folder / "m.parquet"), DEFAULTS)
@@ -282,7 +285,7 @@ def test_parquet_rows(folder) -> None:
     assert [(failure.line, failure.error_message) for failure in manifest.failures] == [(2, "prompt is missing")]
 
 
-def test_variations_have_ids_and_seeds_of_their_own(folder) -> None:
+def test_variations_have_ids_and_seeds_of_their_own(folder: Path) -> None:
     manifest = read_manifest(write(folder, row("a"), row("b", seed=3)), DEFAULTS, variations=3)
     assert [r.id for r in manifest.requests] == ["a-000", "a-001", "a-002", "b-000", "b-001", "b-002"]
     assert len({r.seed for r in manifest.requests}) == 6
@@ -300,7 +303,7 @@ def test_seeds_are_stable_and_exact_as_doubles() -> None:
     assert all(int(float(seed)) == seed for seed in seeds)
 
 
-def test_a_manifest_and_its_images_in_a_store(folder) -> None:
+def test_a_manifest_and_its_images_in_a_store(folder: Path) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")

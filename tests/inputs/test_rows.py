@@ -32,14 +32,14 @@ def columns_of(name: str, data: bytes) -> list[dict]:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
-def test_csv_as_spreadsheets_write_it(encoding, mark) -> None:
+def test_csv_as_spreadsheets_write_it(encoding: str, mark: str) -> None:
     data = LINES.replace(",", mark).encode(encoding)
     assert columns_of("m.csv", data) == [{"id": "a", "image": "ok.png", "prompt": "x"}]
     assert columns_of("m.jsonl", '{"id": "é"}\n'.encode(encoding)) == [{"id": "é"}]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "latin-1"])
-def test_another_encoding_is_named_with_its_cure(encoding) -> None:
+def test_another_encoding_is_named_with_its_cure(encoding: str) -> None:
     with pytest.raises(InputError, match="save it as UTF-8"):
         list(parse_rows("m.csv", LINES.replace("x", "é").encode(encoding)))
 
@@ -52,7 +52,7 @@ def test_a_long_cell_is_read_and_the_limit_of_others_stays() -> None:
 
 
 @pytest.mark.parametrize(("last", "line"), [('"b"x,ok.png,y\n', 5), ('"b,ok.png,y\n\n', 6)])
-def test_a_bad_quote_names_its_line_and_the_rows_before_stay(last, line) -> None:
+def test_a_bad_quote_names_its_line_and_the_rows_before_stay(last: str, line: int) -> None:
     text = LINES + 'b,"ok\n.png",x\n' + last
     *good, bad = parse_rows("m.csv", text.encode())
     assert [row.line for row in good] == [2, 4]
@@ -97,7 +97,7 @@ def test_parquets_types_become_json_by_a_rule() -> None:
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("value", [b"x", datetime.timedelta(1)])
-def test_a_type_that_json_cannot_hold_is_refused_by_its_column(value, inside) -> None:
+def test_a_type_that_json_cannot_hold_is_refused_by_its_column(value: bytes | datetime.timedelta, inside: bool) -> None:
     with pytest.raises(InputError, match=r"column 'odd' is of type .*; write it as text"):
         list(parse_rows("m.parquet", parquet(id=["a"], odd=[[value] if inside else value])))
 

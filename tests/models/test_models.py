@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_models import SIZE, WINDOW, write_tiny_model
 from ti2v_dist import models
 from ti2v_dist.models import ModelFolderError, VideoModel, load_model, read_info
-from ti2v_dist.models.unet3d import MODELSCOPE_SCHEDULE
+from ti2v_dist.models.unet3d import MODELSCOPE_SCHEDULE, UNET3D
 from ti2v_dist.schedules import VP
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -63,6 +64,22 @@ def test_importing_and_reading_info_needs_no_torch(folder: Path) -> None:
     command = [sys.executable, "-c", code, str(folder)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_new_family_is_one_entry(copy: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of another name, which says the opposite of the one that is known."""
+    own = replace(
+        UNET3D,
+        predict=lambda *given: -UNET3D.predict(*given),
+        guidance_scale=4.0,
+    )
+    monkeypatch.setitem(models.FAMILIES, "Contrary", own)
+    _edit(copy / "unet" / "config.json", _class_name="Contrary")
+    _edit(copy / "ti2v.json", guidance_scale=...)
+    contrary, known = load_model(read_info(str(copy))), load_model(read_info(str(folder)))
+    assert contrary.info.guidance_scale == 4.0
+    x, text = torch.ones(1, 4, WINDOW, 4, 4), known.encode_text(["red"])
+    assert torch.equal(contrary.predict(x, 9, text), -known.predict(x, 9, text))
 
 
 def test_schedule_of_an_old_diffusers_is_accepted(copy: Path) -> None:
@@ -175,7 +192,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
         (lambda folder: (folder / "unet/config.json").unlink(), r"unet/config\.json is missing"),
         (_write("vae/config.json", "{"), r"vae/config\.json is not JSON"),
         (_write("vae/config.json", "[]"), r"vae/config\.json holds list"),
-        (_json("unet/config.json", _class_name="UNet2DConditionModel"), "'UNet2D.*only UNet3DConditionModel can"),
+        (_json("unet/config.json", _class_name="UNet1DModel"), "'UNet1DModel'; only UNet3DConditionModel or UNetMo"),
         (_json("vae/config.json", _class_name="VQModel"), "'VQModel'; only AutoencoderKL"),
         (_json("text_encoder/config.json", architectures=["T5EncoderModel"]), "'T5EncoderModel'; only CLIPText"),
         (_json("tokenizer/tokenizer_config.json", tokenizer_class="T5Tokenizer"), "'T5Tokenizer'; only CLIPTok"),

@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,19 +40,21 @@ class Place:
         self.fingerprint = self.store.claim_fingerprint(self.worker.open())
         self.computed: list[int] = []
 
-    def make(self, request: VideoRequest, until: int | None = None) -> dict | None:
-        """Make the video, or stop before frame `until`."""
+    def advance(self, request: VideoRequest, until: int | None = None) -> None:
+        """Compute the frames below `until`; all of them where it is None."""
         self.store.claim_request(request)
         loaded = self.store.load(request, self.fingerprint)
         state, tip = loaded or self.store.begin(request, self.worker.encode(request)[0], self.fingerprint)
-        while not state.is_complete:
-            if until == state.frame + 1:
-                return None
+        while not state.is_complete and until != state.frame + 1:
             ((chunk,), _) = self.worker.advance([state])
             assert isinstance(chunk, Chunk)
             settled = self.store.commit(chunk, tip)
             state, tip = state.push(settled.chunk), settled.tip
             self.computed.append(state.frame)
+
+    def make(self, request: VideoRequest) -> dict[str, Any]:
+        """Make the video to its end, and return its row."""
+        self.advance(request)
         row, _ = self.worker.finish(request, {"run_id": "x", "device_seconds": 1.0, "started_at": 0.0})
         return self.store.finish(request.id, row, request.generation)
 
@@ -58,7 +62,7 @@ class Place:
         folder = Path(self.url, ".ti2v", "videos", video_id)
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def mp4(self, row: dict) -> bytes:
+    def mp4(self, row: dict[str, Any]) -> bytes:
         return Path(self.url, "dataset", row["file_name"]).read_bytes()
 
 
@@ -91,7 +95,9 @@ def request_(tmp_path: Path, config: RunConfig) -> VideoRequest:
 # extend
 
 
-def test_an_extended_video_is_the_one_that_was_long_from_the_start(place, elsewhere, request_) -> None:
+def test_an_extended_video_is_the_one_that_was_long_from_the_start(
+    place: Place, elsewhere: Place, request_: VideoRequest
+) -> None:
     short = place.make(request_)
     before = place.records("cat")
     longer = edit.extend(place.store, "cat", "+3")
@@ -105,17 +111,17 @@ def test_an_extended_video_is_the_one_that_was_long_from_the_start(place, elsewh
     assert row["frames_sha256"] == whole["frames_sha256"]
     assert row["file_name"] != short["file_name"]
     assert place.mp4(short), "the old file stays until gc"
-    # Frame 0 says of its request what it said when it began; latents are all that later records hold.
+    # Frame 0 holds the request as it was at the start; later records hold latents alone.
     ours, theirs = place.records("cat"), elsewhere.records("cat")
     for name in sorted(theirs)[1:]:
         mine, other = Record.from_bytes("a", ours[name]), Record.from_bytes("b", theirs[name])
         np.testing.assert_array_equal(mine.arrays["latents_FCHW"], other.arrays["latents_FCHW"])
 
 
-def test_the_same_extension_again_goes_on_and_then_adds(place, request_) -> None:
+def test_the_same_extension_again_goes_on_and_then_adds(place: Place, request_: VideoRequest) -> None:
     place.make(request_)
     longer = edit.extend(place.store, "cat", "+3")
-    place.make(longer, until=8)
+    place.advance(longer, until=8)
     assert edit.extend(place.store, "cat", "+3") == longer
     assert edit.extend(place.store, "cat", str(FRAMES + 3)) == longer
     assert place.store.edits() == {"cat": [1]}
@@ -126,9 +132,11 @@ def test_the_same_extension_again_goes_on_and_then_adds(place, request_) -> None
 
 
 @pytest.mark.parametrize(("asked", "made"), [("+5", 12), ("+2", 9), ("+1", 8)])
-def test_an_extension_that_is_not_finished_is_replaced_by_another(place, elsewhere, request_, asked, made) -> None:
+def test_an_extension_that_is_not_finished_is_replaced_by_another(
+    place: Place, elsewhere: Place, request_: VideoRequest, asked: str, made: int
+) -> None:
     place.make(request_)
-    place.make(edit.extend(place.store, "cat", "+300"), until=9)
+    place.advance(edit.extend(place.store, "cat", "+300"), until=9)
     with pytest.raises(ValueError, match="num_frames is 7; video 'cat' has 7 frames already"):
         edit.extend(place.store, "cat", "7")
     other = edit.extend(place.store, "cat", asked)
@@ -152,7 +160,7 @@ def test_an_extension_that_is_not_finished_is_replaced_by_another(place, elsewhe
         ("+0", "has 7 frames already"),
     ],
 )
-def test_what_is_no_extension_is_refused(place, request_, asked, said) -> None:
+def test_what_is_no_extension_is_refused(place: Place, request_: VideoRequest, asked: str, said: str) -> None:
     place.store.claim_request(request_)
     with pytest.raises(ValueError, match="'cat' is not finished; extend it when it is"):
         edit.extend(place.store, "cat", "+3")
@@ -167,7 +175,9 @@ def test_what_is_no_extension_is_refused(place, request_, asked, said) -> None:
 # fork
 
 
-def test_a_fork_is_the_video_that_its_schedule_makes_from_the_start(place, elsewhere, request_) -> None:
+def test_a_fork_is_the_video_that_its_schedule_makes_from_the_start(
+    place: Place, elsewhere: Place, request_: VideoRequest
+) -> None:
     place.make(request_)
     asked = edit.fork(place.store, "cat", 3, "a blue dog", "dog")
     place.computed.clear()
@@ -186,11 +196,11 @@ def test_a_fork_is_the_video_that_its_schedule_makes_from_the_start(place, elsew
     assert edit.fork(place.store, "cat", 3, "a blue dog", "dog") == asked
 
 
-def test_a_fork_that_was_killed_while_it_copied_goes_on(place, elsewhere, request_) -> None:
+def test_a_fork_that_was_killed_while_it_copied_goes_on(place: Place, elsewhere: Place, request_: VideoRequest) -> None:
     place.make(request_)
     asked = edit.fork(place.store, "cat", 4, "a blue dog")
     assert asked.id == "cat-from-4"
-    place.make(asked, until=5)
+    place.advance(asked, until=5)
     for name in ("0000000004", "0000000003"):
         place.store.store.delete(f".ti2v/videos/cat-from-4/{name}")
     place.computed.clear()
@@ -200,7 +210,9 @@ def test_a_fork_that_was_killed_while_it_copied_goes_on(place, elsewhere, reques
     assert place.records(asked.id) == elsewhere.records(asked.id)
 
 
-def test_a_fork_whose_origin_is_gone_is_made_from_the_image(place, elsewhere, request_) -> None:
+def test_a_fork_whose_origin_is_gone_is_made_from_the_image(
+    place: Place, elsewhere: Place, request_: VideoRequest
+) -> None:
     """gc of the other one can cost work, and nothing else."""
     place.make(request_)
     asked = edit.fork(place.store, "cat", 3, "a blue dog", "dog")
@@ -211,8 +223,8 @@ def test_a_fork_whose_origin_is_gone_is_made_from_the_image(place, elsewhere, re
     assert place.records("dog") == elsewhere.records("dog")
 
 
-def test_what_is_no_fork_is_refused(place, request_) -> None:
-    place.make(request_, until=4)
+def test_what_is_no_fork_is_refused(place: Place, request_: VideoRequest) -> None:
+    place.advance(request_, until=4)
     fork = lambda *more: edit.fork(place.store, "cat", *more)  # noqa: E731
     for frame in (-1, 4, 99):
         with pytest.raises(ValueError, match=f"from_frame is {frame}; video 'cat' has no such frame yet"):
@@ -238,7 +250,7 @@ def test_what_is_no_fork_is_refused(place, request_) -> None:
 # gc
 
 
-def test_gc_lists_first_and_deletes_only_what_no_finished_video_needs(place, request_) -> None:
+def test_gc_lists_first_and_deletes_only_what_no_finished_video_needs(place: Place, request_: VideoRequest) -> None:
     short = place.make(request_)
     row = place.make(edit.extend(place.store, "cat", "+3"))
     # A worker that died between its mp4 and `done`: this video is not finished, whatever lies there.
@@ -268,9 +280,9 @@ def test_gc_lists_first_and_deletes_only_what_no_finished_video_needs(place, req
     assert collect.gc(place.store)["orphans"] == []
 
 
-def test_dropped_frames_are_gone_for_good(place, request_) -> None:
+def test_dropped_frames_are_gone_for_good(place: Place, request_: VideoRequest) -> None:
     row = place.make(request_)
-    place.make(replace(request_, id="dog"), until=3)
+    place.advance(replace(request_, id="dog"), until=3)
     assert collect.gc(place.store, drop_frames=True)["frames_of"] == ["cat"]
     assert len(place.records("cat")) == FRAMES
     assert collect.gc(place.store, delete=True, drop_frames=True)["frames_of"] == ["cat"]
@@ -289,7 +301,7 @@ def test_dropped_frames_are_gone_for_good(place, request_) -> None:
     assert place.records("cat") == {}
 
 
-def test_frames_stay_while_they_are_all_that_is_left_of_a_video(place, request_) -> None:
+def test_frames_stay_while_they_are_all_that_is_left_of_a_video(place: Place, request_: VideoRequest) -> None:
     row = place.make(request_)
     Path(place.url, "dataset", row["file_name"]).unlink()
     assert collect.gc(place.store, delete=True, drop_frames=True)["frames_of"] == []
@@ -299,7 +311,7 @@ def test_frames_stay_while_they_are_all_that_is_left_of_a_video(place, request_)
 
 
 @pytest.mark.parametrize("first", ["extend", "drop"])
-def test_a_video_is_extended_or_loses_its_frames_never_both(tmp_path: Path, first) -> None:
+def test_a_video_is_extended_or_loses_its_frames_never_both(tmp_path: Path, first: str) -> None:
     store = CheckpointStore(str(tmp_path))
     store.claim_request(make_request())
     _, tip = store.begin(make_request(), make_encoded(), FINGERPRINT)
@@ -348,7 +360,9 @@ def empty(path: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_repaired_video_has_the_bytes_that_it_had(place, request_, frame, change, kept) -> None:
+def test_a_repaired_video_has_the_bytes_that_it_had(
+    place: Place, request_: VideoRequest, frame: int, change: Callable[[Path], None], kept: list[int]
+) -> None:
     row = place.make(request_)
     before, epoch = place.records("cat"), place.store.current_epoch()
     change(Path(place.url, ".ti2v", "videos", "cat", f"{frame:010d}"))
@@ -364,7 +378,7 @@ def test_a_repaired_video_has_the_bytes_that_it_had(place, request_, frame, chan
     assert place.computed == list(range(max(1, frame), FRAMES))
 
 
-def test_a_whole_video_needs_no_repair(place, request_) -> None:
+def test_a_whole_video_needs_no_repair(place: Place, request_: VideoRequest) -> None:
     place.make(request_)
     assert repair.repair(place.store, "cat") == {"id": "cat", "damage": [], "moved": []}
     with pytest.raises(ValueError, match="has no video 'dog' yet"):
@@ -374,12 +388,15 @@ def test_a_whole_video_needs_no_repair(place, request_) -> None:
 # several classes
 
 
-def test_a_deep_check_computes_what_machines_of_its_class_have_made(place, request_) -> None:
-    place.make(request_, until=4)
+def test_a_deep_check_computes_what_machines_of_its_class_have_made(place: Place, request_: VideoRequest) -> None:
+    place.advance(request_, until=4)
     other = place.store.claim_fingerprint({**place.worker.numerics, "device": "another"})
-    state, tip = place.store.load(request_, place.fingerprint)
+    loaded = place.store.load(request_, place.fingerprint)
+    assert loaded
+    state, tip = loaded
     while not state.is_complete:
         ((chunk,), _) = place.worker.advance([state])
+        assert isinstance(chunk, Chunk)
         chunk = replace(chunk, latents_FCHW=chunk.latents_FCHW + np.float32(0.5))
         settled = place.store.commit(chunk, place.store.moved(tip, other))
         state, tip = state.push(settled.chunk), settled.tip

@@ -41,7 +41,7 @@ class Place:
 
     def __init__(self, folder: Path, config: RunConfig, *ids: str) -> None:
         self.folder, self.config, self.output = folder, config, str(folder / "out")
-        self.rows = [{"id": name, "image": f"{name}.png", "prompt": f"a {name}"} for name in ids]
+        self.rows: list[dict[str, Any]] = [{"id": name, "image": f"{name}.png", "prompt": f"a {name}"} for name in ids]
         for name in ids:
             self.paint(name)
         self.store = CheckpointStore(self.output)
@@ -76,7 +76,7 @@ def place(tmp_path: Path, config: RunConfig) -> Place:
     return Place(tmp_path, config, "ann", "bob", "cid")
 
 
-def test_a_begun_video_needs_its_image_no_more(place, read) -> None:
+def test_a_begun_video_needs_its_image_no_more(place: Place, read: list[str]) -> None:
     first = place.prepare()
     assert sorted(read) == ["ann", "bob", "cid"]
     place.begin(first, "ann", "bob")
@@ -86,7 +86,7 @@ def test_a_begun_video_needs_its_image_no_more(place, read) -> None:
     assert again.plan == first.plan, "so its hints are found again"
 
 
-def test_a_video_that_is_not_begun_needs_its_image(place) -> None:
+def test_a_video_that_is_not_begun_needs_its_image(place: Place) -> None:
     place.begin(place.prepare(), "ann")
     place.store.claim_request(place.prepare().plan.requests[1])
     (place.folder / "bob.png").unlink()
@@ -94,21 +94,21 @@ def test_a_video_that_is_not_begun_needs_its_image(place) -> None:
     assert (ids(work), refused(work)) == (["ann", "cid"], {"bob": "ImageError"})
 
 
-def test_of_two_rows_with_one_image_the_begun_one_goes_on(place) -> None:
+def test_of_two_rows_with_one_image_the_begun_one_goes_on(place: Place) -> None:
     place.rows[1]["image"] = "ann.png"
     place.begin(place.prepare(), "ann")
     work = place.prepare()
     assert (ids(work), refused(work)) == (["ann", "cid"], {"bob": "ImageError"})
 
 
-def test_a_begun_row_with_another_fault_stays_bad(place) -> None:
+def test_a_begun_row_with_another_fault_stays_bad(place: Place) -> None:
     place.begin(place.prepare(), "ann")
     place.rows[0]["num_frames"] = -3
     work = place.prepare()
     assert (ids(work), refused(work)) == (["bob", "cid"], {"ann": "InputError"})
 
 
-def test_each_variation_needs_the_image_until_it_is_begun(tmp_path: Path, config, read) -> None:
+def test_each_variation_needs_the_image_until_it_is_begun(tmp_path: Path, config: RunConfig, read: list[str]) -> None:
     place = Place(tmp_path, config.model_copy(update={"variations": 2}), "ann")
     first = place.prepare()
     assert ids(first) == ["ann-000", "ann-001"]
@@ -120,7 +120,7 @@ def test_each_variation_needs_the_image_until_it_is_begun(tmp_path: Path, config
     assert (ids(place.prepare()), read) == (["ann-000", "ann-001"], [])
 
 
-def test_a_finished_video_whose_frames_were_dropped_needs_no_image(place, read) -> None:
+def test_a_finished_video_whose_frames_were_dropped_needs_no_image(place: Place, read: list[str]) -> None:
     place.begin(place.prepare(), "ann")
     place.store.finish("ann", {"id": "ann", "num_frames": 16, "file_name": "videos/ab/ann-00000000.mp4"})
     place.store.store.create("dataset/videos/ab/ann-00000000.mp4", b"x")
@@ -130,7 +130,7 @@ def test_a_finished_video_whose_frames_were_dropped_needs_no_image(place, read) 
     assert (ids(work), work.final, sorted(read)) == (["ann", "bob", "cid"], {"ann"}, ["bob", "cid"])
 
 
-def test_the_settings_are_those_of_the_run_also_where_no_image_is_read(place) -> None:
+def test_the_settings_are_those_of_the_run_also_where_no_image_is_read(place: Place) -> None:
     place.begin(place.prepare(), "ann", "bob", "cid")
     place.config = place.config.model_copy(update={"seed": 5})
     with pytest.raises(RunMismatch, match="seed: stored 0, now 5"):
@@ -140,7 +140,7 @@ def test_the_settings_are_those_of_the_run_also_where_no_image_is_read(place) ->
 # retry
 
 
-def test_retry_reads_the_images_of_rows_without_a_first_frame_alone(place, read) -> None:
+def test_retry_reads_the_images_of_rows_without_a_first_frame_alone(place: Place, read: list[str]) -> None:
     (place.folder / "cid.png").unlink()
     work = place.prepare()
     place.begin(work, "ann")
@@ -154,7 +154,7 @@ def test_retry_reads_the_images_of_rows_without_a_first_frame_alone(place, read)
     assert (ids(work), refused(work), work.final) == (["ann", "cid"], {}, set())
 
 
-def test_retry_finds_the_image_where_it_lies_today(place) -> None:
+def test_retry_finds_the_image_where_it_lies_today(place: Place) -> None:
     """A row that failed for its image after it was claimed: its request says where another machine had the image."""
     work = place.prepare()
     place.store.claim_request(work.plan.requests[0])
@@ -173,7 +173,7 @@ def test_retry_finds_the_image_where_it_lies_today(place) -> None:
     assert ids(edit.retry(place.store)) == ["ann"], "what was asked for is in the store"
 
 
-def test_retry_asks_for_what_was_asked_for(place) -> None:
+def test_retry_asks_for_what_was_asked_for(place: Place) -> None:
     """Another prompt for a claimed video stops nothing: it is tried as it was."""
     place.store.claim_request(place.prepare().plan.requests[0])
     place.store.fail("ann", {"id": "ann", "attempts": 1})
@@ -182,7 +182,7 @@ def test_retry_asks_for_what_was_asked_for(place) -> None:
     assert [request.prompt for request in edit.retry(place.store).plan.requests] == ["a ann"]
 
 
-def test_a_row_without_an_id_is_mended_by_giving_it_one(place) -> None:
+def test_a_row_without_an_id_is_mended_by_giving_it_one(place: Place) -> None:
     """Its failure goes with it: nothing speaks of a row that the manifest has no more."""
     place.rows[1]["id"] = 7
     work = place.prepare()

@@ -5,6 +5,7 @@ import os
 import signal
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(model) -> RunConfig:
+def config(model: Path) -> RunConfig:
     return configured(model)
 
 
@@ -75,7 +76,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_one_video_has_one_slot_unless_told_otherwise(image, model, tmp_path: Path) -> None:
+def test_one_video_has_one_slot_unless_told_otherwise(image: str, model: Path, tmp_path: Path) -> None:
     small = [f"model.id={model}", "sampling.num_frames=2"]
     for name, settings, slots in (("a", [], 1), ("b", ["engine.slots=2"], 2)):
         generate(image, PROMPT, tmp_path / f"{name}.mp4", seed=7, config=load_config(None, [*small, *settings]))
@@ -83,7 +84,7 @@ def test_one_video_has_one_slot_unless_told_otherwise(image, model, tmp_path: Pa
         assert fingerprint["slots"] == slots
 
 
-def settings_of_torch():
+def settings_of_torch() -> tuple[Any, ...]:
     cudnn = torch.backends.cudnn
     return (
         *(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
@@ -92,7 +93,7 @@ def settings_of_torch():
     )
 
 
-def test_makes_the_video_and_then_does_nothing(tmp_path: Path, image, config) -> None:
+def test_makes_the_video_and_then_does_nothing(tmp_path: Path, image: str, config: RunConfig) -> None:
     output, heard = tmp_path / "deep" / "er" / "cat.mp4", []
     with kept_numerics():
         torch.use_deterministic_algorithms(False)
@@ -115,7 +116,7 @@ def test_makes_the_video_and_then_does_nothing(tmp_path: Path, image, config) ->
     assert sorted(path.name for path in output.parent.iterdir()) == ["cat.mp4", "cat.mp4.ti2v"]
 
 
-def test_a_lost_mp4_or_a_lost_done_gives_the_same_bytes(tmp_path: Path, image, config) -> None:
+def test_a_lost_mp4_or_a_lost_done_gives_the_same_bytes(tmp_path: Path, image: str, config: RunConfig) -> None:
     output = tmp_path / "cat.mp4"
     row = generate(image, PROMPT, output, seed=7, config=config)
     output.unlink()
@@ -130,7 +131,7 @@ def test_a_lost_mp4_or_a_lost_done_gives_the_same_bytes(tmp_path: Path, image, c
     assert sha256(output) == row["file_sha256"]
 
 
-def test_the_image_is_not_needed_once_frame_0_is_settled(tmp_path: Path, image, config) -> None:
+def test_the_image_is_not_needed_once_frame_0_is_settled(tmp_path: Path, image: str, config: RunConfig) -> None:
     output = tmp_path / "cat.mp4"
     row = generate(image, PROMPT, output, seed=7, config=config)
     CheckpointStore(f"{output}.ti2v").store.delete(".ti2v/done/cat/0")
@@ -139,7 +140,7 @@ def test_the_image_is_not_needed_once_frame_0_is_settled(tmp_path: Path, image, 
 
 
 def test_the_image_is_what_the_user_wrote_not_where_it_lies(
-    tmp_path: Path, image, config, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, image: str, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     row = generate("first.png", PROMPT, "cat.mp4", seed=7, config=config)
@@ -153,7 +154,9 @@ def test_the_image_is_what_the_user_wrote_not_where_it_lies(
     assert sha256(elsewhere / "cat.mp4") == row["file_sha256"]
 
 
-def test_another_request_or_other_settings_are_refused(tmp_path: Path, image, model, config) -> None:
+def test_another_request_or_other_settings_are_refused(
+    tmp_path: Path, image: str, model: Path, config: RunConfig
+) -> None:
     output = tmp_path / "cat.mp4"
     generate(image, PROMPT, output, seed=7, config=config)
     before = sha256(output)
@@ -183,7 +186,7 @@ def test_another_request_or_other_settings_are_refused(tmp_path: Path, image, mo
     ],
 )
 def test_an_output_that_cannot_be_is_refused_by_name(
-    tmp_path: Path, image, config, monkeypatch: pytest.MonkeyPatch, name, said
+    tmp_path: Path, image: str, config: RunConfig, monkeypatch: pytest.MonkeyPatch, name: str, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder.mp4").mkdir()
@@ -193,7 +196,7 @@ def test_an_output_that_cannot_be_is_refused_by_name(
     assert sorted(os.listdir()) == ["first.png", "folder.mp4"]
 
 
-def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path, image, config) -> None:
+def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path, image: str, config: RunConfig) -> None:
     output = tmp_path / "holiday.mp4"
     output.write_bytes(b"the only copy")
     with pytest.raises(ValueError, match=r"holiday.mp4' exists, and .*holiday.mp4.ti2v' does not"):
@@ -202,7 +205,9 @@ def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path, image, confi
     assert sorted(os.listdir(tmp_path)) == ["first.png", "holiday.mp4"]
 
 
-def test_what_is_wrong_leaves_nothing_and_can_be_put_right(tmp_path: Path, image, model, config) -> None:
+def test_what_is_wrong_leaves_nothing_and_can_be_put_right(
+    tmp_path: Path, image: str, model: Path, config: RunConfig
+) -> None:
     output, broken = tmp_path / "out" / "cat.mp4", tmp_path / "broken.png"
     broken.write_bytes(Path(image).read_bytes()[:-40])
     with pytest.raises(ImageError, match="does not exist"):
@@ -219,7 +224,7 @@ def test_what_is_wrong_leaves_nothing_and_can_be_put_right(tmp_path: Path, image
     assert generate(image, PROMPT, output, config=config)["num_frames"] == FRAMES
 
 
-def test_the_command_says_what_is_wrong_and_exits_2_or_1_once_something_is_begun(tmp_path: Path, model) -> None:
+def test_the_command_says_what_is_wrong_and_exits_2_or_1_once_something_is_begun(tmp_path: Path, model: Path) -> None:
     write_image(tmp_path / "first.png")
     missing = ti2v(*generate_arguments("nowhere.png", model, "cat.mp4"), cwd=tmp_path)
     assert (missing.returncode, missing.stdout) == (2, "")
@@ -247,7 +252,7 @@ def test_the_command_says_what_is_wrong_and_exits_2_or_1_once_something_is_begun
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, model) -> Path:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     write_image(folder / "first.png")
     done = ti2v(*generate_arguments("first.png", model, "cat.mp4", LONG), cwd=folder)
@@ -255,7 +260,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, model) -> Path:
     return folder / "cat.mp4"
 
 
-def test_three_kills_end_with_the_same_file(tmp_path: Path, model, undisturbed) -> None:
+def test_three_kills_end_with_the_same_file(tmp_path: Path, model: Path, undisturbed: Path) -> None:
     write_image(tmp_path / "first.png")
     work = Killed(tmp_path, generate_arguments("first.png", model, "cat.mp4", LONG))
     assert work.until(lambda: len(work.computed()) >= 3, signal.SIGKILL) == -signal.SIGKILL
@@ -280,7 +285,7 @@ def test_three_kills_end_with_the_same_file(tmp_path: Path, model, undisturbed) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_says_how_to_go_on(tmp_path: Path, model, number) -> None:
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path, model: Path, number: int) -> None:
     write_image(tmp_path / "first.png")
     work = Killed(tmp_path, generate_arguments("first.png", model, "cat.mp4", LONG))
     assert work.until(lambda: len(work.computed()) >= 2, number) == 128 + number

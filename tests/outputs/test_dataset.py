@@ -8,8 +8,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,7 @@ from ti2v_dist.video import SamplingParams, VideoRequest, exact_rate
 PROMPT = 'a = red; #circle \\ "quoted"\nünï 日本'
 
 
-def request(video_id: str = "cat-1", **changes) -> VideoRequest:
+def request(video_id: str = "cat-1", **changes: Any) -> VideoRequest:
     values = {"image": "/x/cat.png", "image_uri": "cat.png", "prompt": PROMPT, "seed": 2**62, "height": 64, "width": 96}
     return VideoRequest(**{"id": video_id, "params": SamplingParams(), **values, **changes})
 
@@ -54,7 +55,7 @@ def children() -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every test ends with no process and no temporary file of its own left."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = children()
@@ -63,7 +64,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert sorted(children()) == sorted(before)
 
 
-def write(tmp_path: Path, frames=None, **changes) -> Path:
+def write(tmp_path: Path, frames: list[np.ndarray] | None = None, **changes: Any) -> Path:
     asked = request(**changes)
     with write_video(frames or moving_square(), asked.fps, provenance(asked, "shapes", None)) as written:
         dataset.move_video(written, tmp_path / "out.mp4")
@@ -111,7 +112,7 @@ def test_the_file_is_what_players_and_browsers_want(tmp_path: Path) -> None:
         (7.123, "7.12 fps", 16 / 7.123),
     ],
 )
-def test_a_fractional_rate_is_exact(fps, told, seconds) -> None:
+def test_a_fractional_rate_is_exact(fps: float, told: str, seconds: float) -> None:
     asked = request(fps=fps)
     with write_video(moving_square(), asked.fps, {}) as written:
         said = subprocess.run([get_ffmpeg_exe(), "-i", str(written.path)], capture_output=True).stderr.decode()
@@ -164,7 +165,7 @@ def test_a_prompt_longer_than_a_command_line(tmp_path: Path) -> None:
 def test_frames_are_streamed() -> None:
     held = []
 
-    def frames():
+    def frames() -> Iterator[np.ndarray]:
         for number in range(400):
             held.append(number)
             yield np.full((64, 64, 3), number % 256, np.uint8)
@@ -177,7 +178,7 @@ def test_frames_are_streamed() -> None:
 
 
 def test_an_error_of_the_frames_comes_through() -> None:
-    def frames():
+    def frames() -> Iterator[np.ndarray]:
         yield from moving_square(3)
         raise KeyError("lost latent")
 
@@ -208,7 +209,7 @@ def test_no_frames_is_no_video() -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "memory"])
-def test_a_stored_video_has_its_place_from_its_id_and_its_frames(tmp_path: Path, kind) -> None:
+def test_a_stored_video_has_its_place_from_its_id_and_its_frames(tmp_path: Path, kind: str) -> None:
     output = str(tmp_path / "out") if kind == "local" else f"memory://{tmp_path.name}"
     with write_video(moving_square(), 8, {}) as written:
         name = store_video(output, "cat-1", written)
@@ -234,7 +235,7 @@ def test_a_failed_copy_leaves_the_old_file_and_no_temporary(tmp_path: Path, monk
     output = tmp_path / "out"
     put_bytes(str(output), "summary.json", b"old")
 
-    def full(*_) -> Never:
+    def full(*_: object) -> Never:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -267,7 +268,7 @@ def test_a_killed_writer_of_views_leaves_the_old_one_or_the_new_one(tmp_path: Pa
         assert seen == views, "no torn one"
 
 
-def finished(video_id: str, **extra) -> dict:
+def finished(video_id: str, **extra: Any) -> dict:
     asked = request(video_id, extra=extra)
     with write_video(moving_square(2), asked.fps, {}) as written:
         return metadata_row(asked, written, f"videos/00/{video_id}.mp4", FACTS)
@@ -305,7 +306,7 @@ def test_metadata_has_its_pinned_schema_and_the_users_columns() -> None:
         ([[], {}], ["[]", "{}"]),
     ],
 )
-def test_columns_of_any_json_pass_through(values, expected) -> None:
+def test_columns_of_any_json_pass_through(values: list[Any], expected: list[Any]) -> None:
     failures = [
         {"line": number, "id": "a", "image": "i", "error_type": "E", "error_message": "m", "attempts": 0, "x": value}
         for number, value in enumerate(values)

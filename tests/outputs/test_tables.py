@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ FEW = settings(
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+Load = Callable[[Path], Any]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 NAMES = TEXT | st.sampled_from(
     ["file_name", "file_names", "video", "Video", "x_file_name", "_type", "bytes", "path", "a.b", "audio", "image"]
@@ -51,7 +53,7 @@ def same(read: list[Any], written: list[Any]) -> bool:
 
 @given(COLUMNS)
 @settings(max_examples=150, deadline=None)
-def test_any_json_comes_back(columns) -> None:
+def test_any_json_comes_back(columns: dict[str, list[Any]]) -> None:
     rows = two_rows(columns)
     data = metadata_table(rows)
     table = pq.read_table(io.BytesIO(data))
@@ -64,7 +66,7 @@ def test_any_json_comes_back(columns) -> None:
 
 
 @pytest.mark.parametrize("value", [{}, [{}], {"a": {}}, [], [[]], {"a": []}, 2**63, 2**64, -(2**63), None, [None]])
-def test_a_column_of_one_value_comes_back(value) -> None:
+def test_a_column_of_one_value_comes_back(value: Any) -> None:
     table = pq.read_table(io.BytesIO(metadata_table(two_rows({"x": [value, value]}))))
     assert same(table["x"].to_pylist(), [value, value])
 
@@ -78,7 +80,7 @@ def put(output: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def load(tmp_path: Path) -> Load:
     """`load_dataset` of an output's data set in one cache."""
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
@@ -90,7 +92,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return load
 
 
-def test_two_data_sets_in_one_cache_are_two_and_one_that_grew_has_grown(tmp_path: Path, load) -> None:
+def test_two_data_sets_in_one_cache_are_two_and_one_that_grew_has_grown(tmp_path: Path, load: Load) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     put(one, [row("first")])
     put(two, [row("second"), row("third")])
@@ -107,7 +109,7 @@ def test_two_data_sets_in_one_cache_are_two_and_one_that_grew_has_grown(tmp_path
 
 @given(COLUMNS)
 @FEW
-def test_the_reader_gives_back_what_was_accepted(tmp_path: Path, load, columns) -> None:
+def test_the_reader_gives_back_what_was_accepted(tmp_path: Path, load: Load, columns: dict[str, list[Any]]) -> None:
     put(tmp_path / "out", two_rows(columns))
     loaded = load(tmp_path / "out")
     assert [Path(video["path"]).name for video in loaded["video"]] == ["a.mp4", "b.mp4"]

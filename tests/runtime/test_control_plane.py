@@ -62,7 +62,7 @@ def test_a_run_over_the_fake_is_a_run(world: World) -> None:
 
 
 def test_1_an_extension_is_made_though_the_shorter_video_is_final(world: World) -> None:
-    """One command's plan has the video as it was, which this life has finished; another one's has it longer."""
+    """One command's plan has the video at its old length, which this life has finished; another's has it longer."""
     short, other = video("ann", 3), video("bob", 3)
     longer = replace(short, num_frames=6, generation=1)
 
@@ -85,7 +85,7 @@ def test_1_an_extension_is_made_though_the_shorter_video_is_final(world: World) 
 
 
 def test_1_a_longer_generation_waits_for_the_end_of_the_shorter_one(world: World) -> None:
-    """A life that Ray has begun again has the shorter one in its queue still, though it is done."""
+    """A life that Ray has begun again still has the shorter video in its queue, though that is done."""
     short, other = video("ann", 3), video("bob", 3)
     longer = replace(short, num_frames=6, generation=1)
 
@@ -395,7 +395,7 @@ def test_18_a_new_folder_of_a_video_is_on_the_disk_before_the_video(
 
 
 def test_18_a_file_that_the_tables_name_is_not_deleted(world: World) -> None:
-    """The video was made longer, and the tables are of before."""
+    """The video was made longer, and the tables are from before that."""
     folder = Path(world.output, "dataset", "videos", "00")
     folder.mkdir(parents=True)
     names = [f"ann-{number}{number}{number}{number}{number}{number}{number}{number}.mp4" for number in range(2)]

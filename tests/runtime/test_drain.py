@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -31,7 +32,9 @@ NOTICE_S = 120.0
 
 @dataclass(frozen=True)
 class Drained:
-    """A run by a worker on each of two nodes, one of which was drained; `left` is the log as its worker was gone."""
+    """A run by a worker on each of two nodes, one of which was drained; `left` is the log at the moment when its worker
+    was gone.
+    """
 
     run: Run
     ended: Ended
@@ -132,7 +135,7 @@ def test_the_file_in_hand_is_given_up(reference: Run, tmp_path: Path, monkeypatc
     leaving.open()
     decode = leaving.engine.decode
 
-    def decode_as_the_notice_comes(latents_FCHW):
+    def decode_as_the_notice_comes(latents_FCHW: np.ndarray) -> np.ndarray:
         leaving.leave()
         return decode(latents_FCHW)
 

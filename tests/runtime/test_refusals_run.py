@@ -53,7 +53,7 @@ def made(run: Run, manifest: Path, url: str) -> Ended:
 
 
 def of_run(proxy: Refusing, url: str, method: str) -> list[str]:
-    """What was refused below the run's state, but for the name of the run."""
+    """What was refused below the run's state, without the name of the run."""
     state = f"/{url.removeprefix('s3://')}/.ti2v/"
     return [path.removeprefix(state) for refused, path in proxy.refused if refused == method and state in path]
 

@@ -1,4 +1,4 @@
-"""The threads of a coordinator: answers and errors reach who waits, what nobody waits for is not begun."""
+"""The threads of a coordinator: answers and errors reach whoever waits, and what nobody waits for is not begun."""
 
 import asyncio
 import threading

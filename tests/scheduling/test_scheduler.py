@@ -364,7 +364,17 @@ def test_what_rests_on_a_superseded_frame_is_dropped_and_the_video_is_read_again
     assert scheduler.handle(Superseded("a")) == []
     assert scheduler.handle(ChunkDone(0, ("a",), {"a": 2})) == [Load("a")]
     assert scheduler.handle(Loaded("a", 1)) == [Advance(0, ("a",))]
-    assert scheduler.videos["a"].committed == 1
+    assert scheduler.videos["a"].unsettled == []
+
+
+def test_a_chunk_of_many_frames_overlaps_with_the_commit_of_the_one_before() -> None:
+    scheduler = started("a", slots=1, frames=15)
+    assert Advance(0, ("a",)) in scheduler.handle(ChunkDone(0, ("a",), {"a": 4}))
+    assert scheduler.handle(ChunkDone(0, ("a",), {"a": 8})) == [Commit("a", 8)], "two are not settled"
+    assert scheduler.handle(Committed("a", 4)) == [Advance(0, ("a",))]
+    scheduler.handle(ChunkDone(0, ("a",), {"a": 16}))
+    assert scheduler.handle(Committed("a", 8)) == [], "it has more frames than were asked for, and one chunk to settle"
+    assert scheduler.handle(Committed("a", 16)) == [Finish(0, "a")]
 
 
 def test_a_video_that_has_failed_cannot_be_superseded() -> None:

@@ -89,7 +89,7 @@ def test_new_videos_go_wherever_there_is_room_and_no_class_takes_more_than_its_o
 
 
 def test_a_video_that_has_no_room_in_its_class_makes_room_for_others() -> None:
-    """A restart: of the waiting videos many are of the class that has few workers."""
+    """A restart: many of the waiting videos are of the class that has few workers."""
     scheduler = fleet(*(f"b{number}" for number in range(6)), "x", slots=1)
     assert len(scheduler.videos) == 4
     told = [scheduler.handle(Loaded(f"b{number}", 3, B)) for number in range(4)]

@@ -381,7 +381,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def it_never_waits_for_nothing(self) -> None:
-        """While a worker stays and a video is left that is not another class's, something is under way."""
+        """While a worker stays and a video is left that is not for another class, something is under way."""
         missed = {*self.without_workers()} - self.let_go
         left = any(not video.final and video.kind not in missed for video in self.videos.values())
         if left and self.calls.keys() - self.leaving and not (self.stopped or self.gave_up):
@@ -389,7 +389,7 @@ class World(RuleBasedStateMachine):
             assert self.loads or commits or any(self.calls.values())
 
     def teardown(self) -> None:
-        """With nothing more going wrong, every video ends, and who was to leave has left."""
+        """With nothing more going wrong, every video ends, and whoever was to leave has left."""
         if not hasattr(self, "scheduler") or self.stopped or self.gave_up:
             return
         self.nodes_change(set(NODES))

@@ -81,7 +81,7 @@ class SimulatedFS:
 
 
 def compute(state: VideoState, salt: bytes, frames: int) -> Chunk:
-    """The next frames of a video, from its last one and from who computes."""
+    """The next frames of a video, from its last one and from whoever computes."""
     frames = min(frames, LAST - state.frame)
     new = following(state.queue.latents_KCHW[-1], salt, frames)
     return Chunk(state.request.id, state.frame + 1, np.stack(new))
@@ -120,8 +120,8 @@ def request_of(video_id: str) -> VideoRequest:
 def played() -> Iterator[pytest.MonkeyPatch]:
     """What the store's code needs to be played, undone at the end with the patches for a mutant.
 
-    Retries take no time, and nor does what was computed before; pools work in the thread of who asks, which a greenlet
-    cannot leave.
+    Retries take no time, and neither does what was computed before. Pools work in the thread of whoever asks, which a
+    greenlet cannot leave.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objects, "time", SimpleNamespace(sleep=lambda seconds: None))

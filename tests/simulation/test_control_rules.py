@@ -1,4 +1,4 @@
-"""Rules of the control plane that are taken away one by one: in simulated schedules, each must be missed."""
+"""Rules of the control plane, taken away one by one: some simulated schedule must then break a promise."""
 
 import inspect
 import textwrap
@@ -50,7 +50,7 @@ def rewritten(owner: Any, name: str, old: str, new: str) -> Callable[..., Any]:
 
 
 class Mutant(NamedTuple):
-    """The first schedule that is played, what is exchanged, and the faults, if it is to be found among these alone."""
+    """The first schedule that is played, what is exchanged, and the faults, if only these are to strike."""
 
     first: int
     owner: Any

@@ -87,5 +87,5 @@ def test_a_broken_promise_is_found_in_some_order(mutant: Callable[[pytest.Monkey
     with played() as patch:
         mutant(patch)
         with pytest.raises(Broken):
-            # Each of these is found in fewer than a hundred on average.
+            # Each of these is found within a hundred stories on average.
             run_state_machine_as_test(Owners, settings=settings(STORIES, max_examples=3000, phases=[Phase.generate]))

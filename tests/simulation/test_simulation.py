@@ -1,4 +1,4 @@
-"""The protocol in thousands of simulated schedules, and its rules taken away one by one: each must be missed."""
+"""The protocol in thousands of simulated schedules; without any one of its rules, one of them breaks a promise."""
 
 import json
 from collections import Counter

@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,21 +45,21 @@ def loaded(store: CheckpointStore, guess: str, request: VideoRequest | None = No
     return found
 
 
-def test_a_video_is_of_the_class_in_which_it_began_whoever_reads_it(store, classes) -> None:
+def test_a_video_is_of_the_class_in_which_it_began_whoever_reads_it(store: CheckpointStore, classes: list[str]) -> None:
     a, *_ = classes
     state, tip = grow(store, [a, a, a])
     for guess in classes:
-        found, its_tip = loaded(store, guess)
+        found, loaded_tip = loaded(store, guess)
         same_state(found, state)
-        assert its_tip == tip
-        assert its_tip.fingerprint == a
+        assert loaded_tip == tip
+        assert loaded_tip.fingerprint == a
     assert store.classes("cat-1") == [(0, a)]
-    settled = store.commit(make_chunk(3), store.moved(its_tip, a))
+    settled = store.commit(make_chunk(3), store.moved(tip, a))
     assert Record.from_bytes("x", store.store.get(frame_key(3))).recipe == tip.recipe
     assert settled.tip.fingerprint == a
 
 
-def test_records_of_a_run_of_one_class_are_what_they_were(store) -> None:
+def test_records_of_a_run_of_one_class_are_what_they_were(store: CheckpointStore) -> None:
     """The class is not in them: neither that there is a list of them, nor who asked."""
     alone = CheckpointStore(f"memory://{uuid.uuid4().hex}")
     a = alone.claim_fingerprint(MACHINES[0])
@@ -72,7 +73,7 @@ def test_records_of_a_run_of_one_class_are_what_they_were(store) -> None:
         assert store.store.get(frame_key(frame)) == alone.store.get(frame_key(frame))
 
 
-def test_whoever_begins_second_has_the_class_of_the_first(store, classes) -> None:
+def test_whoever_begins_second_has_the_class_of_the_first(store: CheckpointStore, classes: list[str]) -> None:
     a, b, _ = classes
     grow(store, [a])
     _, tip = again(store).begin(make_request(), make_encoded(1), b)
@@ -81,7 +82,7 @@ def test_whoever_begins_second_has_the_class_of_the_first(store, classes) -> Non
 
 
 @pytest.mark.parametrize("frames", [2, 3, K + 1, K + 2, 12])
-def test_a_change_is_found_wherever_reading_begins(store, classes, frames) -> None:
+def test_a_change_is_found_wherever_reading_begins(store: CheckpointStore, classes: list[str], frames: int) -> None:
     """Of a long video the last K + 1 records are read: the change lies among them, at their start, or before them."""
     a, b, _ = classes
     state, tip = grow(store, [a, a, *[b] * frames])
@@ -98,14 +99,14 @@ def test_a_change_is_found_wherever_reading_begins(store, classes, frames) -> No
     assert len({Record.from_bytes("x", store.store.get(frame_key(n))).recipe for n in range(frames + 2)}) == 2
 
 
-def test_a_video_may_go_back(store, classes) -> None:
+def test_a_video_may_go_back(store: CheckpointStore, classes: list[str]) -> None:
     a, b, c = classes
     _, tip = grow(store, [a, b, b, a, c, a, a])
     assert loaded(store, b)[1] == tip
     assert store.classes("cat-1") == [(0, a), (1, b), (3, a), (4, c), (5, a)]
 
 
-def test_who_comes_second_adopts_a_change_of_class(store, classes) -> None:
+def test_who_comes_second_adopts_a_change_of_class(store: CheckpointStore, classes: list[str]) -> None:
     a, b, _ = classes
     _, tip = grow(store, [a, a])
     moved = store.commit(make_chunk(2, salt=1), store.moved(tip, b))
@@ -119,7 +120,7 @@ def test_who_comes_second_adopts_a_change_of_class(store, classes) -> None:
     assert back.tip == moved.tip
 
 
-def test_who_moves_second_adopts_what_the_class_itself_has_made(store, classes) -> None:
+def test_who_moves_second_adopts_what_the_class_itself_has_made(store: CheckpointStore, classes: list[str]) -> None:
     a, b, _ = classes
     _, tip = grow(store, [a, a])
     theirs = store.commit(make_chunk(2, salt=1), store.moved(tip, a))
@@ -130,7 +131,7 @@ def test_who_moves_second_adopts_what_the_class_itself_has_made(store, classes) 
     assert store.classes("cat-1") == [(0, a)]
 
 
-def test_a_recipe_of_no_class_of_the_run_is_refused(store, classes) -> None:
+def test_a_recipe_of_no_class_of_the_run_is_refused(store: CheckpointStore, classes: list[str]) -> None:
     a, *_ = classes
     _, tip = grow(store, [a, a])
     strange = make_request().recipe("e" * 64, make_encoded().image_HWC)
@@ -147,7 +148,9 @@ def test_a_recipe_of_no_class_of_the_run_is_refused(store, classes) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"prompt": "a dog"}, {"seed": 8}])
-def test_another_request_is_refused_under_every_class(store, classes, changes) -> None:
+def test_another_request_is_refused_under_every_class(
+    store: CheckpointStore, classes: list[str], changes: dict[str, Any]
+) -> None:
     grow(store, classes[:2])
     for guess in classes:
         with pytest.raises(RecipeMismatch, match="made from another request"):
@@ -156,8 +159,8 @@ def test_another_request_is_refused_under_every_class(store, classes, changes) -
             store.begin(make_request(**changes), make_encoded(), guess)
 
 
-def test_another_requests_frame_under_another_class_is_refused(store, classes) -> None:
-    """The recipe of an edited prompt, in whichever class, is none of this video's."""
+def test_another_requests_frame_under_another_class_is_refused(store: CheckpointStore, classes: list[str]) -> None:
+    """The recipe of an edited prompt is not one of this video's, in any class."""
     a, b, _ = classes
     _, tip = grow(store, [a, a])
     edited = make_request(prompt="a dog").recipe(b, make_encoded().image_HWC)
@@ -166,7 +169,7 @@ def test_another_requests_frame_under_another_class_is_refused(store, classes) -
         store.load(make_request(), b)
 
 
-def test_a_changed_class_does_not_hide_a_wrong_parent(store, classes) -> None:
+def test_a_changed_class_does_not_hide_a_wrong_parent(store: CheckpointStore, classes: list[str]) -> None:
     a, b, _ = classes
     grow(store, [a, a])
     recipe = make_request().recipe(b, make_encoded().image_HWC)
@@ -175,7 +178,7 @@ def test_a_changed_class_does_not_hide_a_wrong_parent(store, classes) -> None:
         store.load(make_request(), a)
 
 
-def test_a_fork_has_each_frame_under_the_class_that_made_it(store, classes) -> None:
+def test_a_fork_has_each_frame_under_the_class_that_made_it(store: CheckpointStore, classes: list[str]) -> None:
     a, b, _ = classes
     grow(store, [a, a, b, b])
     schedule = [{"from_frame": 0, "prompt": "a cat"}, {"from_frame": 4, "prompt": "a dog"}]
@@ -187,7 +190,7 @@ def test_a_fork_has_each_frame_under_the_class_that_made_it(store, classes) -> N
     assert loaded(store, a, fork)[1] == tip
 
 
-def test_a_fork_in_a_run_of_one_class_has_its_own_recipe(store) -> None:
+def test_a_fork_in_a_run_of_one_class_has_its_own_recipe(store: CheckpointStore) -> None:
     a = store.claim_fingerprint(MACHINES[0])
     grow(store, [a, a, a])
     fork = make_request(id="dog", origin=Origin("cat-1", 2), prompt=[{"from_frame": 0, "prompt": "a cat"}])
@@ -196,7 +199,9 @@ def test_a_fork_in_a_run_of_one_class_has_its_own_recipe(store) -> None:
     assert tip.recipe == fork.recipe(a, make_encoded().image_HWC)
 
 
-def test_classes_cost_a_run_of_one_fingerprint_no_frame(store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_cost_a_run_of_one_fingerprint_no_frame(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a = store.claim_fingerprint(MACHINES[0])
     grow(store, [a] * 9)
     reader, read = again(store), []

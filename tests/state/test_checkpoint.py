@@ -31,11 +31,11 @@ from ti2v_dist.state.record import CorruptRecord, RecipeMismatch, Record
 
 
 @pytest.fixture(params=["file", "memory"])
-def store(request, tmp_path: Path) -> CheckpointStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(str(tmp_path / "run") if request.param == "file" else f"memory://{uuid.uuid4().hex}")
 
 
-def test_a_new_video_starts_with_k_copies_of_its_first_latent(store) -> None:
+def test_a_new_video_starts_with_k_copies_of_its_first_latent(store: CheckpointStore) -> None:
     assert store.load(make_request(), FINGERPRINT) is None
     state, tip = store.begin(make_request(), make_encoded(), FINGERPRINT)
     same_state(state, VideoState.start(make_request(), make_encoded()))
@@ -50,7 +50,7 @@ def test_a_new_video_starts_with_k_copies_of_its_first_latent(store) -> None:
 @pytest.mark.parametrize(
     "lengths", [[1], [1, 1], [1] * 3, [1] * 4, [1] * 11, [7], [7, 7, 2], [1, 7, 1, 1], [2] * 9, [1] * 8 + [7]]
 )
-def test_load_rebuilds_the_state_that_was_left(store, lengths, context) -> None:
+def test_load_rebuilds_the_state_that_was_left(store: CheckpointStore, lengths: list[int], context: bool) -> None:
     state, tips = grow(store, lengths, context)
     loaded, tip = reload(store)
     same_state(loaded, state)
@@ -60,19 +60,19 @@ def test_load_rebuilds_the_state_that_was_left(store, lengths, context) -> None:
     np.testing.assert_array_equal(np.stack(list(store.latents("cat-1"))), np.concatenate(expected))
 
 
-def test_a_chunk_of_seven_frames_is_one_record(store) -> None:
+def test_a_chunk_of_seven_frames_is_one_record(store: CheckpointStore) -> None:
     grow(store, [7, 7])
     assert store.store.list(".ti2v/videos/cat-1") == [f"{n:010d}" for n in (0, 1, 8)]
 
 
-def test_records_are_keyed_so_that_they_sort(store) -> None:
+def test_records_are_keyed_so_that_they_sort(store: CheckpointStore) -> None:
     grow(store, [1] * 11)
     names = store.store.list(".ti2v/videos/cat-1")
     assert [int(name) for name in names] == list(range(12))
     assert len(f"{10**9:010d}") == len(names[0])
 
 
-def test_the_listing_is_only_a_hint(store) -> None:
+def test_the_listing_is_only_a_hint(store: CheckpointStore) -> None:
     state, _ = grow(store, [1] * 9)
     full = store.store.list
     for stale in ([], ["0000000000"], [f"{n:010d}" for n in range(5)], [f"{n:010d}" for n in range(9)]):
@@ -84,7 +84,7 @@ def test_the_listing_is_only_a_hint(store) -> None:
     store.store.list = full
 
 
-def test_loading_a_long_video_reads_frame_zero_and_its_last_records(store) -> None:
+def test_loading_a_long_video_reads_frame_zero_and_its_last_records(store: CheckpointStore) -> None:
     grow(store, [1] * 30)
     reader, read = again(store), []
     get = reader.store.get
@@ -93,7 +93,7 @@ def test_loading_a_long_video_reads_frame_zero_and_its_last_records(store) -> No
     assert read == [0, *range(31 - (K + 1), 32)]
 
 
-def test_latents_start_anywhere(store) -> None:
+def test_latents_start_anywhere(store: CheckpointStore) -> None:
     _, tips = grow(store, [7, 1, 7])
     whole = np.stack(list(store.latents("cat-1")))
     assert tips[-1].frame == len(whole) == 15
@@ -120,7 +120,7 @@ def test_latents_take_constant_memory(tmp_path: Path) -> None:
     assert peak < 20 * 4 * 64 * 64 * 4
 
 
-def test_the_place_of_the_image_is_in_no_record(store) -> None:
+def test_the_place_of_the_image_is_in_no_record(store: CheckpointStore) -> None:
     _, tip = store.begin(make_request(image="/here/cat.png"), make_encoded(), FINGERPRINT)
     _, other = again(store).begin(make_request(image="s3://there/cat.png"), make_encoded(), FINGERPRINT)
     assert tip == other
@@ -129,7 +129,7 @@ def test_the_place_of_the_image_is_in_no_record(store) -> None:
 # two writers
 
 
-def test_sixteen_coordinators_agree_on_one_chain(store) -> None:
+def test_sixteen_coordinators_agree_on_one_chain(store: CheckpointStore) -> None:
     start = threading.Barrier(16)
 
     def run(salt: int) -> tuple[list[str], int]:
@@ -152,7 +152,7 @@ def test_sixteen_coordinators_agree_on_one_chain(store) -> None:
     assert loaded.frame == 6
 
 
-def test_the_second_writer_adopts_the_first_ones_frames(store) -> None:
+def test_the_second_writer_adopts_the_first_ones_frames(store: CheckpointStore) -> None:
     first, second = store, again(store)
     _, tip = first.begin(make_request(), make_encoded(1), FINGERPRINT)
     state, adopted_tip = second.begin(make_request(), make_encoded(2), FINGERPRINT)
@@ -167,21 +167,21 @@ def test_the_second_writer_adopts_the_first_ones_frames(store) -> None:
     np.testing.assert_array_equal(theirs.chunk.context_FCHW, ours.chunk.context_FCHW)
 
 
-def test_committing_the_same_again_is_ours(store) -> None:
+def test_committing_the_same_again_is_ours(store: CheckpointStore) -> None:
     _, tips = grow(store, [1, 1])
     settled = again(store).commit(make_chunk(2), tips[1])
     assert settled.ours
     assert settled.tip == tips[2]
 
 
-def test_a_slot_is_not_tried_before_the_one_below_is_settled(store) -> None:
+def test_a_slot_is_not_tried_before_the_one_below_is_settled(store: CheckpointStore) -> None:
     _, tips = grow(store, [1])
     for chunk in (make_chunk(3), make_chunk(1), make_chunk(2, video_id="other")):
         with pytest.raises(AssertionError):
             store.commit(chunk, tips[1])
 
 
-def test_a_value_from_a_losers_frame_cannot_join(store) -> None:
+def test_a_value_from_a_losers_frame_cannot_join(store: CheckpointStore) -> None:
     _, tips = grow(store, [1, 1])
     loser = replace(tips[1], sha256="0" * 64)
     with pytest.raises(CorruptRecord, match=r"0000000002: its parent is"):
@@ -191,7 +191,7 @@ def test_a_value_from_a_losers_frame_cannot_join(store) -> None:
 # refusals
 
 
-def test_non_finite_values_are_not_written(store) -> None:
+def test_non_finite_values_are_not_written(store: CheckpointStore) -> None:
     encoded = make_encoded()
     encoded.latent_CHW[0, 0, 0] = np.inf
     with pytest.raises(NonFiniteLatents, match="frame 0"):
@@ -222,7 +222,7 @@ def test_two_hundred_flipped_bytes_are_all_found() -> None:
     assert reload(store)[0].frame == 9
 
 
-def test_a_pickle_is_not_a_record(store) -> None:
+def test_a_pickle_is_not_a_record(store: CheckpointStore) -> None:
     _, tips = grow(store, [1])
     overwrite(store, frame_key(1), pickle.dumps({"latents": make_chunk(1)}))
     with pytest.raises(CorruptRecord, match="bad magic"):
@@ -231,7 +231,7 @@ def test_a_pickle_is_not_a_record(store) -> None:
         store.commit(make_chunk(1), tips[0])
 
 
-def test_records_in_the_wrong_place_are_found(store) -> None:
+def test_records_in_the_wrong_place_are_found(store: CheckpointStore) -> None:
     _, tips = grow(store, [1, 1, 1])
     good = store.store.get(frame_key(2))
     overwrite(store, frame_key(2), store.store.get(frame_key(1)))
@@ -249,7 +249,7 @@ def test_records_in_the_wrong_place_are_found(store) -> None:
         store.load(make_request(), FINGERPRINT)
 
 
-def test_another_latent_size_is_found(store) -> None:
+def test_another_latent_size_is_found(store: CheckpointStore) -> None:
     _, tip = store.begin(make_request(), make_encoded(), FINGERPRINT)
     wide = Chunk("cat-1", 1, np.ones((1, 4, 2, 4), np.float32))
     store.store.create(frame_key(1), Record.of_chunk(wide, tip.recipe, tip.sha256).to_bytes())
@@ -259,14 +259,14 @@ def test_another_latent_size_is_found(store) -> None:
         store.commit(make_chunk(1), tip)
 
 
-def test_frame_zero_of_another_video_is_found(store) -> None:
+def test_frame_zero_of_another_video_is_found(store: CheckpointStore) -> None:
     grow(store, [])
     store.store.create(".ti2v/videos/dog/0000000000", store.store.get(frame_key(0)))
     with pytest.raises(CorruptRecord, match="not frame 0 of video 'dog'"):
         store.load(make_request(id="dog"), FINGERPRINT)
 
 
-def test_another_recipe_is_never_adopted(store) -> None:
+def test_another_recipe_is_never_adopted(store: CheckpointStore) -> None:
     _, tips = grow(store, [1])
     edited = make_request(prompt="a dog")
     with pytest.raises(RecipeMismatch, match=r"cat-1(.|\n)*prompt: stored 'a cat', now 'a dog'"):

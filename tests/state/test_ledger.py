@@ -43,7 +43,7 @@ def failure(attempts: int) -> dict:
     return {"id": "v1", "error_type": "ValueError", "attempts": attempts}
 
 
-def test_a_plan_comes_back_whole_and_is_named_by_its_content(store) -> None:
+def test_a_plan_comes_back_whole_and_is_named_by_its_content(store: CheckpointStore) -> None:
     plan = Plan(requests(3), {"v0": 1}, (failure(0),), {"v1": 2}, ("v2",))
     Ledger(store).write_plan(plan)
     Ledger(store).write_plan(plan)
@@ -51,14 +51,14 @@ def test_a_plan_comes_back_whole_and_is_named_by_its_content(store) -> None:
     assert Plan(requests(3), {"v0": 2}).sha256 != Plan(requests(3), {"v0": 1}).sha256
 
 
-def test_a_plan_of_other_bytes_is_named(store) -> None:
+def test_a_plan_of_other_bytes_is_named(store: CheckpointStore) -> None:
     plan = plan_of(2)
     store.store.create(f".ti2v/plans/{plan.sha256}", plan_of(3).data)
     with pytest.raises(CorruptRecord, match=plan.sha256):
         Ledger(store).read_plan(plan.sha256)
 
 
-def test_the_newest_hint_counts_and_old_ones_go(store) -> None:
+def test_the_newest_hint_counts_and_old_ones_go(store: CheckpointStore) -> None:
     ledger, plan = Ledger(store), plan_of(6)
     assert ledger.hinted(plan) is None
     for final in ({"v0"}, {"v0", "v1"}, {"v0", "v1", "v4"}):
@@ -68,14 +68,14 @@ def test_the_newest_hint_counts_and_old_ones_go(store) -> None:
     assert ledger.hinted(plan_of(5)) is None, "another manifest"
 
 
-def test_a_hint_of_many_videos_is_small(store) -> None:
+def test_a_hint_of_many_videos_is_small(store: CheckpointStore) -> None:
     plan = plan_of(2000)
     Ledger(store).note(plan, {request.id for request in plan.requests[:1500] + plan.requests[1510:]})
     (name,) = store.store.list(f".ti2v/progress/{plan.sha256}")
     assert store.store.get(f".ti2v/progress/{plan.sha256}/{name}") == b'{"final":[[0,1500],[1510,2000]]}'
 
 
-def test_the_cost_of_a_run_is_that_of_all_its_epochs(store) -> None:
+def test_the_cost_of_a_run_is_that_of_all_its_epochs(store: CheckpointStore) -> None:
     ledger = Ledger(store)
     assert ledger.usage() == {}
     for epoch, seconds in ((1, (1.5, 2.5, 4.25)), (2, (0.5,)), (10, (1.0, 2.0))):
@@ -85,7 +85,7 @@ def test_the_cost_of_a_run_is_that_of_all_its_epochs(store) -> None:
     assert len(store.store.list(".ti2v/usage")) == 5, "one note before the newest stays, for those who have listed it"
 
 
-def test_without_a_hint_the_records_tell_what_is_final(store) -> None:
+def test_without_a_hint_the_records_tell_what_is_final(store: CheckpointStore) -> None:
     ledger, plan = Ledger(store), plan_of(4)
     assert ledger.scan(plan) == set()
     store.finish("v0", {"id": "v0"})
@@ -100,7 +100,7 @@ def test_without_a_hint_the_records_tell_what_is_final(store) -> None:
     assert ledger.scan(retry) == {"v1"}
 
 
-def test_many_finished_rows_are_read_from_the_ledger(store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_finished_rows_are_read_from_the_ledger(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "COMPACT_ROWS", 4)
     rows = [{"id": f"v{index}", "n": index, "text": "ä"} for index in range(6)]
     for row in rows[:3]:
@@ -118,7 +118,7 @@ def test_many_finished_rows_are_read_from_the_ledger(store, monkeypatch: pytest.
     assert reads == [".ti2v/ledger/0000000000.parquet"] * 2
 
 
-def test_a_video_that_is_being_extended_keeps_its_shorter_row(store) -> None:
+def test_a_video_that_is_being_extended_keeps_its_shorter_row(store: CheckpointStore) -> None:
     request = make_request(id="v0")
     store.claim_request(request)
     store.finish("v0", {"id": "v0", "n": 16})
@@ -218,7 +218,7 @@ def test_an_extension_costs_no_more_in_a_large_run_or_of_a_long_video(monkeypatc
 
 
 @pytest.mark.parametrize("others", [0, 80])
-def test_what_is_final_is_the_same_one_by_one_and_from_listings(store, others) -> None:
+def test_what_is_final_is_the_same_one_by_one_and_from_listings(store: CheckpointStore, others: int) -> None:
     requests_ = requests(5 + others)
     for request in requests_[:4]:
         store.claim_request(request)

@@ -197,7 +197,7 @@ def test_what_nobody_tells_a_life_of_is_made_before_its_end(world: World) -> Non
 @pytest.mark.parametrize("has_computed", [False, True])
 def test_18_a_coordinator_that_dies_again_and_again_is_not_begun_without_end(world: World, has_computed: bool) -> None:
     order = world.order(video("ann"))
-    world.store.next_epoch()
+    epoch = world.store.next_epoch()
     for _ in range(upkeep.MAX_DEATHS - 1):
         epoch = world.store.next_epoch(is_restart=True)
     if has_computed:

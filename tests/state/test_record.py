@@ -6,7 +6,9 @@ import pickle
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from tests.support.places import ROOT
 from ti2v_dist.canonical import differences
 from ti2v_dist.state.record import MAGIC, CorruptRecord, RecipeMismatch, Record
 
+Change = Callable[[dict[str, Any]], None]
 PRINT_RECORDS = """
 import sys
 from hashlib import sha256
@@ -70,7 +73,7 @@ def test_truncated_and_padded_records_are_found() -> None:
         Record.from_bytes("the-key", data + b"\0")
 
 
-def forged(change) -> bytes:
+def forged(change: Change) -> bytes:
     """A record with a valid sha256 and another header."""
     data = Record.of_chunk(make_chunk(1, 2), "r", "p").to_bytes()
     end = 44 + struct.unpack("<I", data[40:44])[0]
@@ -105,7 +108,7 @@ def forged(change) -> bytes:
         (lambda h: h.update(time=1), "header fields"),
     ],
 )
-def test_a_forged_header_is_refused_by_name(change, reason) -> None:
+def test_a_forged_header_is_refused_by_name(change: Change, reason: str) -> None:
     with pytest.raises(CorruptRecord, match=reason):
         Record.from_bytes("k", forged(change))
 

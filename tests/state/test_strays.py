@@ -94,7 +94,7 @@ def test_no_name_of_others_changes_what_is_known(name: str) -> None:
     store, plan = half_made()
     before = seen(store, plan)
     strays = {f".ti2v/{folder}/{name}" for folder in FOLDERS if not keys.is_ours(f"{folder}/{name}")}
-    # One name is no file and folder at once, but in this file system of the test, which then finds the file alone.
+    # Only the test's file system lets one name be a file and a folder at once; it then finds the file alone.
     strays = {key for key in strays if not any(path.startswith(f"{store.store.root}/{key}/") for path in files(store))}
     for key in strays:
         put(store, key, b"\0")

@@ -14,7 +14,7 @@ from ti2v_dist.storage import objects
 from ti2v_dist.storage.objects import Store, StoreRefused, StoreUnavailable, check_scheme
 
 
-def test_probe_refuses_what_cannot_be_written(tmp_path: Path, moto_url) -> None:
+def test_probe_refuses_what_cannot_be_written(tmp_path: Path, moto_url: str) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreRefused, match="cannot write"):
         Store(str(tmp_path / "file" / "run")).probe("probe")
@@ -22,7 +22,7 @@ def test_probe_refuses_what_cannot_be_written(tmp_path: Path, moto_url) -> None:
         Store("s3://no-such-bucket/run").probe("probe")
 
 
-def test_an_s3_server_that_is_gone_is_unavailable(moto_url, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_s3_server_that_is_gone_is_unavailable(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "ATTEMPTS", 2)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -33,7 +33,7 @@ def test_an_s3_server_that_is_gone_is_unavailable(moto_url, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("url", ["ftp://h/x", "github://a:b@c/x", "http://h/x", "hf://x", "s3a://b/x", "://x"])
-def test_other_schemes_are_named_with_the_choices(url) -> None:
+def test_other_schemes_are_named_with_the_choices(url: str) -> None:
     with pytest.raises(ValueError, match=rf"scheme '{url.split(':')[0]}'.*file, s3, gs, az, memory"):
         Store(url)
 
@@ -112,11 +112,11 @@ def test_an_object_too_large_for_one_put_is_refused(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
 def test_a_disk_without_hard_links_is_refused_with_the_reason_and_a_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """As exFAT, vfat and gcsfuse answer; no such file system can be had in a test."""
 
-    def refuse(*_) -> Never:
+    def refuse(*_: object) -> Never:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", refuse)

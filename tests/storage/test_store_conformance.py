@@ -45,7 +45,7 @@ def race(store: Store, key: str, threads: int = 16) -> list[bytes]:
         return [data for data in results if data is not None]
 
 
-def test_a_key_is_created_once(store) -> None:
+def test_a_key_is_created_once(store: Store) -> None:
     store.create("a/b", b"one")
     with pytest.raises(KeyExists):
         store.create("a/b", b"two")
@@ -58,12 +58,12 @@ def test_a_key_is_created_once(store) -> None:
         store.get("a")
 
 
-def test_settle_returns_the_first_writers_bytes(store) -> None:
+def test_settle_returns_the_first_writers_bytes(store: Store) -> None:
     assert store.settle("k", b"mine") == b"mine"
     assert store.settle("k", b"other") == b"mine"
 
 
-def test_list_is_sorted_and_stays_below_its_folder(store) -> None:
+def test_list_is_sorted_and_stays_below_its_folder(store: Store) -> None:
     assert store.list("v") == []
     for key in ("v/x/2", "v/x/1", "v/y", "vx/1", "w"):
         store.create(key, b"1")
@@ -71,21 +71,21 @@ def test_list_is_sorted_and_stays_below_its_folder(store) -> None:
     assert store.list("v/x") == ["1", "2"]
 
 
-def test_folders_are_what_lies_right_below(store) -> None:
+def test_folders_are_what_lies_right_below(store: Store) -> None:
     assert store.folders("v") == []
     for key in ("v/x/2", "v/x/1", "v/y/1/1", "vx/1", "w"):
         store.create(key, b"1")
     assert store.folders("v") == ["x", "y"]
 
 
-def test_a_listing_sees_what_another_client_wrote(store) -> None:
+def test_a_listing_sees_what_another_client_wrote(store: Store) -> None:
     other = Store(f"{store.scheme}://{store.root}")
     assert store.list("v") == []
     other.create("v/1", b"1")
     assert store.list("v") == ["1"]
 
 
-def test_delete_frees_a_key_and_is_idempotent(store) -> None:
+def test_delete_frees_a_key_and_is_idempotent(store: Store) -> None:
     store.create("k", b"one")
     store.delete("k")
     store.delete("k")
@@ -95,7 +95,7 @@ def test_delete_frees_a_key_and_is_idempotent(store) -> None:
 
 
 @pytest.fixture
-def eager_threads():
+def eager_threads() -> Iterator[None]:
     """Threads take turns so often that a look followed by a write is torn apart."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -103,19 +103,19 @@ def eager_threads():
     sys.setswitchinterval(interval)
 
 
-def test_sixteen_threads_have_one_winner(store, eager_threads) -> None:
+def test_sixteen_threads_have_one_winner(store: Store, eager_threads: None) -> None:
     for round_ in range({"file": 20, "memory": 60, "s3": 5, "az": 5, "gs": 2}[store.scheme]):
         winners = race(store, f"race/{round_}")
         assert len(winners) == 1
         assert store.get(f"race/{round_}") == winners[0]
 
 
-def test_probe_accepts_and_leaves_nothing(store) -> None:
+def test_probe_accepts_and_leaves_nothing(store: Store) -> None:
     store.probe(".ti2v/probe")
     assert store.list(".ti2v/probe") == []
 
 
-def test_random_bytes_come_back(store) -> None:
+def test_random_bytes_come_back(store: Store) -> None:
     rng = random.Random(1)
     for size in (1, 4095, 1_000_000):
         data = rng.randbytes(size)

@@ -3,6 +3,7 @@
 import errno
 import time
 import uuid
+from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -14,14 +15,14 @@ from ti2v_dist.storage.objects import Store, StoreDenied, StoreRefused, StoreUna
 class Overwriting(MemoryFileSystem):
     """A server that answers 200 to every conditional write."""
 
-    def pipe_file(self, path, value, mode="overwrite", **kwargs) -> None:
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         super().pipe_file(path, value)
 
 
 class LooksThenWrites(MemoryFileSystem):
     """A server that honours the condition one client at a time, but not atomically."""
 
-    def pipe_file(self, path, value, mode="overwrite", **kwargs) -> None:
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         if self.exists(path):
             raise FileExistsError(path)
         time.sleep(0.01)
@@ -29,7 +30,7 @@ class LooksThenWrites(MemoryFileSystem):
 
 
 @pytest.mark.parametrize("filesystem", [Overwriting, LooksThenWrites])
-def test_probe_refuses_a_store_that_lies(filesystem) -> None:
+def test_probe_refuses_a_store_that_lies(filesystem: type[MemoryFileSystem]) -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")
     store.fs, store.scheme = filesystem(), "s3"
     with pytest.raises(StoreRefused, match=r"overwrites an object|let \d+ of 16 writers"):
@@ -41,7 +42,7 @@ class Faulty(MemoryFileSystem):
 
     faults: list = []  # noqa: RUF012
 
-    def pipe_file(self, path, value, mode="overwrite", **kwargs) -> None:
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         applied, error = self.faults.pop(0) if self.faults else (True, None)
         if applied:
             super().pipe_file(path, value, mode=mode)
@@ -58,7 +59,7 @@ def s3_error(status: int, code: str) -> OSError:
 
 
 @pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch):
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr(objects, "RETRY_BASE_S", 0.0)
     store = Store(f"memory://{uuid.uuid4().hex}")
     store.fs = Faulty(skip_instance_cache=True)
@@ -68,7 +69,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("applied", [True, False])
 @pytest.mark.parametrize("status", [None, 409, 500, 503])
-def test_an_unknown_outcome_is_asked_again_and_counts_as_ours(faulty, applied, status) -> None:
+def test_an_unknown_outcome_is_asked_again_and_counts_as_ours(faulty: Store, applied: bool, status: int | None) -> None:
     error = TimeoutError("no reply") if status is None else s3_error(status, "ServiceUnavailable")
     faulty.fs.faults = [(applied, error)]
     assert faulty.settle("k", b"mine") == b"mine"
@@ -87,7 +88,7 @@ def azure_error(status: int | None) -> Exception:
 
 @pytest.mark.parametrize("applied", [True, False])
 @pytest.mark.parametrize("status", [None, 500, 503])
-def test_azures_own_errors_are_asked_again(faulty, applied, status) -> None:
+def test_azures_own_errors_are_asked_again(faulty: Store, applied: bool, status: int | None) -> None:
     faulty._transport_errors = transport_errors("az")
     faulty.fs.faults = [(applied, azure_error(status))]
     assert faulty.settle("k", b"mine") == b"mine"
@@ -106,7 +107,7 @@ def google_error(status: int) -> Exception:
 
 @pytest.mark.parametrize("applied", [True, False])
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
-def test_googles_own_errors_are_asked_again(faulty, applied, status) -> None:
+def test_googles_own_errors_are_asked_again(faulty: Store, applied: bool, status: int) -> None:
     faulty._transport_errors = transport_errors("gs")
     faulty.fs.faults = [(applied, google_error(status))]
     assert faulty.settle("k", b"mine") == b"mine"
@@ -114,26 +115,26 @@ def test_googles_own_errors_are_asked_again(faulty, applied, status) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 403])
-def test_what_google_refuses_is_not_asked_again(faulty, status) -> None:
+def test_what_google_refuses_is_not_asked_again(faulty: Store, status: int) -> None:
     faulty._transport_errors = transport_errors("gs")
     faulty.fs.faults = [(False, google_error(status)), (False, AssertionError("a refusal is asked again"))]
     with pytest.raises(StoreDenied, match="as asked"):
         faulty.create("k", b"mine")
 
 
-def test_a_timeout_is_not_a_success(faulty) -> None:
+def test_a_timeout_is_not_a_success(faulty: Store) -> None:
     faulty.fs.faults = [(False, ConnectionResetError()), (False, TimeoutError())]
     faulty.create("k", b"mine")
     assert faulty.get("k") == b"mine"
 
 
-def test_a_lost_reply_does_not_hide_anothers_value(faulty) -> None:
+def test_a_lost_reply_does_not_hide_anothers_value(faulty: Store) -> None:
     faulty.create("k", b"theirs")
     faulty.fs.faults = [(False, TimeoutError())]
     assert faulty.settle("k", b"mine") == b"theirs"
 
 
-def test_a_412_under_any_name_means_exists(faulty) -> None:
+def test_a_412_under_any_name_means_exists(faulty: Store) -> None:
     faulty.create("k", b"theirs")
     error = s3_error(412, "PreconditionFailed")
     assert error.errno == errno.EINVAL
@@ -141,7 +142,7 @@ def test_a_412_under_any_name_means_exists(faulty) -> None:
     assert faulty.settle("k", b"mine") == b"theirs"
 
 
-def test_credentials_that_lapsed_are_asked_again_for_the_client_may_have_new_ones(faulty) -> None:
+def test_credentials_that_lapsed_are_asked_again_for_the_client_may_have_new_ones(faulty: Store) -> None:
     lapsed = s3_error(400, "ExpiredToken"), s3_error(403, "RequestTimeTooSkewed"), google_error(401)
     faulty._transport_errors = transport_errors("gs") + transport_errors("s3")
     for error in lapsed:
@@ -173,7 +174,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("why", REFUSED)
-def test_what_no_retry_can_mend_is_denied_at_once_in_the_stores_words(faulty, why) -> None:
+def test_what_no_retry_can_mend_is_denied_at_once_in_the_stores_words(faulty: Store, why: str) -> None:
     error = REFUSED[why]()
     faulty._transport_errors = transport_errors("az") + transport_errors("s3")
     faulty.fs.faults = [(False, error), (False, AssertionError("a refusal is asked again"))]
@@ -184,19 +185,19 @@ def test_what_no_retry_can_mend_is_denied_at_once_in_the_stores_words(faulty, wh
 
 
 @pytest.mark.parametrize("error", [s3_error(403, "QuotaExceeded"), OSError(errno.EDQUOT, "Disk quota exceeded")])
-def test_a_store_whose_quota_is_used_up_pauses_the_run(faulty, error) -> None:
+def test_a_store_whose_quota_is_used_up_pauses_the_run(faulty: Store, error: Exception) -> None:
     faulty.fs.faults = [(False, error)]
     with pytest.raises(StoreUnavailable):
         faulty.create("k", b"mine")
 
 
-def test_an_error_that_nobody_knows_is_asked_again_and_then_an_outage(faulty) -> None:
+def test_an_error_that_nobody_knows_is_asked_again_and_then_an_outage(faulty: Store) -> None:
     faulty.fs.faults = [(False, OSError(errno.EIO, "Input/output error"))] * objects.ATTEMPTS
     with pytest.raises(StoreUnavailable, match="Input/output"):
         faulty.create("k", b"mine")
 
 
-def test_a_refused_delete_of_what_nobody_needs_is_told_once(faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_delete_of_what_nobody_needs_is_told_once(faulty: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str) -> None:
         raise s3_error(403, "AccessDenied")
 
@@ -215,7 +216,7 @@ def test_a_refused_delete_of_what_nobody_needs_is_told_once(faulty, monkeypatch:
         faulty.delete("a")
 
 
-def test_silence_and_a_full_disk_are_unavailable_and_a_refusal_is_itself(faulty) -> None:
+def test_silence_and_a_full_disk_are_unavailable_and_a_refusal_is_itself(faulty: Store) -> None:
     faulty.fs.faults = [(False, TimeoutError())] * objects.ATTEMPTS
     with pytest.raises(StoreUnavailable, match="k: no answer"):
         faulty.create("k", b"1")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20))
-def test_a_file_url_is_the_path_that_it_was_made_of(name) -> None:
+def test_a_file_url_is_the_path_that_it_was_made_of(name: str) -> None:
     if name in (".", ".."):
         return
     path = Path("/some where", name)
@@ -82,14 +83,14 @@ def test_a_file_url_is_the_path_that_it_was_made_of(name) -> None:
 
 
 @pytest.mark.parametrize("name", ["sp ace.png", "per%20cent.png", "a::b.png", "q?#.png", "nö.png", "100%.png"])
-def test_odd_file_names_are_read_by_path_and_by_url(tmp_path: Path, name) -> None:
+def test_odd_file_names_are_read_by_path_and_by_url(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"bytes")
     assert read_bytes(str(path)) == read_bytes(path.as_uri()) == b"bytes"
 
 
 @pytest.mark.parametrize("url", ["file://elsewhere/a.png", "file://a.png", "file:///%ff.png"])
-def test_a_file_url_of_another_machine_is_refused(url) -> None:
+def test_a_file_url_of_another_machine_is_refused(url: str) -> None:
     with pytest.raises(UrlRefused, match=re.escape(repr(url))):
         resolve_url(url, "/x")
 
@@ -126,7 +127,7 @@ def test_a_slash_at_the_end_of_an_output_is_nothing() -> None:
         ("/etc/passwd", "https://host/", False),
     ],
 )
-def test_only_what_is_below_a_place_is_read(url, place, is_below) -> None:
+def test_only_what_is_below_a_place_is_read(url: str, place: str, is_below: bool) -> None:
     if is_below:
         assert confined(url, ("/elsewhere", place)) == url
     else:
@@ -153,7 +154,7 @@ def test_no_link_and_no_step_back_leads_out_of_a_folder(tmp_path: Path) -> None:
                     read_bytes(url, below=(place,))
 
 
-def test_a_redirect_leads_nowhere_that_the_url_may_not(web, quick) -> None:
+def test_a_redirect_leads_nowhere_that_the_url_may_not(web: Web, quick: None) -> None:
     web.files["in/a.png"] = web.files["out/a.png"] = b"bytes"
     web.status("in/near.png", 302, Location="/in/a.png")
     web.status("in/far.png", 302, Location="/out/a.png")
@@ -174,7 +175,7 @@ def test_a_redirect_leads_nowhere_that_the_url_may_not(web, quick) -> None:
 
 
 @pytest.mark.parametrize("code", [408, 429, 500, 502, 503])
-def test_a_busy_web_server_is_asked_again(web, quick, code) -> None:
+def test_a_busy_web_server_is_asked_again(web: Web, quick: None, code: int) -> None:
     web.status(f"busy{code}", code, code, then=b"bytes", Retry_After="0")
     assert read_bytes(f"{web.url}/busy{code}", allow_http=True) == b"bytes"
     assert web.asked[f"busy{code}"] == 3
@@ -192,7 +193,9 @@ def test_a_busy_web_server_is_asked_again(web, quick, code) -> None:
         (503, HostUnreachable, "the server answers 503", 6),
     ],
 )
-def test_what_a_web_server_says_is_told(web, quick, code, kind, said, tries) -> None:
+def test_what_a_web_server_says_is_told(
+    web: Web, quick: None, code: int, kind: type[Exception], said: str, tries: int
+) -> None:
     web.status(f"says{code}", code)
     with pytest.raises(kind, match=said) as caught:
         read_bytes(f"{web.url}/says{code}", allow_http=True)
@@ -200,7 +203,7 @@ def test_what_a_web_server_says_is_told(web, quick, code, kind, said, tries) -> 
     assert (type(caught.value), web.asked[f"says{code}"]) == (kind, tries)
 
 
-def test_a_server_that_is_away_silent_or_cuts_its_answers_is_named(web, quick) -> None:
+def test_a_server_that_is_away_silent_or_cuts_its_answers_is_named(web: Web, quick: None) -> None:
     web.hang("silent")
     web.cut("cut", b"x" * 1000)
     cases = {
@@ -216,10 +219,10 @@ def test_a_server_that_is_away_silent_or_cuts_its_answers_is_named(web, quick) -
     assert (web.asked["silent"], web.asked["cut"]) == (6, 6)
 
 
-def test_a_drip_has_an_end(web, quick, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drip_has_an_end(web: Web, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urls, "READ_S", 0.6)
 
-    def drip(handler) -> None:
+    def drip(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", "1000")
         handler.end_headers()
@@ -233,7 +236,7 @@ def test_a_drip_has_an_end(web, quick, monkeypatch: pytest.MonkeyPatch) -> None:
     assert web.asked["drip"] == 1
 
 
-def test_no_more_is_read_than_is_allowed(web) -> None:
+def test_no_more_is_read_than_is_allowed(web: Web) -> None:
     web.files["large"] = b"x" * 100_000
     with pytest.raises(InputError, match="more than the allowed 1,000 bytes"):
         read_bytes(f"{web.url}/large", 1000, allow_http=True)
@@ -254,7 +257,7 @@ def s3(web: Web, monkeypatch: pytest.MonkeyPatch, quick: None) -> Web:
 def s3_says(web: Web, name: str, code: int, word: str, times: int = 1000, then: bytes = b"") -> None:
     body = f"<Error><Code>{word}</Code><Message>the words of {word}</Message></Error>".encode()
 
-    def answer(handler) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
         is_error = web.asked[name] <= times
         handler.send_response(code if is_error else 200)
         handler.send_header("Content-Length", str(len(body if is_error else then)))
@@ -264,7 +267,7 @@ def s3_says(web: Web, name: str, code: int, word: str, times: int = 1000, then: 
     web.answers[name] = answer
 
 
-def test_s3_that_is_busy_is_asked_again(s3) -> None:
+def test_s3_that_is_busy_is_asked_again(s3: Web) -> None:
     s3_says(s3, "bucket/busy.png", 503, "SlowDown", times=3, then=b"bytes")
     assert read_bytes("s3://bucket/busy.png", 1000) == b"bytes"
     s3_says(s3, "bucket/always.png", 503, "SlowDown")
@@ -280,14 +283,14 @@ def test_s3_that_is_busy_is_asked_again(s3) -> None:
     ("code", "word"),
     [(400, "ExpiredToken"), (403, "InvalidAccessKeyId"), (403, "SignatureDoesNotMatch"), (400, "InvalidToken")],
 )
-def test_credentials_that_s3_refuses_are_told_in_its_words(s3, code, word) -> None:
+def test_credentials_that_s3_refuses_are_told_in_its_words(s3: Web, code: int, word: str) -> None:
     s3_says(s3, f"bucket/{word}.png", code, word)
     for limit in (None, 1000):
         with pytest.raises(objects.StoreDenied, match=f"the words of {word}"):
             read_bytes(f"s3://bucket/{word}.png", limit)
 
 
-def test_one_object_of_s3_may_be_missing_or_barred(s3) -> None:
+def test_one_object_of_s3_may_be_missing_or_barred(s3: Web) -> None:
     s3_says(s3, "bucket/none.png", 404, "NoSuchKey")
     s3_says(s3, "bucket/barred.png", 403, "AccessDenied")
     with pytest.raises(FileNotFoundError, match=r"'s3://bucket/none.png' does not exist"):
@@ -296,7 +299,7 @@ def test_one_object_of_s3_may_be_missing_or_barred(s3) -> None:
         read_bytes("s3://bucket/barred.png")
 
 
-def test_no_credentials_at_all_end_the_command(s3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_credentials_at_all_end_the_command(s3: Web, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -305,7 +308,7 @@ def test_no_credentials_at_all_end_the_command(s3, monkeypatch: pytest.MonkeyPat
         read_bytes("s3://bucket/a.png")
 
 
-def test_an_empty_object_is_empty(moto_url) -> None:
+def test_an_empty_object_is_empty(moto_url: str) -> None:
     objects.Store(moto_url).fs.pipe_file(f"{moto_url}/empty", b"")
     assert read_bytes(f"{moto_url}/empty") == read_bytes(f"{moto_url}/empty", 1000) == b""
 
@@ -313,7 +316,7 @@ def test_an_empty_object_is_empty(moto_url) -> None:
 # A manifest's images
 
 
-def test_a_server_that_is_away_is_not_asked_for_every_image(web, quick) -> None:
+def test_a_server_that_is_away_is_not_asked_for_every_image(web: Web, quick: None) -> None:
     dead = refusing_url()
     web.files["ok.png"] = encoded(Image.fromarray(pixels(8, 8)), "PNG")
     asked = [f"{dead}/{number}.png" for number in range(40)]
@@ -323,13 +326,13 @@ def test_a_server_that_is_away_is_not_asked_for_every_image(web, quick) -> None:
     assert sum("was not asked for" in str(error) for error in found.values()) >= 20
 
 
-def test_a_store_that_is_away_is_no_rows_fault(s3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_is_no_rows_fault(s3: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", refusing_url())
     with pytest.raises(Unreachable, match="no answer"):
         check_images([f"s3://away/{number}.png" for number in range(40)])
 
 
-def test_one_object_that_a_store_never_gives_whole_is_its_rows_fault(s3) -> None:
+def test_one_object_that_a_store_never_gives_whole_is_its_rows_fault(s3: Web) -> None:
     data = encoded(Image.fromarray(pixels(8, 8)), "PNG")
     s3.files["shop/ok.png"] = data
     s3.cut("shop/cut.png", data)
@@ -337,7 +340,7 @@ def test_one_object_that_a_store_never_gives_whole_is_its_rows_fault(s3) -> None
     assert url == "s3://shop/cut.png"
 
 
-def test_a_manifest_is_read_as_images_are(web, quick) -> None:
+def test_a_manifest_is_read_as_images_are(web: Web, quick: None) -> None:
     defaults = RequestDefaults(8, 8, {"height": 64, "width": 64, "context_frames": 7}, allow_http=True)
     web.status("barred.jsonl", 403)
     for name, said in {
@@ -353,7 +356,7 @@ def test_a_manifest_is_read_as_images_are(web, quick) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("what", ["image", "manifest"])
-def test_validate_ends_at_once_when_it_is_told_to(web, tmp_path: Path, number, what) -> None:
+def test_validate_ends_at_once_when_it_is_told_to(web: Web, tmp_path: Path, number: int, what: str) -> None:
     """With a server that accepts and never answers."""
     name = f"never-{what}-{number}"
     web.hang(name)

@@ -1,5 +1,7 @@
 """Small videos for the tests of records and checkpoints: 2 x 2 latents, a queue of three."""
 
+from typing import Any
+
 import numpy as np
 
 from ti2v_dist.latents import Chunk, Encoded, VideoState
@@ -11,7 +13,7 @@ FINGERPRINT = "f" * 64
 K = 3
 
 
-def make_request(**changes) -> VideoRequest:
+def make_request(**changes: Any) -> VideoRequest:
     params = SamplingParams(context_frames=K)
     fields = {"id": "cat-1", "image": "/here/cat.png", "image_uri": "cat.png", "prompt": "a cat", "seed": 7}
     return VideoRequest(**{**fields, "height": 16, "width": 16, "params": params, "num_frames": 40, **changes})
@@ -30,7 +32,7 @@ def make_chunk(first: int, frames: int = 1, salt: int = 0, context: bool = False
     return Chunk(video_id, first, latents, latents + 1 if context else None)
 
 
-def grow(store: CheckpointStore, lengths, context: bool = False) -> tuple[VideoState, list]:
+def grow(store: CheckpointStore, lengths: list[int], context: bool = False) -> tuple[VideoState, list]:
     """A video of chunks of these lengths; the expected state and every tip."""
     state, tip = store.begin(make_request(), make_encoded(), FINGERPRINT)
     tips = [tip]

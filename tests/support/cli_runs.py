@@ -22,7 +22,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def ti2v(*arguments: str | Path, cwd: Path, **changes: str) -> subprocess.CompletedProcess:
-    """Run `ti2v` to its end; no user is ever to see a traceback, so there is none for any test."""
+    """Run `ti2v` to its end; no user is ever to see a traceback, so no test does."""
     done = subprocess.run(
         [TI2V, *map(str, arguments)],
         cwd=cwd,

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def encoded(image: Image.Image, image_format: str, **options) -> bytes:
+def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
     sink = io.BytesIO()
     image.save(sink, image_format, **options)
     return sink.getvalue()

@@ -27,7 +27,7 @@ class MetadataService:
             def do_PUT(self) -> None:
                 service._answer(self)
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *_: object) -> None:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

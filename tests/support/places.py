@@ -13,5 +13,5 @@ POISON_PATHS = os.pathsep.join([str(POISON), *filter(None, [os.environ.get("PYTH
 
 
 def has_test(file: str, test: str) -> bool:
-    """Whether a file of that name, in whichever room, defines this test."""
+    """Whether a file of that name, in any room, defines this test."""
     return any(re.search(rf"(?m)^def {test}\(", path.read_text()) for path in ROOT.glob(f"tests/**/{file}.py"))

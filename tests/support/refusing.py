@@ -1,4 +1,4 @@
-"""A proxy of the test's own in front of an S3 server: it passes everything on, but for what a rule refuses."""
+"""A proxy of the test's own in front of an S3 server: it passes on everything that no rule refuses."""
 
 import http.client
 import threading
@@ -12,7 +12,7 @@ HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 
 
 class Refusing:
-    """`rule` names the error that a request meets, given its method and path, or None; `refused` is each that did."""
+    """`rule` gets a request's method and path and names the error that it meets, or None; `refused` lists those."""
 
     def __init__(self, server: str) -> None:
         self.server, self.url = urlsplit(server), ""
@@ -30,7 +30,7 @@ class Refusing:
             server.request(method, handler.path, body, dict(handler.headers))
             reply = server.getresponse()
             headers = {key: value for key, value in reply.getheaders() if key.lower() not in HOP}
-            # What a HEAD tells is the length of what it does not send.
+            # The answer to a HEAD tells the length of a body that it does not send.
             length = reply.getheader("Content-Length") if method == "HEAD" else None
             send(handler, reply.status, headers, reply.read(), length)
         finally:

@@ -9,13 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+from diffusers import (
+    AnimateDiffPipeline,
+    AutoencoderKL,
+    DDIMScheduler,
+    MotionAdapter,
+    StableDiffusionPipeline,
+    TextToVideoSDPipeline,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WINDOW = 4
 SIZE = 32
 """Native height and width in pixels: latents of 4 x 4."""
 TOKENS = 77
+POSITIONS = 6
+"""How many frames the tiny AnimateDiff can tell apart."""
+BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012}
 
 
 def write_tiny_model(folder: Path, seed: int = 0) -> Path:
@@ -32,8 +44,45 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def write_tiny_animatediff(folder: Path, seed: int = 0, joined: bool = False) -> Path:
+    """Write a random AnimateDiff model to `folder`, a pure function of `seed`, by diffusers' own pipelines.
+
+    As AnimateDiffPipeline saves it; or, of the same weights, a Stable Diffusion folder with the adapter beside it, to
+    be `joined` when it is loaded. Returns `folder`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet, adapter, tokenizer = _new_unet2d(), _new_adapter(), _new_tokenizer()
+        parts: dict[str, Any] = {"vae": _new_vae(), "text_encoder": _new_text_encoder(tokenizer)}
+        parts |= {"tokenizer": tokenizer, "unet": unet}
+        parts["scheduler"] = DDIMScheduler(**BETAS, beta_schedule="linear", clip_sample=False, steps_offset=1)
+        if joined:
+            unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+            pipeline = StableDiffusionPipeline(**parts, **unused, requires_safety_checker=False)
+            adapter.save_pretrained(folder / "motion_adapter")
+        else:
+            pipeline = AnimateDiffPipeline(**parts, motion_adapter=adapter)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    settings = {"window": WINDOW, "guidance_scale": 3.0, "fps": 8}
+    (folder / "ti2v.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
 def _new_pipeline() -> TextToVideoSDPipeline:
     tokenizer = _new_tokenizer()
+    schedule: Any = DDIMScheduler(
+        **BETAS, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    return TextToVideoSDPipeline(
+        vae=_new_vae(),
+        text_encoder=_new_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=_new_unet(),
+        scheduler=schedule,
+    )
+
+
+def _new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     special_ids: dict[str, Any] = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
     text_config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -46,26 +95,16 @@ def _new_pipeline() -> TextToVideoSDPipeline:
         pad_token_id=special_ids["eos_token_id"],
         **special_ids,
     )
+    return CLIPTextModel(text_config)
+
+
+def _new_vae() -> AutoencoderKL:
     vae_shape: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "block_out_channels": (4, 4, 8, 8),
     }
-    schedule: Any = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    return TextToVideoSDPipeline(
-        vae=AutoencoderKL(**vae_shape, layers_per_block=1, norm_num_groups=4, scaling_factor=4.0),
-        text_encoder=CLIPTextModel(text_config),
-        tokenizer=tokenizer,
-        unet=_new_unet(),
-        scheduler=schedule,
-    )
+    return AutoencoderKL(**vae_shape, layers_per_block=1, norm_num_groups=4, scaling_factor=4.0)
 
 
 def _new_unet() -> UNet3DConditionModel:
@@ -83,6 +122,29 @@ def _new_unet() -> UNet3DConditionModel:
     for parameter in unet.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
     return unet
+
+
+def _new_unet2d() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 12),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=2,  # the number of heads, by the library's own mistake
+    )
+
+
+def _new_adapter() -> MotionAdapter:
+    return MotionAdapter(
+        block_out_channels=(8, 12),
+        motion_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=4,
+        motion_max_seq_length=POSITIONS,
+    )
 
 
 def _new_tokenizer() -> CLIPTokenizer:

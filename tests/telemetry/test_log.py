@@ -57,10 +57,9 @@ def test_a_bug_has_its_traceback_in_the_log_and_a_fault_has_none(
     assert log_bug("loading", InputError("x is 1")) is None
     assert log_bug("loading", OSError(5, "Input/output error")) is None
     assert caplog.records == []
-    try:
+    with pytest.raises(KeyError) as raised:
         {}["nothing"]
-    except KeyError as error:
-        kept = log_bug("loading", error, worker=2)
+    kept = log_bug("loading", raised.value, worker=2)
     (found,) = caplog.records
     text = Lines(as_json).format(found)
     shown = json.loads(text)["exception"] if as_json else text.partition("\n")[2]

@@ -34,7 +34,7 @@ class BadValue(InputError):
 
 
 def check_row(row: Row) -> None:
-    """Raise `BadValue` for the first column that holds what no row may, or for an id that is none."""
+    """Raise `BadValue` for the first column that holds what no row may, or for an id that is not legal."""
     for name, message in row.faults:
         raise BadValue(name, message)
     for name, value in row.columns.items():
@@ -63,7 +63,7 @@ def check_columns(url: str, lines: dict[str, int]) -> Iterator[Problem]:
 
 
 def check_twins(rows: list[Row]) -> Iterator[Problem]:
-    """Ids that stand on two lines: of such rows none can be told to be the bad one."""
+    """Ids that stand on two lines: nobody can tell which of the two rows is the bad one."""
     lines: dict[str, int] = {}
     for row in rows:
         value = row.columns.get("id")
@@ -89,7 +89,7 @@ def warn_near_names(lines: dict[str, int]) -> Iterator[str]:
 
 
 def failure_ids(rows: list[Row]) -> list[str]:
-    """The id of each row; of one that has no legal id, what its failure is kept under."""
+    """The id of each row; for a row without a legal id, the name under which its failure is kept."""
     given = [row.columns.get("id") for row in rows]
     legal = {value for value in given if isinstance(value, str) and _is_id(value)}
     found = []

@@ -36,7 +36,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How a picture is stored, by EXIF's number, to what puts it upright."""
+"""From EXIF's number of how a picture is stored to the step that puts it upright."""
 PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 SAME_LEVELS = 3
 """A profile that changes no colour by more than so many of 255 levels is sRGB in other words."""
@@ -58,7 +58,7 @@ class ImageInfo:
 
 
 class _Room:
-    """Lets threads decode at once for as long as their pictures have no more pixels together than one may have."""
+    """Lets threads decode at once, as long as all their pictures together have no more pixels than one may have."""
 
     def __init__(self) -> None:
         self._changed, self._taken = threading.Condition(), 0
@@ -83,7 +83,8 @@ def check_image(url: str, allow_http: bool = False, below: tuple[str, ...] = ())
     """Read an image just as `load_image` does, so that what passes here does not fail there.
 
     Raises `ImageError` with the reason: missing, not permitted, not PNG, JPEG or WEBP, damaged, truncated, animated,
-    over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`; and `UrlRefused`. `Unreachable` and `StoreDenied` say nothing of it.
+    over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`; and `UrlRefused`. `Unreachable` and `StoreDenied` say nothing about
+    the image.
     """
     data = _read_image(url, allow_http, below)
     image = _open_image(url, data)
@@ -172,7 +173,7 @@ def _decode(url: str, image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's number, 1 where there is none that can be read: what else is wrong there does not concern the picture."""
+    """EXIF's number, or 1 where none can be read: other faults in the tags do not concern the picture."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow's parser of tags raises whatever a tag leads it to

@@ -15,7 +15,7 @@ from ti2v_dist.storage.urls import HostUnreachable, Unreachable
 
 READERS = 8
 MAX_SILENT = 3
-"""After so many of its images, one after the other, a server that says nothing at all is not asked for the others."""
+"""A server that stays silent for this many of its images in a row is not asked for the others."""
 
 
 class ImageUnreachable(ImageError):
@@ -28,8 +28,8 @@ def check_images(
     """The errors of those images that have one.
 
     One image that a server does not give is that image's error. Raises `Unreachable` where a whole store is away (no
-    image of it could be read, or none of the last few), and `StoreDenied`: what is true of every image is nobody's
-    row's fault.
+    image of it could be read, or none of the last few), and `StoreDenied`: what is true of every image is no row's
+    fault.
     """
     return _Inspection(lambda url: check_image(url, allow_http, below)).of(sorted(set(urls)))
 
@@ -75,7 +75,7 @@ class _Inspection:
         for url in urls:
             self.todo.put(url)
         for _ in range(min(READERS, len(urls))):
-            # A pool's threads would be waited for when the process is to end, and what they read may never come.
+            # A process that ends would wait for a pool's threads, and what they read may never come.
             threading.Thread(target=self._work, daemon=True).start()
         found: dict[str, ImageError | UrlRefused] = {}
         unreachable: dict[str, Unreachable] = {}

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 
 MAX_PROFILE_BYTES = 16 * 2**20
-"""A larger colour profile is taken for none."""
+"""A larger colour profile is ignored."""
 MAX_TEXT_BYTES = 2**20
 """A larger text is left out, whatever it says."""
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,7 +29,7 @@ def jpeg_is_whole(data: bytes) -> bool:
 
 
 def webp_picture(data: bytes) -> bytes:
-    """A WEBP without the bytes behind its end; `ValueError` where it does not come so far."""
+    """A WEBP without the bytes behind its end; `ValueError` where it is cut off before its end."""
     end = 8 + int.from_bytes(data[4:8], "little")
     if len(data) < end:
         raise ValueError("truncated WEBP")
@@ -37,9 +37,9 @@ def webp_picture(data: bytes) -> bytes:
 
 
 def png_picture(data: bytes) -> tuple[bytes, bytes | None]:
-    """A PNG without texts that say nothing of the picture, and a large colour profile, which is taken out too.
+    """A PNG without the texts that say nothing of the picture, and without a colour profile that is too large.
 
-    A picture's notes may be of any size; readers of pictures set them limits. A PNG without such stays as it is.
+    Notes in a picture may have any size, but readers of pictures limit them. A PNG that has neither stays as it is.
     """
     kept: list[bytes] = [data[: len(_PNG)]]
     profile, end = None, len(_PNG)
@@ -89,7 +89,7 @@ def _large_profile(body: bytes) -> bytes | None:
 
 
 def _inflated(packed: bytes, limit: int) -> bytes | None:
-    """The bytes, None if there are more than `limit`; what is no zlib data is left to the reader to refuse."""
+    """The bytes, None if there are more than `limit`; data that is not zlib's is left for the reader to refuse."""
     inflater = zlib.decompressobj()
     try:
         data = inflater.decompress(packed, limit)

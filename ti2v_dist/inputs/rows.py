@@ -30,7 +30,7 @@ PARQUET_BATCH = 256
 class Row:
     """One row: its line counted from 1 and its columns, or why it is no row and the text that stood there.
 
-    `faults` are those of its columns that hold what no row may, with the reason; an excerpt stands in their place.
+    `faults` are the columns whose value no row may have, each with the reason; an excerpt stands in place of the value.
     """
 
     line: int
@@ -140,7 +140,7 @@ def _parse_csv(data: bytes) -> Iterator[Row]:
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
         raise InputError(f"line {line} is not UTF-8: {exc}; save it as UTF-8") from exc
-    # The limit of a cell is the process's, so all is read before anybody else may see it raised.
+    # The limit of a cell holds for the whole process, so all rows are read before other code can see it raised.
     previous = csv.field_size_limit(MAX_BYTES)
     try:
         return iter(list(_counted(_csv_rows(text))))
@@ -172,7 +172,7 @@ def _csv_rows(text: str) -> Iterator[Row]:
 
 
 def _delimiter(text: str) -> str:
-    """A comma, or the semicolon or tab of a header that would have but one column otherwise."""
+    """The comma; or the semicolon or tab, where the header would have only one column otherwise."""
     header = text.lstrip("\r\n").partition("\n")[0]
     return next((mark for mark in ";\t" if mark in header and "," not in header), ",")
 

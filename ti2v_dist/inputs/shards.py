@@ -1,7 +1,7 @@
 """A run past one coordinator: shards of a manifest, each a run of its own in a folder of one output.
 
-A shard has the rows of its lines, so one that is appended moves no other. Nothing of a shard can hurt another one: they
-share no object but the one that says how many they are, and with which settings.
+A shard has the rows of its lines, so one that is appended moves no other. Shards cannot hurt each other: they share
+only the object that says how many there are, and with which settings.
 """
 
 import re
@@ -41,12 +41,12 @@ class Shard:
         return f"{FOLDER}/{self.number}-of-{self.count}"
 
     def takes(self, line: int) -> bool:
-        """Whether the row of a manifest's line is its own; all variations of a row are."""
+        """Whether the row on this line of the manifest is the shard's own; all variations of a row go with it."""
         return (line - 1) % self.count == self.number - 1
 
 
 def claim_shard(output_url: str, shard: Shard, identity: dict[str, Any]) -> str:
-    """Settle that an output has so many shards of these settings; the shard's own output.
+    """Settle that an output has this many shards with these settings; returns the shard's own output.
 
     Raises `InputError` where it has another number of shards, other settings, or is the output of a whole run.
     """
@@ -81,7 +81,7 @@ def shards_of(output_url: str) -> list[Shard]:
 
 
 def taken(run: dict[str, Any]) -> Callable[[int], bool]:
-    """Which lines of its manifest a run takes that has this `run.json`."""
+    """Which lines of its manifest the run of this `run.json` takes."""
     return Shard.parse(run["shard"]).takes if "shard" in run else lambda line: True
 
 

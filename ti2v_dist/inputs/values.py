@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_DEPTH = 64
-"""Of lists and objects in each other: what is copied and compared on the way to the output takes a call a level."""
+"""Depth of lists and objects in each other: on its way to the output a value is copied and compared, a call a level."""
 AS_TEXT = (datetime, date, time, Decimal, UUID)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ti2v_dist.models import unet3d
+from ti2v_dist.models import animatediff, unet3d
 from ti2v_dist.models.base import ModelInfo, VideoModel
 from ti2v_dist.models.checks import read_folder, read_settings
 from ti2v_dist.models.family import Family
@@ -21,6 +21,8 @@ os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 
 FAMILIES: dict[str, Family] = {
     "UNet3DConditionModel": unet3d.UNET3D,
+    "UNetMotionModel": animatediff.MOTION_UNET,
+    "UNet2DConditionModel": animatediff.JOINED,
 }
 """The class that `unet/config.json` names, to the family of its folder."""
 
@@ -34,11 +36,19 @@ def read_info(model_id: str, revision: str | None = None) -> ModelInfo:
     parts = {part: None for family in FAMILIES.values() for part in ("unet", *family.classes)}
     folder, commit = find(model_id, revision, parts)
     family, configs = read_folder(folder, FAMILIES)
-    vae_factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    vae_factor = family.vae_factor(folder, configs)
     size = configs["unet"]["sample_size"] * vae_factor
     settings = read_settings(folder, family, configs)
     return ModelInfo(
-        model_id=model_id, revision=commit, folder=folder, height=size, width=size, vae_factor=vae_factor, **settings
+        model_id=model_id,
+        revision=commit,
+        folder=folder,
+        height=size,
+        width=size,
+        vae_factor=vae_factor,
+        frames_per_latent=family.frames_per_latent,
+        capabilities=family.capabilities,
+        **settings,
     )
 
 
@@ -48,7 +58,9 @@ def load_model(info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", 
     `device` is cpu, cuda or cuda:N; `dtype` float32, bfloat16 or float16 (the VAE then stays in float32);
     `attention` sdpa or eager. Raises `ValueError` naming the value and the choices, and `ModelFolderError`.
     """
+    family = FAMILIES[read_json(info.folder / "unet" / "config.json")["_class_name"]]
+    if family.load:
+        return family.load(info, family, device, dtype, attention)
     from ti2v_dist.models.latent_model import LatentVideoModel
 
-    family = FAMILIES[read_json(info.folder / "unet" / "config.json")["_class_name"]]
     return LatentVideoModel(info, family, device=device, dtype=dtype, attention=attention)

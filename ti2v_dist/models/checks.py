@@ -109,12 +109,11 @@ def _check_schedule(folder: Path, config: dict[str, Any], family: Family) -> Non
 
 
 def _check_widths(folder: Path, configs: Configs, family: Family) -> None:
-    check_same(folder, configs, ("unet", "in_channels", 4), ("vae", "latent_channels", 4))
-    check_same(folder, configs, ("unet", "out_channels", 4), ("vae", "latent_channels", 4))
+    for key in ("in_channels", "out_channels"):
+        check_same(folder, configs, ("unet", key, 4), family.latent_channels)
     width = ("unet", "cross_attention_dim", family.text_width)
     check_same(folder, configs, width, ("text_encoder", "hidden_size", 512))
-    if not isinstance(configs["vae"].get("block_out_channels"), list):
-        raise ModelFolderError(f"{folder}: vae/config.json states no block_out_channels")
+    family.vae_factor(folder, configs)
     sample_size = configs["unet"].get("sample_size")
     if type(sample_size) is not int or sample_size < 1:
         raise ModelFolderError(f"{folder}: unet/config.json has sample_size {sample_size!r}; it must be a whole number")

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ti2v_dist.models.folder import ModelFolderError
+from ti2v_dist.specs import FRAME_BY_FRAME
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ti2v_dist.models.base import ModelInfo
+    from ti2v_dist.models.base import ModelInfo, VideoModel
 
 Configs = dict[str, dict[str, Any]]
 """What each part's config file holds."""
@@ -50,13 +53,22 @@ def _accept(folder: Path, configs: Configs) -> None:
     pass
 
 
+def _halvings(folder: Path, configs: Configs) -> int:
+    """Pixels along a side of a latent's cell of an AutoencoderKL: each block but the last halves the size."""
+    blocks = configs["vae"].get("block_out_channels")
+    if not isinstance(blocks, list):
+        raise ModelFolderError(f"{folder}: vae/config.json states no block_out_channels")
+    return 2 ** (len(blocks) - 1)
+
+
 @dataclass(frozen=True)
 class Family:
     """One kind of folder.
 
     `load_unet(info, dtype)` gives the network and `predict(unet, x_BCFHW, t, text_BLD)` calls it, in its own
-    dtype. `classes` are the parts beside `unet/`; `longest_window` is the (part, key, default) that limits the window;
-    `check` raises `ModelFolderError` for what is wrong in this family alone.
+    dtype. `classes` are the parts beside `unet/`; `longest_window` is the (part, key, default) that limits the window,
+    and `latent_channels` that of the VAE; `vae_factor` are the pixels along a side of a latent's cell; `check` raises
+    `ModelFolderError` for what is wrong in this family alone. `load` makes another model than a `LatentVideoModel`.
     """
 
     load_unet: Callable[[ModelInfo, torch.dtype], Any]
@@ -69,7 +81,12 @@ class Family:
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: CLASSES)
     schedule: Schedule = field(default_factory=lambda: SCHEDULE)
     longest_window: tuple[str, str, int] | None = None
+    latent_channels: tuple[str, str, int] = ("vae", "latent_channels", 4)
+    vae_factor: Callable[[Path, Configs], int] = _halvings
+    frames_per_latent: int = 1
+    capabilities: frozenset[str] = FRAME_BY_FRAME
     check: Callable[[Path, Configs], None] = _accept
+    load: Callable[[ModelInfo, Family, str, str, str], VideoModel] | None = None
 
     @property
     def networks(self) -> list[str]:

@@ -13,7 +13,9 @@ from ti2v_dist.errors import InputError
 
 PAUSES_S = (1.0, 4.0)
 """Pauses before a hub that is busy or away is asked again."""
-SHAPES_FOLDER = Path(__file__).parent / "shapes" / "weights"
+EMBEDDED = "shapes"
+"""The name of the model that comes with the package."""
+SHAPES_FOLDER = Path(__file__).parents[1] / "shapes" / "weights"
 MODELSCOPE = "ali-vilab/text-to-video-ms-1.7b"
 
 
@@ -23,8 +25,8 @@ class ModelFolderError(InputError):
 
 def find(model_id: str, revision: str | None, parts: Iterable[str]) -> tuple[Path, str | None]:
     """The model's folder, and its commit where it came from the hub, of which the sub-folders `parts` are fetched."""
-    folder = SHAPES_FOLDER if model_id == "shapes" else Path(model_id).resolve()
-    if model_id != "shapes" and not folder.exists():
+    folder = {EMBEDDED: SHAPES_FOLDER}.get(model_id, Path(model_id).resolve())
+    if not folder.exists() and folder != SHAPES_FOLDER:
         snapshot = _fetch(model_id, revision, parts)
         # The hub's cache calls a snapshot by its commit.
         return snapshot, snapshot.name
@@ -74,7 +76,7 @@ def weight_files(folder: Path, part: str) -> tuple[str | None, list[Path]]:
 
 
 def _choices() -> str:
-    return f'give "shapes", a local folder in the diffusers layout, or a hub id such as {MODELSCOPE}'
+    return f'give "{EMBEDDED}", a local folder in the diffusers layout, or a hub id such as {MODELSCOPE}'
 
 
 def _fetch(model_id: str, revision: str | None, parts: Iterable[str]) -> Path:

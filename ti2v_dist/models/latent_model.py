@@ -29,7 +29,7 @@ from ti2v_dist.models.folder import weight_files
 from ti2v_dist.models.lost_words import load_tokenizer
 from ti2v_dist.models.parts import freeze, load_diffusers_part, load_part, no_reports
 from ti2v_dist.schedules import VP
-from ti2v_dist.video import check_choice
+from ti2v_dist.settings import check_choice
 
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager")
@@ -37,6 +37,8 @@ ATTENTIONS = ("sdpa", "eager")
 
 class LatentVideoModel:
     """A `VideoModel` made of a family's network, AutoencoderKL and CLIPTextModel, all frozen, on one device."""
+
+    vae_class: Any = AutoencoderKL
 
     def __init__(
         self, info: ModelInfo, family: Family, *, device: str = "cpu", dtype: str = "float32", attention: str = "sdpa"
@@ -53,13 +55,14 @@ class LatentVideoModel:
         self._family = family
 
         unet = family.load_unet(info, self.dtype)
-        vae = load_diffusers_part(AutoencoderKL, info, "vae", self.vae_dtype)
+        vae = load_diffusers_part(self.vae_class, info, "vae", self.vae_dtype)
         text_encoder = load_part(CLIPTextModel, info, "text_encoder", dtype=self.dtype, attn_implementation=attention)
         processor = AttnProcessor2_0() if attention == "sdpa" else AttnProcessor()
-        unet.set_attn_processor(processor)
-        vae.set_attn_processor(processor)
+        for network in (unet, vae):
+            if hasattr(network, "set_attn_processor"):
+                network.set_attn_processor(processor)
         self._unet: Any = freeze(unet, self.device)
-        self._vae: AutoencoderKL = freeze(vae, self.device)
+        self._vae: Any = freeze(vae, self.device)
         self._text_encoder: CLIPTextModel = freeze(text_encoder, self.device)
         self._tokenizer = load_tokenizer(info)
 

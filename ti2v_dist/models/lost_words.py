@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ti2v_dist.models import ModelFolderError
+from ti2v_dist.models import ModelFolderError, folder
 from ti2v_dist.models.base import ModelInfo
 
 
@@ -50,8 +50,8 @@ def _dropped(tokenizer: Any, prompt: str) -> str:
 
 def _vocabulary(info: ModelInfo) -> set[str]:
     """The words of a model that knows few; empty where any word may mean something."""
-    if info.model_id != "shapes":
+    if info.folder != folder.SHAPES_FOLDER:
         return set()
-    from ti2v_dist.models.shapes.world import grammar
+    from ti2v_dist.shapes.world import grammar
 
     return set(grammar())

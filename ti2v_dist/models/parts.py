@@ -57,7 +57,7 @@ def load_part(part_class: Any, info: ModelInfo, part: str, **settings: Any) -> A
                 ignore_mismatched_sizes=True,  # each is told below
                 **settings,
             )
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise ModelFolderError(f"{named} cannot be loaded: {' '.join(str(error).split())}") from error
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise ModelFolderError(

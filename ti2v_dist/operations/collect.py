@@ -16,7 +16,7 @@ def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) 
 
     With `drop_frames` also the frames of finished videos whose mp4 is whole; those can never be extended or forked
     again. Nothing of an unfinished video is touched, and each thing is looked at once more before it goes. "strays" are
-    files that no run makes: whose they are is not known, so they stay.
+    files that no run makes: nobody knows who needs them, so they stay.
     """
     orphans = list(_orphans(store))
     leftovers = list(store.leftovers())
@@ -43,7 +43,7 @@ def gc(store: CheckpointStore, delete: bool = False, drop_frames: bool = False) 
 
 
 def _orphans(store: CheckpointStore) -> Iterator[str]:
-    """Names of mp4s beside which lies the one that a finished video has now."""
+    """Names of mp4s that lie beside the one that their finished video has now."""
     names: dict[str, list[str]] = defaultdict(list)
     for name in store.store.list(MP4S):
         if video_id := dataset.video_id_of(name):
@@ -62,7 +62,7 @@ def _is_orphan(store: CheckpointStore, name: str) -> bool:
 
 
 def _droppable(store: CheckpointStore) -> Iterator[str]:
-    """Finished videos that have frames, but for those that an unfinished fork begins with."""
+    """Finished videos that have frames, except those from which an unfinished fork begins."""
     done = store.done_ids()
     forks = (video_id for video_id, generations in store.edits().items() if generations[0] == 0)
     requests = [store.read_request(video_id) for video_id in forks if video_id not in done]

@@ -24,7 +24,7 @@ POLL_S = 0.5
 SIGNAL_POLL_S = 0.05
 WAITING_FOR_WORKERS_S = 10
 ENDING = ("stopping", "writing")
-"""How the phases begin in which a run waits for no worker."""
+"""How the names of those phases begin in which a run waits for no worker."""
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -85,7 +85,7 @@ def make(
             _tell_of_others(work, orders)
         order = orders.place(work.plan, work.is_whole)
         with begun():
-            while summary is None:  # else that coordinator took nothing in any more: the next one finds it open
+            while summary is None:  # else that coordinator took in nothing more: the next one finds the order open
                 if received:
                     orders.end(order, "interrupted")
                 if end := orders.end_of(order):
@@ -115,14 +115,14 @@ def _tell_of_others(work: Work, orders: Orders) -> None:
 
 
 def _told(work: Work, end: dict[str, Any]) -> dict[str, Any]:
-    """How an order came out, of which nobody else can tell any more: the summary, or its error raised."""
+    """How an order came out, when nobody else can tell any more: returns the summary, or raises the error."""
     if error := end.get("error"):
         raise RunError(error)
     return {**dataset.read_summary(work.store.url), "status": end["status"]}
 
 
 def _refresh(work: Work, listener: Listener) -> dict[str, Any]:
-    """The end of a run of which nothing is left to make: what people read of it, where that has changed."""
+    """End a run that has nothing left to make: write what people read of it, where that has changed."""
     failed = {row["id"] for row in work.plan.refused} | work.final & set(work.store.failed_ids())
     tally = counted(work.plan.requests, work.final, failed)
 
@@ -182,7 +182,7 @@ def _follow(
 ) -> dict[str, Any] | None:
     """Wait for the end of the run, or until it goes on alone, passing its progress on and a signal to the coordinator.
 
-    None where the run has ended without this order, which it took in no more: the coordinator then makes room.
+    None where the run has ended and took in this order no more: the coordinator then makes room.
     """
     orders, stopping, shown = Orders(work.store), False, set[str]()
     # What `prepare` met itself is told already.

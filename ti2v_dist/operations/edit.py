@@ -1,4 +1,4 @@
-"""What is done to a run's videos after it was described: failed rows tried again, videos made longer, and forks.
+"""What a user does with a run's videos later: tries failed rows again, makes videos longer, and forks them.
 
 None of it makes a frame. What is left to be made is returned as `Work`, for `driver.make`.
 """
@@ -66,9 +66,9 @@ def to_make(
 def retry(store: CheckpointStore) -> Work:
     """Work on the failed rows of a run, and on nothing else.
 
-    A row that never became a video is read anew, from the manifest where the run found it, and so is where the image
-    lies of a video without frame 0. Nothing else needs an image. Raises `ManifestError` when the manifest is unusable
-    though a row must be read.
+    A row that never became a video is read anew from the manifest, where the run found it. For a video without frame 0,
+    the place of its image is read anew too; no other video needs its image. Raises `ManifestError` when the manifest is
+    unusable though a row must be read.
     """
     lines = Orders(store).lines()
     failed = [video_id for video_id in store.failed_ids() if video_id in lines]
@@ -96,9 +96,9 @@ def retry(store: CheckpointStore) -> Work:
 
 
 def _raise_moved(store: CheckpointStore, url: str, manifest: Manifest) -> None:
-    """Raise `ManifestError` where the manifest is not to be found by what `run.json` says of it: the run was moved."""
+    """Raise `ManifestError` where the manifest does not lie where `run.json` says: the run was moved."""
     unread = [problem.message for problem in manifest.problems if not problem.line]
-    # A version before wrote down what it was given, from wherever that was.
+    # An earlier version wrote the path down as it was given, and not the folder that it starts from.
     if unread or url != absolute_url(url):
         told = "; ".join(unread) or f"the run began with manifest {url!r}, and does not say in which folder"
         raise ManifestError(f"{told}; where it lies elsewhere now, give it to `ti2v run MANIFEST --output {store.url}`")
@@ -110,7 +110,7 @@ def _is_same(stored: VideoRequest | None, request: VideoRequest) -> bool:
 
 
 def _is_mended(video_id: str, line: int, found: Mapping[str, VideoRequest | None], manifest: Manifest) -> bool:
-    """Whether a stand-in for the id that a row did not have stands for nothing in the manifest of today."""
+    """Whether an id that stands in for a missing one stands for no row of today's manifest."""
     is_stand_in = video_id.startswith(stand_in(line)) and video_id in found and not found[video_id]
     return is_stand_in and video_id not in manifest.lines
 
@@ -152,7 +152,7 @@ def fork(
     new_id: str | None = None,
     num_frames: int | None = None,
 ) -> VideoRequest:
-    """Ask for a new video that is `video_id` up to and with `from_frame`, and goes on under another prompt.
+    """Ask for a new video that is `video_id` up to and including `from_frame`, and goes on under another prompt.
 
     It is the video that a prompt schedule would have made from the start, bit for bit: its first frames are copied
     because that is cheaper. By default it is as long as the other. Raises `FramesDropped`, `RequestMismatch` where

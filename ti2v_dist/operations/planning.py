@@ -28,7 +28,7 @@ from ti2v_dist.video import Given, VideoRequest
 
 STORE_THREADS = 16
 CLASS_SETTINGS = {"model": ("device", "dtype", "attention"), "engine": ("slots", "threads")}
-"""What a resumed run may have otherwise than it began: videos stay with workers like those that began them."""
+"""Settings that may differ when a run is resumed: videos stay with workers like those that began them."""
 
 
 class ManifestError(InputError):
@@ -40,7 +40,7 @@ class RunMismatch(InputError):
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """The same settings with a hub model's commit for its revision: a branch may move between two workers' starts."""
+    """The same settings, with a hub model's revision as a commit: a branch may move between two workers' starts."""
     commit = read_info(config.model.id, config.model.revision).revision
     return config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
 
@@ -54,8 +54,8 @@ def check_manifest(
 ) -> Manifest:
     """A manifest with all that is wrong with it, and warnings, for the model that `config` names; needs no device.
 
-    The images of ids that do not need theirs are not read, nor is anything of lines that are not taken. `begun` is as
-    for `read_manifest`.
+    Images that no video needs are not read, and neither are rows on lines that are not taken. `begun` is as for
+    `read_manifest`.
     """
     info = read_info(config.model.id, config.model.revision)
     defaults = request_defaults(config, info)
@@ -218,7 +218,7 @@ def _raise_mismatch(store: CheckpointStore, config: RunConfig, stored: dict[str,
 
 
 def without_class(identity: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings without those that decide only of which class its workers are: fingerprints tell of these."""
+    """A run's settings without those that only decide the class of its workers: fingerprints hold these."""
     return {
         section: {name: value for name, value in values.items() if name not in CLASS_SETTINGS.get(section, ())}
         if isinstance(values, dict)

@@ -18,8 +18,9 @@ from ti2v_dist.storage.urls import read_bytes
 def repair(store: CheckpointStore, video_id: str) -> dict[str, Any]:
     """Move a damaged record, and all above it, out of the video's chain; returns what was wrong and what was moved.
 
-    The run is taken over first, so that a coordinator at work on it steps down. What it still writes until it sees
-    that is, on the run's fingerprint, what will be computed again; at worst the next `repair` finds it above a gap.
+    The run is taken over first, so that a coordinator at work on it steps down. Until that coordinator sees it, it may
+    still write frames: under the run's fingerprint they are the ones that will be computed again, and at worst the next
+    `repair` finds them above a gap.
     """
     known(store, video_id)
     if store.is_dropped(video_id):
@@ -46,7 +47,7 @@ def mend(store: CheckpointStore, video_id: str) -> Work:
 
 
 def _going_on(store: CheckpointStore) -> Work:
-    """Work on what was asked for, the last of it first, and has no end."""
+    """Work that was asked for and has no end yet, the latest first."""
     for order in reversed(Orders(store).open()):
         with suppress(CorruptRecord, KeyError):  # whoever owns the run tells of such a plan
             plan = Ledger(store).read_plan(order.plan)

@@ -102,7 +102,7 @@ def is_stored(output_url: str, file_name: str) -> bool:
     """Whether a video's file is in the data set."""
     fs, path = open_filesystem(f"{output_url}/{VIDEOS}/{file_name}")
     try:
-        fs.info(path)  # `exists` takes a store that does not answer for one that says no
+        fs.info(path)  # `exists` treats a store that does not answer as one that says no
     except FileNotFoundError:
         return False
     return True

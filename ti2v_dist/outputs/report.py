@@ -160,7 +160,7 @@ def _read(output_url: str, row: dict[str, Any]) -> tuple[dict[int, Image.Image],
 
 
 def _preview_ms(row: dict[str, Any]) -> int:
-    """So long that a preview of fewer frames lasts as long as the video."""
+    """How long each frame shows, so that a preview of fewer frames lasts as long as the video."""
     return round(1000 * row["duration_s"] / min(row["num_frames"], PREVIEW_FRAMES))
 
 
@@ -196,7 +196,7 @@ def _previews(output_url: str) -> set[str]:
 
 
 def _delete_preview(output_url: str, name: str) -> None:
-    """It is only litter: who may not delete keeps it."""
+    """It is only litter: whoever may not delete it keeps it."""
     fs, root = open_filesystem(f"{output_url}/{PREVIEWS}")
     with suppress(OSError):
         fs.rm_file(f"{root}/{name}")

@@ -49,7 +49,7 @@ def contact_sheet(
 
 
 def shown_by(data: bytes) -> str:
-    """What a sheet was made from; "" for what is no sheet of ours."""
+    """What a sheet was made from; "" for a file that is not such a sheet."""
     try:
         with Image.open(io.BytesIO(data)) as sheet:
             return sheet.info.get(SHOWS, "")

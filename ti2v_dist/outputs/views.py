@@ -30,10 +30,10 @@ def write(
 ) -> dict[str, Any]:
     """Write the tables, the card and the summary of a run anew where they have changed; returns the summary.
 
-    `ids` are the manifest's, `pending` those of them that are being worked on, an earlier failure or not. `this_life`
-    is what one life of the coordinator has counted; it goes into the summary as it is. `usage` is of all lives. `check`
-    is called before each file, and raises where the views are somebody else's to write by now. `final` are generations
-    that are known to have ended, for listings may lag behind.
+    `ids` are the manifest's, `pending` those of them that are being worked on, whether they have failed before or not.
+    `this_life` is what one life of the coordinator has counted; it goes into the summary as it is. `usage` is of all
+    lives. `check` is called before each file, and raises where the views are somebody else's to write by now. `final`
+    are generations that are known to have ended, for listings may lag behind.
     """
     rows, failures, unfinished = _ends(store, ids, pending, final or {})
     summary = {
@@ -59,7 +59,7 @@ def write(
 def _ends(
     store: CheckpointStore, ids: Set[str], pending: Collection[str], final: Mapping[str, int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Set[str]]:
-    """The rows of the finished videos, those of the failures, and the ids that have no end yet."""
+    """The rows of the finished videos, the rows of the failures, and the ids that have no end yet."""
     made = Ledger(store).done_rows(ids, final)
     finished = {video_id for video_id, generation in made if generation >= final.get(video_id, 0)}
     ended = {*store.failed_ids(), *final.keys() - finished}
@@ -176,7 +176,7 @@ def _inexact(store: CheckpointStore, in_progress: Collection[str]) -> list[str]:
 def stop(output: str) -> int:
     """Ask whoever owns the run to stop; returns that epoch. Raises `ValueError` where no run was begun.
 
-    It holds whatever becomes of that owner: what was asked for so far is at its end, until a command asks for it again.
+    It holds whatever becomes of that owner: all that was asked for so far has ended, until a command asks for it again.
     """
     store = _opened(output)
     orders = Orders(store)

@@ -1,7 +1,6 @@
-"""The classes of a run as one life of its coordinator knows them: which fingerprints there are, and who is missed.
-
-A video waits for the class in which it began. That is told; and where a plan allows it, what has waited long goes on
-with the workers that are there.
+"""The classes of a run as one life of its coordinator knows them: which fingerprints there are, and which classes are
+missing. A video waits for the class in which it began, and the run says so. Where a plan allows it, a video that has
+waited long goes on with the workers that are there.
 """
 
 import asyncio
@@ -27,7 +26,7 @@ class Classes:
     ) -> None:
         self.scheduler, self.upkeep, self.patience_s, self.emit = scheduler, upkeep, patience_s, emit
         self.newest = ""
-        """The class of the worker that came last: as good a guess at a video's as any."""
+        """The class of the worker that came last: as good a guess at a video's class as any."""
         self.known: dict[str, Numerics] = {}
         self.let_go: set[str] = set()
         """Classes whose videos were let go at some time in this life: no other video may change its class."""
@@ -42,13 +41,13 @@ class Classes:
         return kind
 
     async def watch(self) -> None:
-        """See who is missed; without end."""
+        """Look for classes that are missing, without end."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             await self.look()
 
     async def look(self) -> None:
-        """Tell of videos that wait for a class without a worker, and let them go when that is allowed and time."""
+        """Tell of videos that wait for a class without a worker; let those go that may and have waited long enough."""
         # Without any worker the run waits for one, whichever it may be.
         stranded = self.scheduler.kinds.stranded if self.scheduler.crew.staying else {}
         now = time.monotonic()

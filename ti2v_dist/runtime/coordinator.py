@@ -32,11 +32,11 @@ from ti2v_dist.telemetry.metrics import Endpoint, Metrics
 from ti2v_dist.video import VideoRequest
 
 PROTOCOL = 2
-"""Of what commands and coordinators say to each other: two of different versions do not talk."""
+"""The version of what commands and coordinators say to each other: two different versions do not talk."""
 LINGER_S = 60.0
 """How long the end of a run can still be asked for before the actor leaves."""
 GARBAGE = (100_000, 20, 20)
-"""Thresholds of `gc`: thousands of calls in hand look to it like a leak, and with its own it takes half of the time."""
+"""Thresholds of `gc`: it takes thousands of calls in hand for a leak, and by default uses half of the time."""
 
 
 class Coordinator:
@@ -48,7 +48,7 @@ class Coordinator:
     def __init__(
         self, config: RunConfig, output_url: str, workers: int, gpus_per_worker: float, run_id: str | None = None
     ) -> None:
-        """`run_id` is the one that the run began with, under other slots perhaps; by default that of `config`."""
+        """`run_id` is that with which the run began, perhaps under other `slots`; by default that of `config`."""
         self.run_id = run_id or config.run_id(output_url)
         begin(run=self.run_id)
         use_storage_threads()
@@ -104,7 +104,7 @@ class Coordinator:
         exit_actor()
 
     async def _close(self) -> dict[str, Any]:
-        """Write the last views, where they are this life's to write and it knows what to write; the summary."""
+        """Write the last views, if they are this life's to write and it knows what to write; returns the summary."""
         try:
             if not self.upkeep.plans:
                 return {"status": "interrupted"}
@@ -134,7 +134,7 @@ class Coordinator:
         try:
             await self.upkeep.take_over(await ray_internals.is_restarted())
             self.event_log.begin(self.run_id, self.upkeep.epoch)
-            # What was asked for later is right where two speak of one video.
+            # Where two orders speak of one video, the later one counts.
             newest: dict[str, VideoRequest] = {}
             for number in await self.upkeep.open_orders():
                 for request in await self._take_in(number):
@@ -155,7 +155,7 @@ class Coordinator:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _take_in(self, number: int) -> list[VideoRequest]:
-        """What is to be made of an order's plan, which is one of this life's from now on."""
+        """Take in an order's plan, and return what is left to be made of it."""
         self._orders.add(number)
         try:
             found = await self.upkeep.admit(number)
@@ -201,11 +201,11 @@ class Coordinator:
             self._orders.add(order)
             self._unread += 1
             self._spawn(self._attach(order))
-        # The end of a life that came to know nothing is the end of whatever was asked for.
+        # A life that ends before it knows any order is the end of whatever was asked for.
         covers = order in self._orders or (self.summary is not None and not self._knows_open)
         summary = self.summary
         if summary and summary["status"] == "interrupted" and order in self._orders:
-            # What others asked for may have been stopped, and this be made.
+            # The orders of others may have been stopped while this one was made.
             summary = {**summary, "status": self.upkeep.status_of(order)}
         return self.progress(), summary, covers
 
@@ -252,7 +252,7 @@ class Coordinator:
         return self.scheduler.is_idle and self._queue.empty() and not awaited
 
     async def _take_in_the_rest(self) -> None:
-        """Before the end, what was asked for and nobody told this life of: its command may have given up, or died."""
+        """Before the end, take in orders that nobody told this life of: their commands may have given up, or died."""
         for number in await self.upkeep.open_orders() if self.accepts else ():
             if number not in self._orders and self.accepts:
                 self._submit(await self._take_in(number))

@@ -25,7 +25,7 @@ REASONS: dict[type[RayError], str] = {
     ray_errors.RpcError: "node_died",
     ray_errors.OutOfDiskError: "disk_full",
     ray_errors.ObjectStoreFullError: "host_oom",
-    # Of a worker that could not be begun, or whose state Ray itself does not know: the process is at fault.
+    # A worker could not be started, or Ray itself does not know its state: the process is at fault.
     ray_errors.RuntimeEnvSetupError: "died",
     ray_errors.ActorUnschedulableError: "died",
     ray_errors.ActorPlacementGroupRemoved: "died",

@@ -58,7 +58,7 @@ class Outages:
         raise AssertionError("the pauses have no end")
 
     def close(self) -> None:
-        """Wait no more, for the run ends: who waits for storage is told so, and nobody begins to wait."""
+        """Wait no more, for the run ends: whoever waits for storage is told so, and nobody begins to wait."""
         self._closed = True
         for task in self._waiting:
             task.cancel()
@@ -77,7 +77,7 @@ class Outages:
 
     @property
     def is_store_away(self) -> bool:
-        """Whether the run's own store does not answer, as far as the calls know that wait for it."""
+        """Whether the run's own store does not answer, as far as the calls that wait for it know."""
         return any(isinstance(error, StoreUnavailable) for _, error in self._waiting.values())
 
     @property

@@ -10,7 +10,7 @@ from ti2v_dist.runtime.places import PLACES_POLL_S, node_of
 from ti2v_dist.video import VideoRequest
 
 USUAL_TIMES = 10.0
-"""How many times the longest call of its kind so far a call may take, however long that is."""
+"""A call may take this many times as long as the longest call of its kind so far, however long that was."""
 
 
 class Stalled(RunError):
@@ -18,7 +18,7 @@ class Stalled(RunError):
 
 
 class Patience:
-    """That with the workers of one pool. `warn` tells of one that is late: its number, and what is to be said."""
+    """Patience with the workers of one pool. `warn` gets the number of a late worker, and the words of the warning."""
 
     def __init__(self, stalled_after_s: float, warn: Callable[[int | None, str], None]) -> None:
         self.stalled_after_s, self.warn = stalled_after_s, warn
@@ -26,7 +26,7 @@ class Patience:
         self._heard: dict[int, float] = {}  # when each worker answered last
 
     async def opened(self, actor: Any, largest: VideoRequest | None) -> dict[str, Any]:
-        """What a new worker says of itself, or `Stalled`. To wait for a place is no call, and takes what it takes."""
+        """What a new worker says of itself, or `Stalled`. Waiting for a place is no call, and may take any time."""
         answer, placed = asyncio.ensure_future(actor.open.remote(largest)), 0.0
         try:
             while not (await asyncio.wait([answer], timeout=PLACES_POLL_S))[0]:
@@ -39,7 +39,7 @@ class Patience:
             answer.cancel()
 
     async def answer(self, number: int, method: str, reply: Any) -> Any:
-        """What a call returns, or `Stalled`; the time that it waits behind the worker's other one does not count."""
+        """What a call returns, or `Stalled`; the time that it waits behind the worker's other call does not count."""
         began, is_told, answer = time.monotonic(), False, asyncio.ensure_future(reply)
         try:
             while True:

@@ -32,11 +32,12 @@ from ti2v_dist.video import VideoRequest
 DRAIN_POLL_S = 1.0
 MOST_WARNINGS = 20
 INPUT_S = 300.0
-"""How long an image is asked for in vain, while the run's own store answers, before that is an attempt of its video."""
+"""How long an image may be asked for in vain, while the run's own store answers; then its video has had an attempt."""
 CONTROL = "control"
 """The concurrency group in which a worker answers during a call."""
 VIDEO_ERRORS = (InputError, CorruptRecord, NonFiniteLatents)
-"""What is wrong with a video itself; trying again would not help. Any other error may be a bug of ours: an attempt."""
+"""What is wrong with a video itself: trying again would not help. Any other error counts as an attempt.
+"""
 
 
 class WorkerPool:
@@ -63,7 +64,7 @@ class WorkerPool:
         self.warnings: list[str] = []
         """What whoever follows the run should know of its workers."""
         self.bugs: dict[str, str] = {}
-        """Tracebacks of bugs of ours in starting a worker, by how such a start was told of."""
+        """Tracebacks of our own bugs in starting a worker, by the words in which the failed start was told."""
         self.started = 0
         self.patience = Patience(config.cluster.stalled_after_s, self.warn)
         self.places = Places(config, gpus_per_worker, emit)
@@ -128,7 +129,7 @@ class WorkerPool:
         self.emit(events.StartFailed(number, node, told))
 
     async def _refuse(self, number: int, actor: Any, numerics: dict[str, Any], mismatch: str) -> None:
-        """Who would compute other bits is ended at once, so that it holds no device, and is named where people look."""
+        """A worker that would compute other bits is ended at once, so that it holds no device; people can read why."""
         node, ip = await node_of(actor)
         if not self._remove(number, "refused"):
             return
@@ -150,7 +151,7 @@ class WorkerPool:
         return await self.outages.outlast(lambda: asyncio.to_thread(call, *arguments))
 
     def warn(self, number: int | None, text: str) -> None:
-        """Tell whoever follows the run, once; `number` is of the worker that it is about, if it is about one."""
+        """Tell whoever follows the run, once; `number` is that of the worker concerned, if there is one."""
         LOG.warning(text, extra={"worker": number})
         if text not in self.warnings and len(self.warnings) < MOST_WARNINGS:
             self.warnings.append(text)

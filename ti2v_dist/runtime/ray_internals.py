@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RpcError
 from ti2v_dist.runtime.threads import control
 
 LOCAL_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Ray's switch, with an odd name, for a cluster of which nobody but this machine can reach a port: "0"."""
+"""Ray's switch, with an odd name, for a cluster whose ports only this machine can reach: "0"."""
 AUTH_MODE, AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 GCS_TIMEOUT_S = 10.0
 
@@ -38,7 +38,7 @@ class Unreachable(Exception):
 
 @contextmanager
 def kept_environment(is_local: bool) -> Iterator[None]:
-    """Ray's settings of this process as they should be while it runs, and as they were after that.
+    """Ray's settings of this process: as they should be inside the context, and as they were before once it ends.
 
     Those of a local cluster of our own: closed to other machines, and with a token, since anybody who reaches a port
     of a cluster without one can run code in it. Ray reads its environment once, at import, hence the other settings.
@@ -132,7 +132,7 @@ def most_resources() -> dict[str, float]:
 
 
 def id_of(actor: Any) -> str:
-    """Which actor a handle is of: another one may have its name later."""
+    """The id of a handle's actor: another actor may have its name later."""
     return actor._actor_id.hex()
 
 

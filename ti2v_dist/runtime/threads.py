@@ -1,4 +1,4 @@
-"""The threads of a coordinator's process: what is asked for at once never queues behind what is stored."""
+"""The threads of a coordinator's process: an urgent call never queues behind calls that store something."""
 
 import asyncio
 import threading
@@ -55,7 +55,7 @@ class StorageThreads(ThreadPoolExecutor):
                 continue
             try:
                 self._answers.append((answer, call(*arguments), None))
-            except BaseException as error:  # it belongs to who waits
+            except BaseException as error:  # it belongs to whoever waits
                 self._answers.append((answer, None, error))
             del asked, answer, call, arguments  # or an idle thread would keep the last ones in memory
             if not self._is_woken:
@@ -81,5 +81,5 @@ def use_storage_threads() -> None:
 
 
 async def control(call: Callable[..., T], *arguments: Any) -> T:
-    """What a call returns that stops, drains or takes over: it has threads of its own."""
+    """The value of a call that stops, drains or takes over: such calls have threads of their own."""
     return await asyncio.get_running_loop().run_in_executor(_control, call, *arguments)

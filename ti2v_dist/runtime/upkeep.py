@@ -67,14 +67,15 @@ class Upkeep:
         self._usage: dict[str, float] = {}
         self._usage_notes = 0
         self._views = threading.Lock()
-        """One writer at a time: a thread goes on though who waited for it was cancelled, and must not end last."""
+        """One writer at a time: a thread goes on even if its waiter was cancelled, and must not finish last.
+        """
 
     async def storage(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Run a storage call on another thread. An outage or a full disk pauses the run; it fails no video."""
         return await self.outages.outlast(lambda: asyncio.to_thread(call, *arguments))
 
     async def take_over(self, is_restart: bool) -> None:
-        """Become the run's newest owner; but end where life after life has died and none has computed a thing."""
+        """Become the run's newest owner; but end where life after life has died without computing anything."""
         self.epoch = await self.storage(self.store.next_epoch, is_restart)
         bind(epoch=self.epoch)
         LOG.info("took the run over")
@@ -83,7 +84,7 @@ class Upkeep:
                 f"its coordinator died {MAX_DEATHS} times in a row before a worker had computed anything; "
                 "the memory of its machine may not suffice"
             )
-            # Before anything else, of which this one may die too: with nothing open, a later life has nothing to do.
+            # Before anything else, which may kill this life too: with nothing open, a later one has nothing to do.
             await self.end_open(told)
             raise RunError(told)
 
@@ -196,11 +197,11 @@ class Upkeep:
             await asyncio.sleep(STORE_POLL_S)
 
     async def _control(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """As `storage`, but it waits for nothing that is stored."""
+        """As `storage`, but it never waits behind calls that store something."""
         return await self.outages.outlast(lambda: control(call, *arguments))
 
     async def step_down_if_superseded(self) -> bool:
-        """Economy, not safety: of what two owners compute, one computes for nothing."""
+        """Economy, not safety: of two owners, one computes for nothing."""
         superseded = await self._control(self.store.is_superseded, self.epoch)
         if superseded:
             self.end(f"another coordinator has taken this run over from epoch {self.epoch}; it goes on there")

@@ -41,7 +41,7 @@ class _Video:
     device_seconds: float = 0.0
     started_at: float = field(default_factory=time.time)
     is_void: bool = False
-    """Another owner's frame has superseded one of ours: what rests on ours is dropped whenever it arrives."""
+    """Another owner's frame has superseded one of ours: whatever rests on ours is dropped when it arrives."""
 
 
 class Videos:
@@ -67,7 +67,7 @@ class Videos:
         """Longer generations of videos whose shorter one is still in hand."""
         self._held: dict[str, _Video] = {}
         self._negatives: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
-        """The embedding of each negative prompt in use: nearly all videos have the same, half of a message."""
+        """The embedding of each negative prompt in use: nearly all videos share one, and it is half of a message."""
         self.do: dict[type, Callable[[Any], Awaitable[None]]] = {
             events.Load: self._load,
             events.Encode: self._encode,

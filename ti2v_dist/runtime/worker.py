@@ -133,7 +133,7 @@ class Worker:
         return row | ({"class_changes": canonical_json(changes).decode()} if changes else {})
 
     def _class_changes(self, request: VideoRequest) -> list[dict[str, Any]]:
-        """From which frames on others than who began the video have made it; after the last one, who made the file."""
+        """From which frames on another class made the video; after the last frame, which class made the file."""
         if len(known := self.store.fingerprints()) < 2:
             return []
         made = [begun for begun in self.store.classes(request.id) if begun[0] < request.num_frames]
@@ -187,7 +187,7 @@ class Worker:
         try:
             yield
         except RuntimeError as error:
-            # Beside torch's own allocator, CUDA's libraries run out of memory in words of their own.
+            # CUDA's libraries run out of memory too, not torch's allocator alone, and have their own words for it.
             if isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)):
                 raise DeviceOutOfMemory(
                     f"engine.slots is {self.config.engine.slots}; {FEWER_SLOTS}: {error}"

@@ -37,7 +37,7 @@ class Crew:
         self.kinds: dict[str, int] = {}
         """How many stay of each kind that has ever come, the first one first."""
         self.places: list[tuple[str, int]] = []
-        """Kinds and numbers of calls to look for a free worker under, the emptiest ones first."""
+        """The kinds and numbers of calls under which to look for a free worker, the emptiest first."""
         self.calls = 0
         self.in_hand = 0
         """Videos inside the calls that are carried out; what waits behind them is not counted."""
@@ -53,7 +53,7 @@ class Crew:
         self._place(number)
 
     def lose(self, number: int) -> Member | None:
-        """A worker is gone; what it was, with the calls that it held."""
+        """A worker is gone; returns what is known of it, with the calls that it held."""
         worker = self.workers.pop(number, None)
         if worker is None:
             return None
@@ -84,7 +84,7 @@ class Crew:
         return gone
 
     def free(self, place: tuple[str, int]) -> int | None:
-        """The first worker of a kind that may take one more call than so many that it has: see `places`."""
+        """The first worker of a kind that has this many calls and may take one more: see `places`."""
         return self._hands.first(place)
 
     def give(self, number: int, ids: Ids, alone: bool) -> None:

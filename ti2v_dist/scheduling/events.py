@@ -53,7 +53,9 @@ class WorkerReady:
 
 @dataclass(frozen=True)
 class StartFailed:
-    """A worker has not come so far: its environment, its process or its model failed. `node` is "" if none is known."""
+    """A worker did not become ready: its environment, process or model failed. `node` is "" if none is
+    known.
+    """
 
     worker: int
     node: str
@@ -62,7 +64,7 @@ class StartFailed:
 
 @dataclass(frozen=True)
 class WorkerRefused:
-    """A worker has another model than the run; so would every one on these nodes, of the same kind."""
+    """A worker has another model than the run; so would every worker on these nodes, which are of the same kind."""
 
     worker: int
     nodes: frozenset[str]
@@ -94,7 +96,7 @@ class ClassGone:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Frame 0 is settled, in the class that is the video's from now on."""
+    """Frame 0 is settled; the video belongs to this class from now on."""
 
     worker: int
     id: str

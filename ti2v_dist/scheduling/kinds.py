@@ -25,7 +25,7 @@ class Kinds(Generic[Video]):
         self._counts: dict[str | None, int] = {None: 0}
 
     def share(self, kind: str) -> str | None:
-        """Whose workers a video of this kind is for: those of its kind, or anyone's (None)."""
+        """Which workers a video of this kind is for: those of its kind, or any (None)."""
         return None if not kind or kind in self.let_go else kind
 
     def hold(self, video_id: str, share: str | None) -> None:
@@ -47,7 +47,7 @@ class Kinds(Generic[Video]):
         return len(self.crew.kinds) == 1 or self._room(kind) > 0
 
     def is_over(self, kind: str) -> bool:
-        """Whether one of the videos of this kind has no room, while another kind's may have use for the memory."""
+        """Whether more videos of this kind are in memory than have room, while those of another kind may need it."""
         if self.share(kind) is None or (kind in self.crew.kinds and len(self.crew.kinds) == 1):
             return False
         return self._room(kind) < 0

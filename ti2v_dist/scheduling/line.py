@@ -1,7 +1,7 @@
 """The videos that wait for a call, each where those workers look that it is for. Pure decisions, for the scheduler."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ti2v_dist.scheduling.turns import Turns
 
@@ -17,9 +17,10 @@ class Video:
     turn: int = 0
     status: str = "waiting"
     frame: int = 0
-    committed: int = 0
     attempts: int = 0
     crashes: int = 0
+    unsettled: list[int] = field(default_factory=list)
+    """The last frame of each chunk that is not settled yet."""
     void: bool = False  # what comes back for it rests on a superseded frame
 
     @property
@@ -29,10 +30,10 @@ class Video:
 
     @property
     def next_status(self) -> str:
-        """Computing frame n + 1 may overlap the commit of n, and no more: a slow store holds its videos back."""
+        """Computing a chunk may overlap the commit of the one before, and no more: a slow store holds videos back."""
         if self.frame >= self.last:
-            return "complete" if self.committed == self.frame else "settling"
-        return "ready" if self.frame - self.committed <= 1 else "settling"
+            return "settling" if self.unsettled else "complete"
+        return "ready" if len(self.unsettled) <= 1 else "settling"
 
     @property
     def is_suspect(self) -> bool:

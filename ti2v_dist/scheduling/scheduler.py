@@ -89,7 +89,7 @@ class Scheduler:
     def _on_loaded(self, event: events.Loaded) -> list[events.Command]:
         video = self.videos[event.id]
         video.void = False
-        video.frame = video.committed = event.frame or 0
+        video.frame, video.unsettled = event.frame or 0, []
         self._unsettled.discard(video.id)
         return self._bind(video, event.kind, "new" if event.frame is None else video.next_status)
 
@@ -160,6 +160,7 @@ class Scheduler:
                 continue
             video.frame, video.attempts, video.crashes = frame, 0, 0
             video.kind = self.crew.workers[event.worker].kind
+            video.unsettled.append(frame)
             self._unsettled.add(video.id)
             commands.append(events.Commit(video.id, frame))
             # Turns go round, so that the last videos still fill their batches.
@@ -197,8 +198,8 @@ class Scheduler:
         video = self.videos.get(event.id)
         if video is None:
             return []
-        video.committed = event.frame
-        if video.committed == video.frame:
+        video.unsettled = [frame for frame in video.unsettled if frame > event.frame]
+        if not video.unsettled:
             self._unsettled.discard(video.id)
         if video.status == "settling":
             self._line.put(video, video.next_status)

@@ -84,7 +84,7 @@ class CheckpointStore(FrameStore):
     def next_epoch(self, is_restart: bool = False) -> int:
         """Take the run over: an epoch above every other. It is economy, not safety: older owners step down on sight.
 
-        `is_restart` keeps on record that the owner before has died, and nobody asked for this one.
+        `is_restart` puts on record that the owner before it has died, and that nobody asked for this one.
         """
         who = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "restart": is_restart}
         epoch = self.current_epoch() + 1

@@ -65,12 +65,12 @@ def is_same_model(stored: Numerics, new: Numerics) -> bool:
 
 
 def differing(stored: Numerics, new: Numerics) -> dict[str, Any]:
-    """What `new` has of each key in which it differs from `stored`; None where it lacks one."""
+    """The value in `new` of each key in which it differs from `stored`; None where it lacks the key."""
     return {key: new.get(key) for key in sorted({*stored, *new}) if stored.get(key) != new.get(key)}
 
 
 def described(known: dict[str, Numerics]) -> list[dict[str, Any]]:
-    """Each class of a run for people: its device, and what it has of each key in which it differs from the first."""
+    """Each class of a run for people: its device, and its values of the keys in which it differs from the first."""
     first: Numerics = next(iter(known.values()), {})
     return [
         {"fingerprint": sha256, "device": numerics.get("device"), "differs": differing(first, numerics)}

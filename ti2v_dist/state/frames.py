@@ -188,13 +188,13 @@ class FrameStore(RequestStore):
 
     def damage(self, video_id: str) -> CorruptRecord | None:
         """What is wrong with the chain, at the lowest frame that cannot be trusted; None for a whole one."""
+        below = key = keys.frame(video_id, 0)
         try:
-            data = self._get(key := keys.frame(video_id, 0))
+            data = self._get(key)
             later = self._later_frames(video_id)
             if data is None:
                 return CorruptRecord(key, "the record is missing, though others are there") if later else None
             first = self._first(video_id, data)
-            below = key
             for record, _ in self._follow(tip_of(video_id, first, data), first.latent_shape, first.frames, later):
                 below = keys.frame(video_id, record.frame)
         except BrokenChain as error:

@@ -26,7 +26,7 @@ import re
 from ti2v_dist.video import check_id
 
 FORMAT = 1
-"""Of everything that a run stores; `run.json` names the one that its run began with, and none is 1.
+"""The format of all that a run stores; `run.json` names the one with which the run began: 1 where it names none.
 
 A run keeps its format for ever: a version that knows a newer one goes on writing the old one into an old run. A new
 number is needed by a key, a value or a rule that this version would read wrongly or could not read.

@@ -18,12 +18,12 @@ from ti2v_dist.state.record import CorruptRecord, parse_json
 from ti2v_dist.storage.parquet import read_table
 
 COMPACT_ROWS = 500
-"""Finished videos that are not in the ledger yet at which they are added to it."""
+"""So many finished videos are missing in the ledger before they are added to it."""
 KEPT_HINTS = 2
-"""Of hints and of notes of usage: one more than the newest, for those who have listed it already."""
+"""So many hints and notes of usage are kept: beside the newest, one for whoever has listed it already."""
 READERS = 16
 FEW_VIDEOS = 64
-"""Up to which videos are asked for one by one: a listing of all is a call for each 1000 of them, or of their frames."""
+"""Up to so many videos are asked for one by one: listing all takes a call for each 1000 of them, or of their frames."""
 
 Key = tuple[str, int]
 """An id and its generation."""
@@ -146,7 +146,7 @@ class Ledger:
         return {what: round(amount, 3) for what, amount in total.items()}
 
     def has_computed(self, epoch: int) -> bool:
-        """Whether a life of the run left word that a worker of it has computed anything."""
+        """Whether any life of the run left word that one of its workers has computed something."""
         notes = self.run.names(f"usage/{epoch:010d}")
         return any(self._usage_note(f"{epoch:010d}/{note}").get("device_seconds") for note in notes)
 

@@ -78,7 +78,7 @@ class Orders:
         return [order for order in found if order]
 
     def read(self, number: int) -> Order | None:
-        """An order; None where there is none that can be read: such a one asks for nothing."""
+        """An order; None where none can be read: an unreadable one asks for nothing."""
         if number not in self._read:
             with suppress(CorruptRecord, KeyError):
                 plain = parse_json(key := keys.order(number), self.store.get(key))
@@ -86,7 +86,7 @@ class Orders:
         return self._read.get(number)
 
     def end(self, number: int, status: str, error: str | None = None) -> dict[str, Any]:
-        """Settle how an order came out; the first to say so counts, and what that was is returned."""
+        """Settle how an order came out; the first answer counts, and is returned."""
         return self._settled(keys.end(number), {"status": status, **({"error": error} if error else {})})
 
     def end_of(self, number: int) -> dict[str, Any] | None:

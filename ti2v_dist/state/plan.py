@@ -13,7 +13,7 @@ from ti2v_dist.state.record import CorruptRecord
 from ti2v_dist.video import VideoRequest
 
 MAX_PLAN_BYTES = 2**31
-"""Of a plan unzipped: what is longer is cut off, and then is no JSON."""
+"""The most bytes of an unzipped plan: a longer one is cut off, and is then no JSON."""
 
 
 Row = dict[str, Any]

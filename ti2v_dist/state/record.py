@@ -57,7 +57,7 @@ class RecipeMismatch(CorruptRecord):
 
 
 class BrokenChain(CorruptRecord):
-    """A record whose parent is not the record before it. Which of the two is the wrong one cannot be told from them."""
+    """A record whose parent is not the record before it. The two records do not tell which of them is wrong."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class RequestStore:
     def claim_request(self, request: VideoRequest) -> None:
         """Settle the request of its id; raises `RequestMismatch`, with each differing field, if another is there.
 
-        Once a video was extended, the request that it began with and its newest one are both the right one.
+        Once a video was extended, both the request that it began with and its newest one are right.
         """
         key = keys.request(request.id, 0)
         stored = self._request_of(key, self._settle_json(key, request.to_json()))

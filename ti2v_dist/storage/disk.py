@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
-"""How the name of a file begins that is not yet an object."""
+"""How the name of a file begins while it is not yet an object."""
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 
 
 class NoHardLinks(PermissionError):
-    """The file system has no hard links, by which alone a name is given to whole bytes or not at all."""
+    """The file system has no hard links, and only they give a name to whole bytes or not at all."""
 
 
 def create_file(path: str, data: bytes, synced: set[str]) -> None:

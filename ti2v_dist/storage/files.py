@@ -73,7 +73,7 @@ def put_file(source: Path, output_url: str, key: str) -> None:
 
 
 def remove(output_url: str, key: str) -> None:
-    """Take a view of an output away, if it is there: a store may refuse to delete even what there is not."""
+    """Delete a view of an output, if it is there: a store may refuse to delete even what does not exist."""
     if read_view(output_url, key) is None:
         return
     fs, root = open_filesystem(output_url)

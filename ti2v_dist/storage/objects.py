@@ -139,7 +139,7 @@ class Store:
                 self.delete(key)
             except StoreDenied as exc:
                 refusal = exc.__cause__
-                # Not the key: whoever follows a run hears of several, and it is one thing to know.
+                # Without the key: there would be a warning for each of several keys, and they all say the same.
                 words = refusal.strerror if isinstance(refusal, OSError) and refusal.filename else words_of(refusal)
                 self.tidy_problem = f"old files stay in {self.root}, for the store deletes none: {words}"
                 warnings.warn(self.tidy_problem, stacklevel=3)

@@ -22,7 +22,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class ScratchFull(UserError, OSError):
-    """The temporary folder of a machine cannot be written. It is no fault of a video, and none of the store."""
+    """The temporary folder of a machine cannot be written. Neither a video nor the store is at fault."""
 
 
 @contextmanager

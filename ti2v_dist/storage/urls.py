@@ -60,7 +60,7 @@ def open_filesystem(url: str, allow_http: bool = False, **options: Any) -> tuple
 def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, below: tuple[str, ...] = ()) -> bytes:
     """The bytes of a file; `InputError` if it has more than `limit`, `UrlRefused` if it is not `below` one of these.
 
-    Whatever comes of a busy or silent server is asked again. Raises `FileNotFoundError` for what does not exist,
+    A busy or silent server is asked again. Raises `FileNotFoundError` for what does not exist,
     `PermissionError` for what is not permitted, another OSError if the file cannot be read, `Unreachable` when no try
     had a whole answer, and `StoreDenied` where a store refuses whoever asks, whatever is asked for.
     """
@@ -147,7 +147,7 @@ def _named(url: str, exc: Exception, is_answer: bool) -> Exception:
 
 
 class _Busy(ConnectionError):
-    """A web server's answer that another time may be another one."""
+    """An answer of a web server that may be another one the next time."""
 
 
 async def _read_http(fs: Any, url: str, end: int | None, below: tuple[str, ...]) -> bytes:

@@ -64,7 +64,7 @@ def verdict_of(exc: BaseException, transport_errors: tuple[type[BaseException], 
         return "unknown" if status in _RETRY_STATUS or status >= 500 else "denied"
     if isinstance(exc, (TimeoutError, ConnectionError, *transport_errors)):
         return "unknown"
-    # Without a number it is a client's own sentence, which Google's has for a server's no.
+    # Without a number it is a client's own sentence: Google's client has one for a server's refusal.
     is_refusal = number in _DENIED_ERRNO or (number is None and "rateLimitExceeded" not in str(exc))
     return "denied" if is_refusal else "unknown"
 

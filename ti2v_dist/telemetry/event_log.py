@@ -19,7 +19,7 @@ from ti2v_dist.scheduling.scheduler import Scheduler
 from ti2v_dist.telemetry.log import LOG
 
 LOG_BYTES = 2**28
-"""Of a life's two files together."""
+"""The size of a life's two files together."""
 FLUSH_S = 1.0
 MOST_PENDING = 200_000
 """Steps that wait for the disk before it is given up."""
@@ -48,7 +48,7 @@ class EventLog:
         return self.place is not None and self.problem is None
 
     def begin(self, run: str, epoch: int) -> None:
-        """Of whose decisions it is; before the first step."""
+        """Say whose decisions these are; call it before the first step."""
         self._name, self._header = f"{run}-{epoch}", {"run": run, "epoch": epoch, "slots": self.scheduler.slots}
 
     def handle(self, *happened: events.Event) -> list[events.Command]:
@@ -117,7 +117,7 @@ def older_of(path: Path) -> Path:
 
 
 def replay(path: str | Path, scheduler: type[Scheduler] = Scheduler) -> int:
-    """Feed a scheduler with a log's events; the number of steps, in each of which it gave the recorded commands.
+    """Feed a scheduler with a log's events; returns the number of steps, if each gave the recorded commands.
 
     Raises `ReplayDiffers` naming the first step in which it does not, `InputError` for what is no whole log, and what
     the scheduler raised, where it did.
@@ -148,7 +148,7 @@ def replay(path: str | Path, scheduler: type[Scheduler] = Scheduler) -> int:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log, of an older file those of the newer one behind them. A death may cut the last one off."""
+    """The lines of a log; those of an older file are followed by the newer one's. A death may cut the last line off."""
     newer = path.name.replace(".older.jsonl", ".jsonl")
     for file in (path, path.with_name(newer)) if newer != path.name else (path,):
         try:
@@ -171,7 +171,7 @@ def _line(value: dict[str, Any]) -> bytes:
 
 
 def encoded(value: Any) -> Any:
-    """As JSON: a tuple is a list, all else that JSON lacks an object that names it. `decoded` is the inverse."""
+    """As JSON: a tuple is a list, and all else that JSON lacks is an object that names it. `decoded` is the inverse."""
     if isinstance(value, tuple | list):
         return [encoded(item) for item in value]
     if isinstance(value, frozenset):

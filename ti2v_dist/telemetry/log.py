@@ -21,13 +21,13 @@ LOG_FORMAT = "TI2V_LOG"
 """Environment variable: how a line of the log is written, one of `FORMATS`; the driver's is that of its actors."""
 FORMATS = ("plain", "json")
 FIELDS = ("run", "epoch", "worker", "video")
-"""What a line says of where it comes from, when that is known: given as `extra`, or of the process, see `bind`."""
+"""Fields that say where a line comes from, when that is known: given as `extra`, or for the process by `bind`."""
 _SECRETS = re.compile(
     r"(?<=://)(?:[^\s?#<>]*:[^\s?#<>]*@|[^\s/?#<>]*@)"  # a password may hold a slash or an @
     r"|(?<=\?)[^\s<>]+?(?=[\"'),.:;\]}]*(?:[\s<>]|$))"
     r"|(?<=\#)[^\s<>=]*=[^\s<>]+?(?=[\"'),.:;\]}]*(?:[\s<>]|$))"
 )
-"""Of a URL the user with password, the query and a fragment with values: each may be a key. Rather too much."""
+"""Parts of a URL that may hold a key: user and password, the query, a fragment with values. Rather too much."""
 
 bound: dict[str, object] = {}
 """The fields that all lines of this process have."""

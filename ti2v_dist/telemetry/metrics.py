@@ -70,7 +70,7 @@ class Metrics:
         ):
             for value in values:
                 metric.labels(value)
-        # Four times a frame: to look a label's value up takes longer than to count.
+        # Used four times a frame: looking up a label's value takes longer than counting.
         self._of_phase = {phase: self.frame_seconds.labels(phase) for phase in PHASES}
 
     def observe(self, phase: str, seconds: float, frames: int = 1) -> None:

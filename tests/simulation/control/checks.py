@@ -39,7 +39,7 @@ def state_of(world: World) -> str:
 
 
 def check_told(world: World, plan: Plan, status: str) -> None:
-    """A driver that is told of an end is told of its own plan's."""
+    """A driver that is told of an end is told of the end of its own plan."""
     if status not in ("finished", "failed_rows"):
         return
     finished = world.settled("done")
@@ -59,7 +59,7 @@ def check(world: World) -> None:
         if any(at < began and life.upkeep._taken.keys() & stopped for at, stopped in world.stops):
             raise Broken("a life goes on with what was stopped before it began")
     finished = world.settled("done")
-    # One that others have made has its end when somebody next begins a life.
+    # An order that others have made gets its end when the next life begins.
     for order in Orders(world.store).open():
         asked = Ledger(world.store).read_plan(order.plan).requests
         if not {(request.id, request.generation) for request in asked} <= finished:

@@ -18,7 +18,7 @@ from ti2v_dist.state.plan import Plan
 from ti2v_dist.storage.objects import StoreUnavailable
 
 SILENCE_S = 400.0
-"""For so long a quiet run may make nothing without a word."""
+"""For this long a quiet run may make nothing and say nothing."""
 COMMANDS = ("run", "run", "retry", "extend", "stop")
 EDITS = ("run", "extend", "extend", "extend")
 

@@ -35,9 +35,9 @@ async def finish(world: World, drivers: Drivers) -> None:
         told = await drivers.command(lambda: drivers.extend(world.random.choice(IDS)))
         if told == "finished" and not asked <= world.numbers("ends"):
             raise Broken("what somebody else had asked for was not made")
+    told = ""
     for _ in range(12):
-        takeover = False
-        told = await drivers.command(drivers.run, takeover=takeover)
+        told = await drivers.command(drivers.run, takeover=False)
         if "--takeover" in told:
             told = await drivers.command(drivers.run, takeover=True)
         if told == "failed_rows":

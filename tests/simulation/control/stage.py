@@ -47,7 +47,7 @@ def answering(value: Any) -> Callable[..., Awaitable[Any]]:
 def world_of(
     seed: int, patch: pytest.MonkeyPatch, failing_starts: float = 0.0, only: frozenset[str] = frozenset()
 ) -> Iterator[tuple[World, VirtualLoop]]:
-    """A world and the loop on which it is to be played; `patch` is undone by who made it."""
+    """A world and the loop on which it is to be played; whoever made `patch` undoes it."""
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
     world = World(seed, failing_starts, only)

@@ -35,7 +35,7 @@ class Broken(AssertionError):
 
 
 class Files(SimulatedFS):
-    """Those of a store that sometimes says no."""
+    """The files of a store that sometimes says no."""
 
     def cat_file(self, path: str) -> bytes:
         self._may_deny()
@@ -60,9 +60,9 @@ class Views:
 
 
 class World:
-    """One schedule: all that happens in it follows from `seed`, and from the faults if it is to have `only` these.
+    """One schedule: all that happens in it follows from `seed`, and from `only`, the faults that it is to have.
 
-    Of the workers' starts, the share `failing_starts` fails all the time.
+    The share `failing_starts` of the workers' starts fails, also when all is quiet.
     """
 
     def __init__(self, seed: int, failing_starts: float = 0.0, only: frozenset[str] = frozenset()) -> None:

@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from typing import Any
 
 from poison.sitecustomize import After
 
@@ -10,10 +11,10 @@ from poison.sitecustomize import After
 def install() -> None:
     share = float(os.environ["TI2V_FAILING_STARTS"])
 
-    def fail_some(module) -> None:
+    def fail_some(module: Any) -> None:
         begin = module.Engine.__init__
 
-        def sometimes(self, *arguments, **options) -> None:
+        def sometimes(self: Any, *arguments: Any, **options: Any) -> None:
             if random.SystemRandom().random() < share:
                 raise OSError(5, "Input/output error", "/models/unet.safetensors")
             begin(self, *arguments, **options)

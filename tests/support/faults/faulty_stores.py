@@ -32,7 +32,7 @@ def install() -> None:
     fsspec.register_implementation("s3", "faulty_s3.FaultyS3", clobber=True)
     for scheme in ("file", "local"):
         fsspec.register_implementation(scheme, FaultyFiles, clobber=True)
-    # A local object is created by fsync and link, not by fsspec: see `_create_file` in store.py.
+    # A local object is created by fsync and link, not by fsspec: see `create_file` in storage/disk.py.
     os.fsync, os.link, os.replace = _faulty_fsync, _faulty_link, _faulty_replace
 
 
@@ -66,7 +66,7 @@ def log(kind: str, path: str) -> None:
 class FaultyFiles(LocalFileSystem):
     """Local files, of which those of a run's state are sometimes not read."""
 
-    def cat_file(self, path, start=None, end=None, **kwargs):
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> Any:
         if STATE in str(path) and draw(("no_read",)):
             log("no_read", str(path))
             raise FSTimeoutError

@@ -11,7 +11,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 SLOW_S = 0.1
 FIRST_FRAME = {"cuda-once": 1, "exit": 4}
@@ -21,10 +25,10 @@ FIRST_FRAME = {"cuda-once": 1, "exit": 4}
 class After:
     """Puts poison into a room when that is imported, and not before: torch is slow to load."""
 
-    def __init__(self, room, poison) -> None:
+    def __init__(self, room: str, poison: Callable[[Any], None]) -> None:
         self.room, self.poison = room, poison
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != self.room:
             return None
         sys.meta_path.remove(self)
@@ -33,7 +37,7 @@ class After:
         assert spec.loader
         run = spec.loader.exec_module
 
-        def run_and_poison(module) -> None:
+        def run_and_poison(module: ModuleType) -> None:
             run(module)
             self.poison(module)
 
@@ -41,10 +45,10 @@ class After:
         return spec
 
 
-def _poison_store(checkpoint) -> None:
+def _poison_store(checkpoint: Any) -> None:
     load = checkpoint.CheckpointStore.load
 
-    def poisoned(self, request, fingerprint):
+    def poisoned(self: Any, request: Any, fingerprint: str) -> Any:
         if poison.get(request.id) == "bug":
             raise KeyError("nothing")
         return load(self, request, fingerprint)
@@ -52,11 +56,11 @@ def _poison_store(checkpoint) -> None:
     checkpoint.CheckpointStore.load = poisoned
 
 
-def _poison_engine(module) -> None:
+def _poison_engine(module: Any) -> None:
     engine = module.Engine
     advance = engine.advance
 
-    def poisoned(self, states):
+    def poisoned(self: Any, states: list[Any]) -> Any:
         for state in states:
             kind = poison.get(state.request.id, "")
             if kind and state.frame >= FIRST_FRAME.get(kind, 2) and _strikes(state.request.id, kind):
@@ -66,7 +70,7 @@ def _poison_engine(module) -> None:
     engine.advance = poisoned
     begin = engine.__init__
 
-    def poisoned_begin(self, *arguments, **options) -> None:
+    def poisoned_begin(self: Any, *arguments: Any, **options: Any) -> None:
         if start == "fail":
             raise OSError(5, "Input/output error", "/models/unet.safetensors")
         if start == "exit":
@@ -78,7 +82,7 @@ def _poison_engine(module) -> None:
     engine.__init__ = poisoned_begin
 
 
-def _strikes(video_id, kind) -> bool:
+def _strikes(video_id: str, kind: str) -> bool:
     if not kind.endswith("-once"):
         return True
     try:
@@ -88,7 +92,7 @@ def _strikes(video_id, kind) -> bool:
     return True
 
 
-def _break(kind) -> None:
+def _break(kind: str) -> None:
     if kind == "slow":
         time.sleep(SLOW_S)
         return

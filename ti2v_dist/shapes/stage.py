@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ti2v_dist.models.shapes.muon import Muon
+from ti2v_dist.shapes.muon import Muon
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ti2v_dist.models.shapes.network import new_schedule
+from ti2v_dist.shapes.network import new_schedule
 
 
 def export(output: Path, tokenizer: Any, parts: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ti2v_dist.models.shapes import world
+from ti2v_dist.shapes import world
 
 WINDOW = 8
 

@@ -1,0 +1,115 @@
+"""A model whose latent stands for four frames, through the whole path: engine, store, files, and a run on Ray."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support import ray_runs
+from tests.support.causal_model import CAUSAL, LATENT, CausalModel, write_causal_model
+from tests.support.places import ROOT
+from tests.support.ray_runs import Inputs
+from tests.support.tiny_models import SIZE
+from ti2v_dist import models
+from ti2v_dist.config import load_config
+from ti2v_dist.engine import Engine
+from ti2v_dist.models import load_model, read_info
+from ti2v_dist.operations import edit
+from ti2v_dist.operations.generate import generate
+from ti2v_dist.operations.verify import verify
+from ti2v_dist.outputs.codec import read_video
+from ti2v_dist.state import keys
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.record import Record
+
+SETTINGS = ("sampling.num_inference_steps=2", "sampling.resample_iterations=2", f"engine.slots={ray_runs.SLOTS}")
+PLUGINS = os.pathsep.join([str(ROOT / "tests" / "support" / "plugins"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@pytest.fixture(autouse=True)
+def _is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(models.FAMILIES, "CausalUNet3D", CAUSAL)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    made = Inputs(tmp_path_factory.mktemp("causal"))
+    write_causal_model(made.model)
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(made.image("ann"))
+    made.other_manifest("manifest.jsonl", [{"id": "ann", "image": "ann.png", "prompt": "red", "num_frames": 10}])
+    return made
+
+
+def made_at_once(given: Inputs, folder: Path, num_frames: int) -> tuple[CheckpointStore, dict[str, Any]]:
+    """The video in this process, and what is said of it."""
+    config = load_config(None, [f"model.id={given.model}", f"sampling.num_frames={num_frames}", *SETTINGS])
+    row = generate(str(given.image("ann")), "red", folder / "ann.mp4", config=config)
+    return CheckpointStore(f"{folder / 'ann.mp4'}.ti2v"), row
+
+
+def chain(store: CheckpointStore) -> list[tuple[int, int, bytes]]:
+    """First frame, number of frames and latents of each record above frame 0."""
+    found, frame = [], 1
+    while True:
+        try:
+            record = Record.from_bytes("", store.store.get(keys.frame("ann", frame)))
+        except KeyError:
+            return found
+        found.append((record.frame, record.frames, record.arrays["latents_FCHW"].tobytes()))
+        frame += record.frames
+
+
+def test_frames_are_those_of_the_whole_decode(given: Inputs) -> None:
+    model = load_model(read_info(str(given.model)))
+    assert isinstance(model, CausalModel)
+    latents = torch.randn(4, *LATENT, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        whole = model._vae.decode(latents.transpose(0, 1)[None], return_dict=False)[0][0]
+    frames = np.concatenate([*Engine(model).frames(iter(latents.numpy()))])
+    assert frames.shape == (13, SIZE, SIZE, 3)
+    assert np.array_equal(frames, (whole * 127.5 + 127.5).round().clamp(0, 255).permute(1, 2, 3, 0).numpy())
+
+
+def test_a_file_is_cropped_and_a_chunk_is_not(given: Inputs, tmp_path: Path) -> None:
+    store, row = made_at_once(given, tmp_path, 10)
+    assert [(first, frames) for first, frames, _ in chain(store)] == [(1, 4), (5, 4), (9, 4)]
+    assert store.last_frame("ann") == 12
+    shown = [*read_video(str(tmp_path / "ann.mp4"))]
+    assert len(shown) == row["num_frames"] == 10
+    long, _ = made_at_once(given, tmp_path / "long", 12)
+    assert chain(long) == chain(store)
+
+
+@pytest.mark.parametrize(("sampler", "told"), [("ti2v_zero_reference", "the model has no pictures")])
+def test_a_sampler_that_needs_more_is_refused(given: Inputs, tmp_path: Path, sampler: str, told: str) -> None:
+    config = load_config(None, [f"model.id={given.model}", f"sampling.sampler={sampler}", *SETTINGS])
+    with pytest.raises(ValueError, match=told):
+        generate(str(given.image("ann")), "red", tmp_path / "ann.mp4", config=config)
+
+
+def test_killed_resumed_and_extended_on_ray_it_is_the_video_that_was_made_at_once(
+    given: Inputs, tmp_path: Path
+) -> None:
+    with ray_runs.opened(given, tmp_path / "out", PYTHONPATH=PLUGINS) as run:
+        process = run.start(workers=1)
+        run.await_frames(process, 4)
+        run.kill()
+        process.communicate()
+        assert (ended := run.run(workers=1)).code == 0, ended.stderr
+        store = CheckpointStore(str(run.output))
+        assert store.last_frame("ann") == 12
+        assert run.ti2v("extend", str(run.output), "--id", "ann", "--num-frames", "30").code == 0
+        whole, row = made_at_once(given, tmp_path, 30)
+        assert chain(store) == chain(whole)
+        assert [frames for _, frames, _ in chain(store)] == [4] * 8
+        (done,) = [store.read_done("ann")]
+        assert done
+        assert (done["num_frames"], done["frames_sha256"]) == (30, row["frames_sha256"])
+        assert verify(str(run.output), deep=True)["problems"] == []
+        with pytest.raises(ValueError, match=r"from_frame is 6, in the middle of a chunk of 4 frames: choose 4 or 8"):
+            edit.fork(edit.opened(str(run.output)), "ann", 6, "blue")
