@@ -1,7 +1,6 @@
 """Videos of which more than the first frame is given: prediction and infilling, through the engine and the store."""
 
 import uuid
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,7 +86,7 @@ def make(engine: Engine, store: CheckpointStore, request: VideoRequest, chunks: 
     ("given", "queue"), [((), (0, 0, 0)), ((1,), (0, 0, 1)), ((1, 2), (0, 1, 2)), ((1, 2, 3, 4), (2, 3, 4))]
 )
 def test_the_queue_is_the_given_frames_and_the_oldest_is_repeated(
-    engine: Engine, given: Sequence[int], queue: Sequence[int]
+    engine: Engine, given: tuple[int, ...], queue: tuple[int, ...]
 ) -> None:
     state = start(engine, asked(*given))
     expected = np.stack([latent(engine, frame) for frame in queue])
@@ -228,7 +227,7 @@ def test_a_record_whose_given_frames_do_not_fit_is_refused(engine: Engine) -> No
     ],
 )
 def test_images_that_cannot_be_are_refused_by_name(
-    engine: Engine, given: Sequence[int], params: SamplingParams, said: str
+    engine: Engine, given: tuple[int, ...], params: SamplingParams, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
         asked(*given, num_frames=7, params=params).check_against_model(engine.model.info)
