@@ -336,36 +336,42 @@ def test_infilling_one_latent_with_none_given_is_ti2v_zero() -> None:
     assert torch.equal(ours[1], plain[1])
 
 
-def test_infilling_gives_back_what_is_given_and_noises_it_once_per_timestep() -> None:
-    ahead = [given(1, 3), given(0)]
-    model = FakeModel(window=7)
-    queue, latents, context = run(model, params("infill", S=4, U=3), ahead=ahead)
+def test_infilling_makes_one_latent_after_the_other_with_what_is_known_around_it() -> None:
+    """Six places of which two are given: each call sees the queue, what is made, and the nearest known elsewhere."""
+    ahead, W = [given(1, 3), None], 7
+    model = FakeModel(window=W)
+    queue, latents, context = run(model, params("infill", S=2, U=2), ahead=ahead)
     assert (latents.shape[2], context) == (4, None)
-    noise = keyed()
-    for step, t in enumerate([751, 501, 251, 1]):
-        windows = [x[:2] for called_at, x in model.calls if called_at == t]
-        s_t = SCHEDULE.q_sample(queue, t, noise.draw(Purpose.CONTEXT, step, 0, K))
-        assert all(torch.equal(window[:, :, :K], s_t) for window in windows)
-        drawn = noise.draw(Purpose.AHEAD, step, 0, 4)
-        for slot, places in enumerate(ahead):
-            for place, latent_CHW in places.items():
-                assert np.array_equal(latents[slot, :, place], latent_CHW)
-                given_t = SCHEDULE.q_sample(torch.from_numpy(latent_CHW), t, drawn[slot, :, place])
-                assert all(torch.equal(window[slot, :, K + place], given_t) for window in windows)
-        unknown = [window[0, :, K].sum().item() for window in windows]
-        assert len({*unknown}) == len(windows)
+    assert not latents[1].any(), "an empty slot"
+    for place, latent_CHW in ahead[0].items():
+        assert np.array_equal(latents[0, :, place], latent_CHW)
+    made, known = latents[0], torch.cat([queue[0], latents[0]], 1)
+    fills = {0: [0, 1, 2, 3, 4, 4, 6], 2: [0, 1, 2, 3, 4, 5, 6]}  # of place 2, the earlier of its two neighbours
+    for number, (place, sources) in enumerate(fills.items()):
+        calls, noise, at = model.calls[3 * number : 3 * number + 3], keyed().later(place), K + place
+        assert [t for t, _ in calls] == [501, 501, 1]
+        before = known[:, [*sources[:at]]]
+        behind = known[:, [*sources[at + 1 :]]]
+        for step, (t, x) in ((0, calls[0]), (0, calls[1]), (1, calls[2])):
+            before_t = SCHEDULE.q_sample(before, t, noise.draw(Purpose.CONTEXT, step, 0, at)[0])
+            behind_t = SCHEDULE.q_sample(behind, t, noise.draw(Purpose.AHEAD, step, 0, W - at - 1)[0])
+            assert torch.equal(x[0, :, :at], before_t)
+            assert torch.equal(x[0, :, at + 1 :], behind_t)
+        fresh = noise.draw(Purpose.INIT, 0, 0, 1)[0]
+        assert torch.equal(calls[0][1][0, :, at : at + 1], SCHEDULE.q_sample(before[:, -1:], 501, fresh))
+    assert made.isfinite().all()
+    assert len(model.calls) == 6
 
 
-@pytest.mark.parametrize("init", ["inversion", "gaussian"])
-def test_infilling_starts_from_the_nearest_known_latent_before(init: str) -> None:
-    model, ahead = FakeModel(window=7), [given(1), given(0, 2)]
-    queue, _, _ = run(model, params("infill", init=init), ahead=ahead)
-    t, x = model.calls[0]
-    fresh = keyed().draw(Purpose.INIT, 0, 0, 4)
-    for slot, place, before in [(0, 0, None), (0, 2, 1), (0, 3, 1), (1, 1, 0), (1, 3, 2)]:
-        known = queue[slot, :, -1] if before is None else torch.from_numpy(ahead[slot][before])
-        inverted = SCHEDULE.q_sample(known, t, fresh[slot, :, place])
-        assert torch.equal(x[slot, :, K + place], fresh[slot, :, place] if init == "gaussian" else inverted)
+def test_infilling_without_inversion_starts_from_noise() -> None:
+    model = FakeModel(window=5)
+    run(model, params("infill", init="gaussian"), ahead=[given(1), given(1)])
+    assert torch.equal(model.calls[0][1][:2, :, K : K + 1], keyed().draw(Purpose.INIT, 0, 0, 1))
+
+
+def test_the_noise_of_a_later_frame_is_that_frames() -> None:
+    later, its_own = keyed((1, 7)).later(2), keyed((3, 9))
+    assert torch.equal(later.draw(Purpose.INIT, 0, 0, 2), its_own.draw(Purpose.INIT, 0, 0, 2))
 
 
 def test_what_is_given_to_one_video_is_nothing_to_its_neighbour() -> None:

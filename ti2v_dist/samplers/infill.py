@@ -1,4 +1,4 @@
-"""Infilling: the frames between given ones. Names and suffixes as in `samplers/base.py`."""
+"""Infilling: the frames between given ones. Names and suffixes as in `samplers/base.py`; W latents are in a window."""
 
 import numpy as np
 import torch
@@ -11,43 +11,61 @@ from ti2v_dist.video import SamplingParams
 
 
 def sample_infill(model: Backbone, batch: Batch, params: SamplingParams) -> Sample:
-    """The next window - K latents at once, the given ones among them as they are. U * (S - 1) + 1 evaluations.
+    """The next W - K latents, the given ones as they are. U * (S - 1) + 1 evaluations for each of the others.
 
-    TI2V-Zero's paper names video infilling (Sec. 4.4) and does not say how. Our reading: a given latent stands in its
-    place ahead and is noised to each t as the queue's are (Alg. 1, line 12); the others are sampled together, each
-    from the nearest known latent before it, noised on its own (line 9). With room for one latent and none given, this
-    is TI2V-Zero.
+    TI2V-Zero's paper names video infilling (Sec. 4.4) and does not say how. Our reading: one new latent at a time, as
+    always, but given latents stand behind it as the queue stands before it; a place that is still unknown is filled
+    with the nearest latent that is known. With room for one latent and none given, this is TI2V-Zero. What lies behind
+    the last given latent of a video is left out.
     """
     s_0, K = checked_queue(model, batch, params)
-    given_0, is_given = latents_ahead(s_0, batch, model.info.window - K)
-    F, schedule, noise, evaluate = given_0.shape[2], model.schedule, batch.noise, guided(model, batch)
-    x = noise.draw(Purpose.INIT, 0, 0, F)
-    if params.init == "inversion":
-        x = schedule.q_sample(given_0, params.first_timestep, x)
-    for step, (t, t_prev) in enumerate(timestep_pairs(params)):
-        s_t = schedule.q_sample(s_0, t, noise.draw(Purpose.CONTEXT, step, 0, K))
-        given_t = schedule.q_sample(given_0, t, noise.draw(Purpose.AHEAD, step, 0, F))
-        U = params.resample_iterations if t_prev > 0 else 1
-        for u in range(1, U + 1):
-            x = torch.where(is_given, given_t, x)
-            x = schedule.step(x, evaluate(torch.cat([s_t, x], 2), t)[:, :, K:], t, t_prev)
-            if u < U:
-                x = schedule.renoise(x, t, t_prev, noise.draw(Purpose.RENOISE, step, u, F))
-    return Sample(torch.where(is_given, given_0, x))
+    known_BCWHW, is_known_BW = latents_in_sight(s_0, batch, model.info.window)
+    last_B = [max(places, default=len(is_known_BW[0])) if places is not None else -1 for places in batch.ahead]
+    for place in range(K, model.info.window):
+        is_wanted_B = ~is_known_BW[:, place] & (np.array(last_B) >= place - K)
+        if is_wanted_B.any():
+            x = _sample_one(model, batch, params, nearest(known_BCWHW, is_known_BW), place)
+            is_wanted = torch.from_numpy(is_wanted_B).to(x.device).view(-1, 1, 1, 1, 1)
+            known_BCWHW[:, :, place : place + 1] = torch.where(is_wanted, x, known_BCWHW[:, :, place : place + 1])
+            is_known_BW[:, place] |= is_wanted_B
+    return Sample(known_BCWHW[:, :, K:])
 
 
-def latents_ahead(s_0: Tensor, batch: Batch, F: int) -> tuple[Tensor, Tensor]:
-    """Of the F places ahead, the given latent or else the nearest known one before it, and which of them are given.
-
-    Returns clean latents_BCFHW and is_given_B1F11.
-    """
-    B, C, _, H, W = s_0.shape
-    given_FBCHW, is_given_FB = np.zeros((F, B, C, H, W), np.float32), np.zeros((F, B), bool)
+def latents_in_sight(s_0: Tensor, batch: Batch, W: int) -> tuple[Tensor, np.ndarray]:
+    """The queue and the given latents in their places, zeros in the others: known_BCWHW, and is_known_BW."""
+    B, C, K, height, width = s_0.shape
+    ahead_BCFHW = np.zeros((B, C, W - K, height, width), np.float32)
+    is_known_BW = np.tile(np.arange(W) < K, (B, 1))
     for slot, places in enumerate(batch.ahead):
         for place, latent_CHW in (places or {}).items():
-            given_FBCHW[place, slot], is_given_FB[place, slot] = latent_CHW, True
-    is_given_FB111 = torch.from_numpy(is_given_FB)[:, :, None, None, None].to(s_0.device)
-    latents = [s_0[:, :, -1]]
-    for given_BCHW, is_given_B111 in zip(torch.from_numpy(given_FBCHW).to(s_0.device), is_given_FB111, strict=True):
-        latents.append(torch.where(is_given_B111, given_BCHW, latents[-1]))
-    return torch.stack(latents[1:], 2), is_given_FB111.movedim(0, 2)
+            ahead_BCFHW[slot, :, place], is_known_BW[slot, K + place] = latent_CHW, True
+    return torch.cat([s_0, torch.from_numpy(ahead_BCFHW).to(s_0.device)], 2), is_known_BW
+
+
+def nearest(known_BCWHW: Tensor, is_known_BW: np.ndarray) -> Tensor:
+    """In each place the nearest latent that is known; of two that are as near, the earlier one."""
+    filled = []
+    for known_CWHW, is_known_W in zip(known_BCWHW, is_known_BW, strict=True):
+        places = np.flatnonzero(is_known_W)
+        filled.append(known_CWHW[:, [int(places[np.abs(places - w).argmin()]) for w in range(len(is_known_W))]])
+    return torch.stack(filled)
+
+
+def _sample_one(model: Backbone, batch: Batch, params: SamplingParams, z_0: Tensor, place: int) -> Tensor:
+    """The latent x_BC1HW in a place of the window z_0, whose others are noised to each t (Alg. 1)."""
+    before, behind = z_0[:, :, :place], z_0[:, :, place + 1 :]
+    schedule, evaluate = model.schedule, guided(model, batch)
+    noise = batch.noise.later(place - params.context_frames)
+    x = noise.draw(Purpose.INIT, 0, 0, 1)
+    if params.init == "inversion":
+        x = schedule.q_sample(before[:, :, -1:], params.first_timestep, x)
+    for step, (t, t_prev) in enumerate(timestep_pairs(params)):
+        before_t = schedule.q_sample(before, t, noise.draw(Purpose.CONTEXT, step, 0, before.shape[2]))
+        behind_t = schedule.q_sample(behind, t, noise.draw(Purpose.AHEAD, step, 0, behind.shape[2]))
+        U = params.resample_iterations if t_prev > 0 else 1
+        for u in range(1, U + 1):
+            predicted = evaluate(torch.cat([before_t, x, behind_t], 2), t)[:, :, place : place + 1]
+            x = schedule.step(x, predicted, t, t_prev)
+            if u < U:
+                x = schedule.renoise(x, t, t_prev, noise.draw(Purpose.RENOISE, step, u, 1))
+    return x

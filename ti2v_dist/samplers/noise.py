@@ -55,6 +55,11 @@ class KeyedNoise:
         self._executor = executor
         self._coming: dict[Key, Future[Tensor]] = {}
 
+    def later(self, frames: int) -> "KeyedNoise":
+        """The noise of the frame that lies so many frames later, in each slot."""
+        seeds, firsts = zip(*self._slots, strict=True)
+        return KeyedNoise(seeds, [first + frames for first in firsts], self._latent_shape, self._device, self._executor)
+
     def ahead(self, purpose: Purpose, step: int, iteration: int, frames: int) -> None:
         """Begin a draw that will be asked for soon; it changes no value."""
         key = (purpose, step, iteration, frames)

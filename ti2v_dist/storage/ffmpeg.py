@@ -30,7 +30,7 @@ def ffmpeg_version() -> str:
 def ffmpeg(arguments: Sequence[str], stdin: int | None = None, stdout: int | None = None) -> Iterator[Any]:
     """A running ffmpeg; on leaving, its input is closed and it is waited for. It never outlives the context.
 
-    Its messages go to a file, not a pipe: nobody need read along for it not to block. Raises `CodecError`.
+    Its messages go to a file, not a pipe, so it does not block when nobody reads along. Raises `CodecError`.
     """
     from imageio_ffmpeg import get_ffmpeg_exe
 
