@@ -50,6 +50,8 @@ def put(block: Block, place: Path) -> None:
     for line in code.splitlines():
         if package := re.match(r"from \S+ import ", line):
             text, count = re.subn(rf"(?m)^{re.escape(package[0])}.*$", line, text)
+            if count == 0:
+                text, count = re.subn(r"(?m)^from ", f"{line}\nfrom ", text, count=1)
         else:
             text, count = re.subn(rf"(?ms)(^{registry}: .*?)^}}", lambda found, new=line: f"{found[1]}{new}\n}}", text)
         assert count == 1, (name, line)
