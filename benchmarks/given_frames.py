@@ -26,6 +26,7 @@ from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.shapes import world
+from ti2v_dist.specs import SAMPLERS
 from ti2v_dist.video import Given, SamplingParams, VideoRequest
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -50,7 +51,7 @@ class Row:
     @property
     def is_infilled(self) -> bool:
         """Whether frames between given ones are made, and not only later ones."""
-        return self.sampler == "infill"
+        return SAMPLERS[self.sampler].looks_ahead
 
     def sampling(self, info: ModelInfo) -> SamplingParams:
         """The model's defaults in the steps that are chosen here."""
