@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import pixels
+from ti2v_dist.evaluation.base import slope
 from ti2v_dist.shapes import world
 
 HUE_LIMIT_DEGREES = 15.0
@@ -76,7 +77,8 @@ def judge(frames_FHWC: np.ndarray, first_HWC: np.ndarray, color: str, shape: str
     """
     _check_input(frames_FHWC, first_HWC, color, shape, motion)
     # The input image itself is the reference, also where a codec has touched frame 0.
-    video_FHWC = np.concatenate([first_HWC[None], frames_FHWC[1:]]).astype(np.float64) / 255
+    shown_FHWC = np.concatenate([first_HWC[None], frames_FHWC[1:]])
+    video_FHWC = shown_FHWC / 255
     seen = pixels.segment(video_FHWC)
     hue_error_F = np.where(seen.found_F, np.abs(pixels.wrap(seen.hue_F - seen.hue_F[0], 360)), 180.0)
     named = nearest_color(seen.hue_F[0]) == color
@@ -84,7 +86,7 @@ def judge(frames_FHWC: np.ndarray, first_HWC: np.ndarray, color: str, shape: str
     moves_F2 = pixels.moves(seen.mask_FHW)
     net = moves_F2.sum(0)
     shape_last = pixels.classify_shape(seen.opacity_FHW[-1], seen.mask_FHW[-1]) if seen.found_F[-1] else None
-    curves = {"hue_error": hue_error_F, "background_error": background_F, **pixels.appearance_curves(video_FHWC)}
+    curves = {"hue_error": hue_error_F, "background_error": background_F, **pixels.appearance_curves(shown_FHWC)}
     curves["object_rgb_error"] = np.linalg.norm(seen.rgb_FC - seen.rgb_FC[0], axis=1)
     curves["motion_px"] = np.concatenate([[0.0], np.linalg.norm(moves_F2, axis=1)])
     return Verdict(
@@ -99,7 +101,7 @@ def judge(frames_FHWC: np.ndarray, first_HWC: np.ndarray, color: str, shape: str
         motion_follows=bool(seen.found_F.all()) and follows(net, motion),
         motion_px_per_frame=float(curves["motion_px"][1:].mean()),
         curves={name: [round(float(value), 5) for value in curve] for name, curve in curves.items()},
-        slopes={name: pixels.slope(curve) for name, curve in curves.items()},
+        slopes={name: slope(curve) for name, curve in curves.items()},
     )
 
 

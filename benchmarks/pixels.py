@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 
+from ti2v_dist.evaluation import METRICS
 from ti2v_dist.shapes import world
 
 # The faintest object differs from its background by 0.25 in RGB distance, the smallest covers 120 pixels.
@@ -214,22 +215,18 @@ def background_error(video_FHWC: np.ndarray, mask_FHW: np.ndarray) -> np.ndarray
     return (error_FHW * outside_FHW).sum((1, 2)) / np.maximum(outside_FHW.sum((1, 2)), 1)
 
 
-def appearance_curves(video_FHWC: np.ndarray) -> dict[str, np.ndarray]:
-    """Flicker, sharpness against frame 0, and drift of the channels' mean and deviation, one value per frame."""
-    step_F = np.abs(np.diff(video_FHWC, axis=0)).mean((1, 2, 3))
+def appearance_curves(frames_FHWC: np.ndarray) -> dict[str, np.ndarray]:
+    """Of uint8 frames: flicker, sharpness against frame 0, drift of the channels' mean and deviation; a value a frame.
+
+    Sharpness is of every channel and on the torus, other than `ti2v_dist.evaluation`'s, which knows no torus.
+    """
+    video_FHWC = frames_FHWC / 255
     around = sum(np.roll(video_FHWC, shift, axis) for axis in (1, 2) for shift in (-1, 1))
     detail_F = (around - 4 * video_FHWC).var((1, 2, 3))
     mean_FC, std_FC = video_FHWC.mean((1, 2)), video_FHWC.std((1, 2))
     return {
-        "flicker": np.concatenate([[0.0], step_F]),
+        "flicker": METRICS["motion"].curve(frames_FHWC) / 255,
         "sharpness": detail_F / max(detail_F[0], 1e-12),
         "mean_drift": np.abs(mean_FC - mean_FC[0]).mean(1),
         "std_drift": np.abs(std_FC - std_FC[0]).mean(1),
     }
-
-
-def slope(curve_F: np.ndarray) -> float:
-    """Least-squares change of a curve per frame, over the generated frames; 0 for fewer than two."""
-    if len(curve_F) < 3:
-        return 0.0
-    return float(np.polyfit(np.arange(1, len(curve_F)), curve_F[1:], 1)[0])

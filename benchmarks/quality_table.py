@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pixels import slope
+from ti2v_dist.evaluation.base import slope
 
 Z = 1.959964
 """The normal quantile of a two-sided 95 % interval."""

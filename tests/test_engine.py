@@ -284,7 +284,7 @@ def test_a_prompt_changes_where_a_chunk_begins(model: VideoModel) -> None:
         asked = replace(request(), prompt=[{"from_frame": 0, "prompt": "a"}, {"from_frame": frame, "prompt": "b"}])
         asked.check_against_model(model.info)
         if near:
-            message = f"begins at frame {frame}, in the middle of a chunk of 4 frames: choose {near}"
+            message = f"prompt begins at frame {frame}, in the middle of a chunk of 4 frames: choose {near}"
             with pytest.raises(ValueError, match=message):
                 asked.check_against_model(fours)
         else:

@@ -221,7 +221,7 @@ def test_a_record_whose_given_frames_do_not_fit_is_refused(engine: Engine) -> No
     [
         ((2, 1), PARAMS, r"images stand at frames \[0, 2, 1\]; each must come after the one before"),
         ((1, 3), PARAMS, r"sampler 'ti2v_zero' goes on from the first frames: leave no gap, or choose infill"),
-        (range(1, 7), PARAMS, "num_frames is 7; 7 are given, and none is left to make"),
+        (range(1, 7), PARAMS, "num_frames is 7; 7 images are given: choose at least 8"),
         ((2, 4), INFILL, "images end at frame 4; sampler 'infill' .*: give the last frame too, 6"),
         ((3, 6), INFILL, "images at frames 0 and 3 are 3 apart; with context_frames 2 at most 2 lie in a window"),
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import ti2v_dist
 from tests.support.places import ROOT
 from ti2v_dist.models import FAMILIES
 from ti2v_dist.models.folder import EMBEDDED
@@ -57,12 +58,13 @@ MAY_IMPORT = {
     "outputs": NOUNS | {"storage", "state", "inputs"},
     "shapes": NOUNS,
     "models": NOUNS | {"shapes"},
+    "evaluation": NOUNS,
     "samplers": NOUNS,
     "engine": NOUNS | {"models", "samplers"},
     "scheduling": NOUNS,
     "telemetry": NOUNS | {"scheduling"},
     "runtime": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "scheduling", "telemetry"},
-    "operations": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "telemetry", "runtime"},
+    "operations": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "evaluation", "telemetry", "runtime"},
     "cli": NOUNS | {"inputs", "outputs", "telemetry", "runtime", "operations"},
     "__init__": NOUNS | {"engine", "operations"},
 }
@@ -271,9 +273,9 @@ for name in {modules!r}:
 
 
 def test_the_numeric_rooms_import_without_ray_pydantic_or_storage() -> None:
-    rooms = {"video", "models", "samplers", "engine"}
+    rooms = {"video", "models", "samplers", "engine", "evaluation"}
     modules = [dotted(p) for p in python_files("ti2v_dist") if room(dotted(p)) in rooms and p.name != "__main__.py"]
-    assert {room(module) for module in modules} >= {"video", "models", "samplers"}
+    assert {room(module) for module in modules} >= {"video", "models", "samplers", "evaluation"}
     code = IMPORT_WITHOUT.format(blocked=BLOCKED, modules=["ti2v_dist", *modules])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -333,7 +335,7 @@ def test_every_third_party_import_is_declared() -> None:
     required = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
     declared = {requirement_name(r).replace("-", "_") for r in required}
     declared |= {"PIL", "yaml"}  # pillow and pyyaml by their import names
-    declared |= {"tokenizers", "grpc"}  # parts of transformers and of Ray
+    declared |= {"tokenizers", "grpc", "pydantic_core"}  # parts of transformers, Ray and pydantic
     # Parts of s3fs, adlfs and gcsfs; imported only where those were.
     declared |= {"botocore", "aiohttp", "azure", "google", "requests"}
     found = {name.split(".")[0] for path in python_files("ti2v_dist") for name in imports(path)}
@@ -344,6 +346,14 @@ def test_the_readme_names_files_that_exist() -> None:
     text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"\b(?:benchmarks|clusters|dashboards|examples|jobs)/[\w./-]*\w", text))
     assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_the_changelog_has_this_version() -> None:
+    """In a section of its own, or named as what is not released yet; and every other place says the same version."""
+    heads = re.findall(r"(?m)^## \[(.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    version = re.escape(ti2v_dist.__version__)
+    assert [head for head in heads if re.fullmatch(rf"Unreleased\] - {version}|{version}\] - \d{{4}}-\d\d-\d\d", head)]
+    assert f"\nversion: {ti2v_dist.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_make_help_lists_every_target() -> None:

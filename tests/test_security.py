@@ -337,7 +337,7 @@ def test_an_illegal_id_is_refused_by_every_verb(
     assert failure["error_message"].startswith("id is '")
     assert failure["error_message"].isascii()
     shutil.rmtree(place / "new")
-    for verb, name in taking("(.*_)?id"):
+    for verb, name in taking("(.*_)?ids?"):
         said = refusal(verb, filled(COMMANDS[verb], **{name: video_id}), monkeypatch, capsys)
         assert said.replace("\n", "").isascii(), (verb, name)
     if "/" not in video_id and video_id != ".":  # `generate` takes the id from the output's name

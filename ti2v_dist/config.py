@@ -3,7 +3,8 @@
 import difflib
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializeAsAny,
@@ -18,6 +20,7 @@ from pydantic import (
     create_model,
     field_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.errors import InputError
@@ -43,11 +46,21 @@ class ModelConfig(_Section):
     attention: Literal["sdpa", "eager"] = "sdpa"
 
 
+def _chosen(choices: Collection[str], value: Any) -> Any:
+    """As a `Literal` of the choices that there are by now."""
+    *others, last = map(repr, choices)
+    if value not in tuple(choices):
+        raise PydanticKnownError("literal_error", {"expected": " or ".join(filter(None, [", ".join(others), last]))})
+    return value
+
+
 def sampling_fields(settings: Mapping[str, Setting]) -> dict[str, Any]:
     """The settings as fields of a section: None is the model's own default, or the sampler's."""
     made: dict[str, Any] = {}
     for name, one in settings.items():
-        kind: Any = Literal[one.choices] if one.choices else one.kind
+        kind: Any = one.kind
+        if one.choices:
+            kind = Annotated[kind, BeforeValidator(partial(_chosen, one.choices))]
         kind = Annotated[kind, Field(ge=one.low, le=one.high, gt=one.above)]
         if one.kept:  # a rate that is a whole number is kept, and hashed, as an int
             kind = SerializeAsAny[Annotated[kind, AfterValidator(one.kept)]]

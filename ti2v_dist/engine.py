@@ -64,7 +64,8 @@ class Engine:
         image = np.zeros((request.height, request.width, 3), np.uint8)
         encoded = self.encode(request, *[image] * (1 + len(request.given)))
         self.advance([VideoState.start(request, encoded)] * self.slots)
-        next(self.frames(iter([encoded.latent_CHW] * DECODE_BATCH)))
+        for _ in self.frames(iter([encoded.latent_CHW] * (1 + DECODE_BATCH))):
+            pass
 
     @torch.inference_mode()
     def encode(self, request: VideoRequest, image_HWC: np.ndarray, *given_HWC: np.ndarray) -> Encoded:
@@ -112,15 +113,18 @@ class Engine:
         return np.concatenate(frames)
 
     def frames(self, latents_CHW: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """uint8 frames_FHWC of a video's latents, from the first one on, some at a time."""
+        """uint8 frames_FHWC of a video's latents but the first one, which is its image; some frames at a time."""
         if not isinstance(self.model, StreamingModel):
+            next(latents_CHW)
             while batch := list(islice(latents_CHW, DECODED_AT_ONCE)):
                 yield self.decode(np.stack(batch))
             return
         stream = self.model.stream()
-        for latent_CHW in latents_CHW:
+        for number, latent_CHW in enumerate(latents_CHW):
             with torch.inference_mode():
-                yield _to_numpy(stream(self._to_device(latent_CHW[None])))
+                frames_FHWC = _to_numpy(stream(self._to_device(latent_CHW[None])))
+            if number > 0:
+                yield frames_FHWC
 
     def report(self) -> dict[str, str | int]:
         """What decides the bits of a frame besides its request: part of a run's fingerprint."""

@@ -55,6 +55,10 @@ class Chunk:
         """How many frames it stands for."""
         return len(self.latents_FCHW) * self.frames_per_latent
 
+    def frames_of(self, num_frames: int) -> int:
+        """How many of its frames a video of this length shows."""
+        return max(0, min(self.last_frame + 1, num_frames) - self.first_frame)
+
     @property
     def last_frame(self) -> int:
         """Index of the chunk's last frame."""

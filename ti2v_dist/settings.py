@@ -4,7 +4,7 @@ The sections of the settings file, the columns of a manifest, what a row gets th
 batch must agree in, and what is refused: all are derived, so that a new setting is one field.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from typing import Any, get_args
@@ -14,9 +14,9 @@ from ti2v_dist.errors import InputError
 _KEY = "setting"
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise `ValueError` naming the value and the choices unless `value` is one of them."""
-    if value not in choices:
+    if value not in tuple(choices):  # a list cannot be looked up in a mapping
         raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
@@ -35,7 +35,7 @@ class Setting:
     low: float | None = None
     high: float | None = None
     above: float | None = None  # any finite number beyond this one
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()  # looked at when a value is checked: a registry may have grown
     kept: Callable[[Any], Any] | None = None  # 9 and 9.0 are one value, and must be the same bytes in every hash
     of_model: Callable[[Any], Any] | None = None  # its default, from the model's `ModelInfo`
     of_sampler: Callable[[Any, int], Any] | None = None  # its default, from the `SamplerSpec` and the model's window

@@ -21,10 +21,10 @@ COMMON = frozenset({"num_inference_steps", "guidance_scale", "t_start"})
 class SamplerSpec:
     """What is known of a sampler without running it.
 
-    `function` is "module:name" below `ti2v_dist.samplers`. `needs` are the capabilities of its models. `reads` are the
-    settings that it reads beside `COMMON`. `chunk` is the number of latents that one call makes, None for what a
-    window has room for behind its context. A sampler of `is_one_window` makes one chunk under one text, and ends; one
-    that `looks_ahead` makes the frames between given ones, under one text.
+    `function` is "module:name" below `ti2v_dist.samplers`, or "package.module:name" elsewhere. `needs` are the
+    capabilities of its models. `reads` are the settings that it reads beside `COMMON`. `chunk` is the number of latents
+    that one call makes, None for what a window has room for behind its context. A sampler of `is_one_window` makes one
+    chunk under one text, and ends; one that `looks_ahead` makes the frames between given ones, under one text.
     """
 
     function: str

@@ -16,7 +16,6 @@ from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
 from ti2v_dist.settings import Setting, check_range, check_settings, declared, setting, settings_of, shared
 from ti2v_dist.specs import SAMPLERS, Limits, SamplerSpec
 
-SAMPLER_NAMES = tuple(SAMPLERS)
 INIT_NAMES = ("inversion", "gaussian")
 TRAIN_TIMESTEPS = 1000
 MAX_SEED = 2**64 - 1
@@ -65,7 +64,7 @@ class SamplingParams:
     noise instead of the DDPM-inverted last latent, for the ablation.
     """
 
-    sampler: str = setting("ti2v_zero", "the video algorithm", choices=SAMPLER_NAMES)
+    sampler: str = setting("ti2v_zero", "the video algorithm", choices=SAMPLERS)
     num_inference_steps: int = setting(10, "denoising steps [S]", low=1, high=TRAIN_TIMESTEPS - 1)
     resample_iterations: int = setting(4, "how often each of them is made [U]", low=1)
     guidance_scale: float = setting(
@@ -173,7 +172,8 @@ class VideoRequest:
             problem = f"images stand at frames {frames}; sampler {self.params.sampler!r} goes on from the first frames"
             raise InputError(f"{problem}: leave no gap, or choose {able}")
         if self.lead >= self.num_frames - 1:
-            raise InputError(f"num_frames is {self.num_frames}; {1 + self.lead} are given, and none is left to make")
+            least = f"{1 + self.lead} images are given: choose at least {self.lead + 2}"
+            raise InputError(f"num_frames is {self.num_frames}; {least}")
 
     @property
     def lead(self) -> int:
@@ -234,7 +234,7 @@ class VideoRequest:
             raise InputError(f"num_frames is {self.num_frames}; {one}: choose 2 to {longest} frames or another sampler")
         frames = chunk * model.frames_per_latent
         for entry in entries(self.prompt)[1:]:
-            check_boundary("a prompt begins at frame", entry["from_frame"], 1, frames)
+            check_boundary("prompt begins at frame", entry["from_frame"], 1 + self.lead, frames)
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON object, without `origin`, `generation` and `given` where there is none; see `from_json`."""

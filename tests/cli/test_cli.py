@@ -69,6 +69,7 @@ def test_the_verbs_are_these() -> None:
         sorted(
             [
                 "demo",
+                "evaluate",
                 "generate",
                 "merge",
                 "replay",

@@ -113,7 +113,7 @@ def test_tables_have_lists_as_json_text_or_as_lists(folder: Path) -> None:
         (["a.png", "nowhere.png", "b.png"], "images[1]: image cannot be read: '{folder}/nowhere.png' does not exist"),
         (["a.png", "http://x.org/b.png"], "images[1]: the scheme of 'http://x.org/b.png' is 'http'"),
         (["a.png", {"frame": 3, "image": "b.png"}], "images stand at frames [0, 3]; sampler 'ti2v_zero' goes on from"),
-        (["a.png"] * 16, "num_frames is 16; 16 are given, and none is left to make"),
+        (["a.png"] * 16, "num_frames is 16; 16 images are given: choose at least 17"),
         ({"a": 1}, "images is {'a': 1}; this reserved column must hold text or a list"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_clip_is_the_beginning_of_its_video(folder: Path) -> None:
         ("a.png", "clip '{folder}/a.png' is no video that can be read, or not an MP4, MOV, WebM, MKV or AVI file"),
         ("list.mp4", "clip '{folder}/list.mp4' is no video that can be read, or not an MP4"),
         ("one.mp4", "clip '{folder}/one.mp4' has 1 frames; give at least 2, or a picture as image"),
-        ("long.mp4", "num_frames is 16; 20 are given, and none is left to make"),
+        ("long.mp4", "num_frames is 16; 20 images are given: choose at least 21"),
     ],
 )
 def test_what_is_wrong_of_a_clip_is_named(folder: Path, images: str, said: str) -> None:

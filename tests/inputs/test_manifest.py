@@ -56,6 +56,13 @@ def test_defaults_fill_a_row_and_other_columns_pass_through(folder: Path) -> Non
     assert manifest.lines == {"a": 1}
 
 
+def test_a_setting_that_its_sampler_does_not_read_is_told_of(folder: Path) -> None:
+    rows = [row("a", sampler="replace", num_frames=4, resample_iterations=2), row("b", resample_iterations=2)]
+    manifest = read_manifest(write(folder, *rows), DEFAULTS)
+    assert [request.id for request in manifest.requests] == ["a", "b"], "a run that began with it goes on"
+    assert manifest.warnings == ["line 1: sampler 'replace' does not read resample_iterations"]
+
+
 def test_a_bad_manifest_names_every_line(folder: Path) -> None:
     (folder / "tiny.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 12)
     (folder / "bomb.png").write_bytes(png_header(60_000, 60_000))

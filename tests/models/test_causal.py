@@ -47,8 +47,12 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 def made_at_once(given: Inputs, folder: Path, num_frames: int) -> tuple[CheckpointStore, dict[str, Any]]:
     """The video in this process, and what is said of it."""
+    told: list[int] = []
     config = load_config(None, [f"model.id={given.model}", f"sampling.num_frames={num_frames}", *SETTINGS])
-    row = generate(str(given.image("ann")), "red", folder / "ann.mp4", config=config)
+    row = generate(
+        str(given.image("ann")), "red", folder / "ann.mp4", config=config, listener=lambda frame, of: told.append(frame)
+    )
+    assert told[-1] == num_frames - 1, "no frame beyond the last is told of"
     return CheckpointStore(f"{folder / 'ann.mp4'}.ti2v"), row
 
 
@@ -70,9 +74,13 @@ def test_frames_are_those_of_the_whole_decode(given: Inputs) -> None:
     latents = torch.randn(4, *LATENT, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         whole = model._vae.decode(latents.transpose(0, 1)[None], return_dict=False)[0][0]
-    frames = np.concatenate([*Engine(model).frames(iter(latents.numpy()))])
-    assert frames.shape == (13, SIZE, SIZE, 3)
-    assert np.array_equal(frames, (whole * 127.5 + 127.5).round().clamp(0, 255).permute(1, 2, 3, 0).numpy())
+    found = []
+    for frames_FHWC in Engine(model).frames(iter(latents.numpy())):
+        assert not torch.is_inference_mode_enabled(), "it is the caller's again"
+        found.append(frames_FHWC)
+    pixels = (whole * 127.5 + 127.5).round().clamp(0, 255).permute(1, 2, 3, 0).numpy()
+    assert [len(frames) for frames in found] == [4, 4, 4]
+    assert np.array_equal(np.concatenate(found), pixels[1:]), "all but the first, which is the image"
 
 
 def test_a_file_is_cropped_and_a_chunk_is_not(given: Inputs, tmp_path: Path) -> None:
@@ -107,6 +115,7 @@ def test_killed_resumed_and_extended_on_ray_it_is_the_video_that_was_made_at_onc
         whole, row = made_at_once(given, tmp_path, 30)
         assert chain(store) == chain(whole)
         assert [frames for _, frames, _ in chain(store)] == [4] * 8
+        assert (store.read_run() or {})["format"] == keys.FORMAT_OF_MANY, "an older version leaves it alone"
         (done,) = [store.read_done("ann")]
         assert done
         assert (done["num_frames"], done["frames_sha256"]) == (30, row["frames_sha256"])

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.support.chains import FINGERPRINT, make_chunk, make_encoded, make_request
-from tests.support.tiny_models import SIZE, write_tiny_model
+from tests.support.tiny_models import SIZE, WINDOW, write_tiny_model
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.inputs.manifest import make_request as request_of_row
@@ -23,6 +23,7 @@ from ti2v_dist.operations.planning import claim
 from ti2v_dist.operations.verify import verify
 from ti2v_dist.outputs import views
 from ti2v_dist.runtime.worker import Worker
+from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore, FramesDropped, RequestMismatch
 from ti2v_dist.state.record import Record
 from ti2v_dist.video import VideoRequest
@@ -221,6 +222,33 @@ def test_a_fork_whose_origin_is_gone_is_made_from_the_image(
     place.make(asked)
     elsewhere.make(replace(asked, origin=None))
     assert place.records("dog") == elsewhere.records("dog")
+
+
+def test_a_fork_below_a_damaged_record_is_the_way_out(place: Place, request_: VideoRequest) -> None:
+    place.make(request_)
+    damaged = Path(place.url, keys.frame("cat", 5))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    forked = edit.fork(place.store, "cat", 2, "a blue dog", "dog")
+    place.advance(forked, until=3)
+    cat, dog = (next(place.store.latents(video_id, 2)) for video_id in ("cat", "dog"))
+    np.testing.assert_array_equal(cat, dog)
+
+
+def test_a_whole_window_is_looked_at_whole(place: Place, request_: VideoRequest) -> None:
+    window = replace(request_, params=replace(request_.params, sampler="replace"), num_frames=3)
+    place.make(window)
+    views.write(place.store, {"cat"}, (), {})
+    path, other_bits = Path(place.url, keys.frame("cat", 1)), "frame 1 computed again has other bits"
+    assert other_bits not in str(verify(place.url, deep=True))
+    record = Record.from_bytes("", path.read_bytes())
+    assert len(record.arrays["latents_FCHW"]) == WINDOW - 1, "kept whole, though 3 frames were asked for"
+    assert make_chunk(1, WINDOW - 1).frames_of(3) == 2, "and counted as far as it is shown"
+    record.arrays["latents_FCHW"][2, 0, 0, 0] += 1
+    path.write_bytes(record.to_bytes())
+    assert other_bits in str(verify(place.url, deep=True))
+    cropped = replace(record, arrays={"latents_FCHW": record.arrays["latents_FCHW"][:2]}, frames=2)
+    path.write_bytes(cropped.to_bytes())
+    assert other_bits not in str(verify(place.url, deep=True)), "an older version kept a part of it"
 
 
 def test_what_is_no_fork_is_refused(place: Place, request_: VideoRequest) -> None:

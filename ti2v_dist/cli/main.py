@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ti2v_dist.cli import edit_verbs
+from ti2v_dist.cli import edit_verbs, read_verbs
 from ti2v_dist.cli.terminal import (
     BAD_INPUT,
     SOME_FAILED,
@@ -260,5 +260,5 @@ def _config(path: Path | None, settings: list[str] | None, chosen: dict[str, Any
     return load_config(path, [*flags, *(settings or [])])
 
 
-for _verb in edit_verbs.VERBS:
+for _verb in (*edit_verbs.VERBS, *read_verbs.VERBS):
     app.command()(_verb)

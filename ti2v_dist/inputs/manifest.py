@@ -30,11 +30,13 @@ from ti2v_dist.inputs.images import ImageError
 from ti2v_dist.inputs.inspection import Inspected, inspect
 from ti2v_dist.inputs.rows import MAX_BYTES, Row, check_count, parse_rows
 from ti2v_dist.prompts import entries, read_prompt
+from ti2v_dist.settings import settings_of
+from ti2v_dist.specs import COMMON
 from ti2v_dist.storage.addresses import UrlRefused, absolute_url
 from ti2v_dist.storage.objects import StoreDenied
 from ti2v_dist.storage.parquet import text_columns
 from ti2v_dist.storage.urls import Unreachable, read_bytes
-from ti2v_dist.video import VideoRequest
+from ti2v_dist.video import SamplingParams, VideoRequest
 
 T = TypeVar("T")
 
@@ -198,6 +200,7 @@ def _fill(manifest: Manifest, asked: list[_Asked], folder: str, defaults: Reques
             manifest.requests.append(request)
             manifest.warnings += _warn_size(request, one.row.line, defaults)
             manifest.warnings += _warn_unreached(request, one.row.line)
+            manifest.warnings += _warn_unread(request, one.row)
         else:
             manifest.failures.append(_failure(one.row, one.id, errors))
     manifest.warnings = list(_distinct(manifest.warnings))
@@ -250,6 +253,14 @@ def _warn_unreached(request: VideoRequest, line: int) -> Iterator[str]:
         if entry["from_frame"] >= request.num_frames:
             begin, count = entry["from_frame"], request.num_frames
             yield f"line {line}: the prompt from frame {begin} on waits for an extension: the video has {count} frames"
+
+
+def _warn_unread(request: VideoRequest, row: Row) -> Iterator[str]:
+    """Settings of the row that its sampler has no use for. A warning: a run that began with such a row goes on."""
+    read = COMMON | request.params.spec.reads | {"sampler"}
+    for name in sorted(settings_of(SamplingParams).keys() - read):
+        if row.columns.get(name) is not None:
+            yield f"line {row.line}: sampler {request.params.sampler!r} does not read {name}"
 
 
 def _distinct(items: Iterable[T]) -> list[T]:

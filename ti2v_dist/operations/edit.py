@@ -132,7 +132,10 @@ def extend(store: CheckpointStore, video_id: str, num_frames: str) -> VideoReque
         return newest
     if wanted <= finished.num_frames:
         raise InputError(f"num_frames is {num_frames}; video {video_id!r} has {finished.num_frames} frames already")
-    spec, there = newest.params.spec, 1 + store.last_frame(video_id)
+    if store.is_dropped(video_id):
+        raise FramesDropped(video_id)
+    spec = newest.params.spec
+    there = 1 + store.last_frame(video_id) if spec.is_one_window else 0
     if spec.looks_ahead or (spec.is_one_window and wanted > there):
         one = f"one window of {there} frames" if spec.is_one_window else "made between given frames"
         by = f"{one} of sampler {newest.params.sampler!r}"
@@ -163,7 +166,7 @@ def fork(
         raise FramesDropped(video_id)
     if Orders(store).lines().get(new_id):
         raise InputError(f"id {new_id!r} stands in the run's manifest; give the fork another by --new-id")
-    if not 0 <= from_frame <= store.last_frame(video_id):
+    if from_frame < 0 or not store.has_frame(video_id, from_frame):
         raise InputError(f"from_frame is {from_frame}; video {video_id!r} has no such frame yet")
     before = store.read_request(new_id, 0)
     num_frames = num_frames or (before or source).num_frames
@@ -180,7 +183,7 @@ def fork(
     chosen = config_of(store).model
     info = read_info(chosen.id, chosen.revision)
     chunk = asked.params.spec.chunk_latents(info.window, asked.params.context_frames)
-    check_boundary("from_frame is", from_frame, 0, chunk * info.frames_per_latent)
+    check_boundary("from_frame is", from_frame, asked.lead, chunk * info.frames_per_latent)
     for warning in lost_words(info, [prompt]):
         warnings.warn(warning, stacklevel=2)
     store.add_request(asked)

@@ -159,12 +159,12 @@ def _advance_to_end(
     """Commit what is left of the video; returns the seconds spent on the device, to a thousandth."""
     seconds, loaded = 0.0, store.load(request, fingerprint)
     state, tip = loaded or store.begin(request, worker.encode(request)[0], fingerprint)
-    listener(state.frame, request.num_frames)
+    listener(min(state.frame, request.num_frames - 1), request.num_frames)
     while not state.is_complete:
         (result,), took = worker.advance([state])
         if isinstance(result, NonFiniteLatents):
             raise result
         settled = store.commit(result, tip)
         state, tip, seconds = state.push(settled.chunk), settled.tip, seconds + took
-        listener(state.frame, request.num_frames)
+        listener(min(state.frame, request.num_frames - 1), request.num_frames)
     return round(seconds, 3)

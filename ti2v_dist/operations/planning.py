@@ -201,7 +201,9 @@ def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any], one_
     """
     run_id, versions = config.run_id(store.url), {"ti2v_dist": __version__, "python": sys.version.split()[0]}
     settings = {"identity": config.identity(), "config": config.model_dump(mode="json")}
-    mine = {"format": keys.FORMAT, "run_id": run_id, **settings, "versions": versions, **facts}
+    has_many = read_info(config.model.id, config.model.revision).frames_per_latent > 1
+    number = keys.FORMAT_OF_MANY if has_many else keys.FORMAT
+    mine = {"format": number, "run_id": run_id, **settings, "versions": versions, **facts}
     stored = store.claim_run(mine)
     _raise_mismatch(store, config, stored, one_class)
     return stored

@@ -199,8 +199,9 @@ class Videos:
             self.metrics.observe("commit", time.monotonic() - began, chunk.frames)
             if settled.ours:
                 video.tip = settled.tip
-                self.account.settled(command.id, chunk.last_frame, chunk.frames)
-                self.metrics.frames.inc(chunk.frames)
+                made = chunk.frames_of(video.state.request.num_frames)
+                self.account.settled(command.id, chunk.last_frame, made)
+                self.metrics.frames.inc(made)
                 self.emit(events.Committed(command.id, chunk.last_frame))
                 return
             video.is_void = True

@@ -166,7 +166,8 @@ class Worker:
 
     def _frames(self, request: VideoRequest) -> Iterator[np.ndarray]:
         """uint8 frames_HWC of the video: those that are given themselves (Algorithm 1, line 5), the others decoded."""
-        given, count = self.store.images(request.id), 0
+        given, count = self.store.images(request.id), 1
+        yield given[0]
         decoded = self.engine.frames(self.store.latents(request.id, 0))
         while count < request.num_frames:
             # A long video takes longer than a notice: its frames are settled, and others decode them as well.

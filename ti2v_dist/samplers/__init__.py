@@ -7,6 +7,6 @@ from ti2v_dist.specs import SAMPLERS
 
 
 def load_sampler(name: str) -> Sampler:
-    """The function of a sampler's name."""
+    """The function of a sampler's name. Its module is one of ours, or a dotted one of somebody else's package."""
     module, _, function = SAMPLERS[name].function.partition(":")
-    return getattr(import_module(f"{__name__}.{module}"), function)
+    return getattr(import_module(module if "." in module else f"{__name__}.{module}"), function)

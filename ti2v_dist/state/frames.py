@@ -149,8 +149,14 @@ class FrameStore(RequestStore):
         """The preprocessed image_HWC of each frame that is given. Raises `KeyError`, `CorruptRecord`."""
         first = self._first(video_id, self.store.get(keys.frame(video_id, 0)))
         later = [given["frame"] for given in (first.request or {}).get("given", ())]
-        given = zip(later, first.arrays.get("given_images_NHWC", ()), strict=True)
-        return {0: first.encoded.image_HWC, **dict(given)}
+        return {0: first.encoded.image_HWC, **dict(zip(later, first.arrays.get("given_images_NHWC", ()), strict=True))}
+
+    def has_frame(self, video_id: str, frame: int) -> bool:
+        """Whether a frame is settled; the records from there on alone are looked at. Raises `CorruptRecord`."""
+        try:
+            return next(self.latents(video_id, frame), None) is not None
+        except KeyError:
+            return False
 
     def last_frame(self, video_id: str) -> int:
         """The last settled frame, every record verified; -1 for a video without frame 0. Raises `CorruptRecord`."""
@@ -162,7 +168,7 @@ class FrameStore(RequestStore):
         return tip.frame
 
     def last_frames(self) -> dict[str, int]:
-        """First frame of every video's newest record, from one listing: for people, not for resuming."""
+        """First frame of every video's newest record, from one listing: for people, who may be told too little."""
         return self._highest("videos")
 
     def _highest(self, folder: str) -> dict[str, int]:
@@ -206,7 +212,8 @@ class FrameStore(RequestStore):
     def quarantine(self, video_id: str, damage: CorruptRecord) -> list[str]:
         """Move a damaged record and those above it out of the chain, the last one first; returns their old keys.
 
-        Only for a run at which nobody works. They are computed again: on the run's fingerprint, the same bytes.
+        Only for a run at which nobody works. They are computed again: on the run's fingerprint, the same bytes, but for
+        a whole window, which an older version kept as far as it was asked for.
         """
         slots = {keys.frame(video_id, number): number for number in self._numbers(keys.frames(video_id))}
         moved = [key for key in slots if key >= damage.key]

@@ -25,8 +25,10 @@ import re
 
 from ti2v_dist.video import check_id
 
-FORMAT = 1
-"""The format of all that a run stores; `run.json` names the one with which the run began: 1 where it names none.
+FORMAT, FORMAT_OF_MANY = 1, 2
+"""The format of all that a run stores, and that where a latent stands for several frames.
+
+`run.json` names the one with which the run began: 1 where it names none.
 
 A run keeps its format for ever: a version that knows a newer one goes on writing the old one into an old run. A new
 number is needed by a key, a value or a rule that this version would read wrongly or could not read.

@@ -57,7 +57,7 @@ class Ledger:
         return None if hint is None else _ids_at(plan, hint["final"])
 
     def made_before(self, plan: Plan, final: set[str]) -> tuple[dict[str, int], set[str]]:
-        """For people: the last settled frame of half-made videos, and which `final` ids of the plan have failed.
+        """For people: about the last settled frame of half-made videos, and which `final` ids of the plan have failed.
 
         The newest hint says so in two calls. Without it, or with one of an older version, the records are listed.
         """

@@ -29,7 +29,8 @@ class Metrics:
         self.frames = Counter("ti2v_frames_total", "Frames committed by this coordinator.", registry=registry)
         self.discarded = Counter(
             "ti2v_frames_discarded_total",
-            "Frames in the hands of lost workers, or settled by another owner first: computed for nothing, at most.",
+            "Frames in the hands of lost workers, or settled by another owner first: computed for nothing. "
+            "A chunk that is lost with its worker counts as one.",
             registry=registry,
         )
         self.device_seconds = Counter(
