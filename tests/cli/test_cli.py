@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -248,7 +249,7 @@ def test_words_that_the_shapes_model_never_saw_are_warned_of(
         generate(str(folder / "first.png"), "a red dog barks", folder / "a.mp4", config=load_config(None, small))
     recwarn.clear()
     generate(str(folder / "first.png"), "a red circle", folder / "b.mp4", config=load_config(None, small))
-    other = load_config(None, [*small, f"model.id={model}"])
+    other = load_config(None, [*small, f"model.id={shutil.copytree(model, folder / 'other')}"])
     generate(str(folder / "first.png"), "a red dog barks", folder / "c.mp4", config=other)
     assert [str(warning.message) for warning in recwarn if "never saw" in str(warning.message)] == []
 
