@@ -199,14 +199,21 @@ def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any], one_
     Raises `RunMismatch` where it is another run's. Settings of the workers alone make another class of the same run,
     unless it is to have `one_class`.
     """
-    run_id, versions = config.run_id(store.url), {"ti2v_dist": __version__, "python": sys.version.split()[0]}
-    settings = {"identity": config.identity(), "config": config.model_dump(mode="json")}
-    has_many = read_info(config.model.id, config.model.revision).frames_per_latent > 1
-    number = keys.FORMAT_OF_MANY if has_many else keys.FORMAT
-    mine = {"format": number, "run_id": run_id, **settings, "versions": versions, **facts}
-    stored = store.claim_run(mine)
+    stored = store.read_run() or store.claim_run({**_described(store, config), **facts})
     _raise_mismatch(store, config, stored, one_class)
     return stored
+
+
+def _described(store: CheckpointStore, config: RunConfig) -> dict[str, Any]:
+    """What `run.json` says of a new run."""
+    has_many = read_info(config.model.id, config.model.revision).frames_per_latent > 1
+    return {
+        "format": keys.FORMAT_OF_MANY if has_many else keys.FORMAT,
+        "run_id": config.run_id(store.url),
+        "identity": config.identity(),
+        "config": config.model_dump(mode="json"),
+        "versions": {"ti2v_dist": __version__, "python": sys.version.split()[0]},
+    }
 
 
 def _raise_mismatch(store: CheckpointStore, config: RunConfig, stored: dict[str, Any], one_class: bool = False) -> None:
