@@ -51,7 +51,9 @@ def put(block: Block, place: Path) -> None:
         if package := re.match(r"from \S+ import ", line):
             text, count = re.subn(rf"(?m)^{re.escape(package[0])}.*$", line, text)
             if count == 0:
-                text, count = re.subn(r"(?m)^from ", f"{line}\nfrom ", text, count=1)
+                imports = re.search(r"(?m)^(?:from .*\n)+", text)
+                assert imports, name
+                text, count = text.replace(imports[0], "\n".join(sorted([*imports[0].splitlines(), line])) + "\n"), 1
         else:
             text, count = re.subn(rf"(?ms)(^{registry}: .*?)^}}", lambda found, new=line: f"{found[1]}{new}\n}}", text)
         assert count == 1, (name, line)
