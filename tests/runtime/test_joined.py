@@ -21,6 +21,7 @@ from ti2v_dist.errors import UserError
 from ti2v_dist.operations import driver
 from ti2v_dist.outputs import views
 from ti2v_dist.outputs.dataset import read_rows
+from ti2v_dist.runtime import ray_internals
 from ti2v_dist.state.checkpoint import CheckpointStore
 
 SMALL: dict[str, Any] = {
@@ -221,7 +222,9 @@ def silent() -> Iterator[str]:
 
 
 @pytest.fixture
-def prepared(given: Inputs, tmp_path: Path) -> tuple[str, str, Any]:
+def prepared(given: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, Any]:
+    """A run to be begun; a cluster need not be waited for as long as by users."""
+    monkeypatch.setattr(ray_internals.check_reachable, "__defaults__", (2.0,))
     return str(given.manifest), str(tmp_path / "out"), load_config(None, [f"model.id={given.model}"])
 
 
