@@ -46,7 +46,7 @@ def superseded(world: World) -> None:
     """Another owner's frame has taken the place of one of ours: everything else goes wrong as well."""
     process = current.get()
     world.counts["a frame is superseded"] += 1
-    if process and world.strikes("worst moment", 0.8):
+    if process and world.strikes("worst moment", 1.0):
         loop, life = asyncio.get_running_loop(), world.by_process[process].life
         assert life
         loop.call_later(world.soon(1.0), life.stop)
