@@ -202,7 +202,7 @@ class Engine:
         return to_image(self._to_device(image_HWC[None]))
 
     def _result(self, state: VideoState, sample: Sample, slot: int) -> Chunk | NonFiniteLatents:
-        first = state.frame + 1
+        first, r = state.frame + 1, self.model.info.frames_per_latent
         # Between given frames, what lies behind the last one in sight waits for the next window.
         until = max(state.ahead(self._chunk(state)), default=self._chunk(state) - 1) + 1
         latents, context = (
@@ -213,9 +213,8 @@ class Engine:
         if context is not None:
             finite_F &= np.isfinite(context).all((1, 2, 3))
         if not finite_F.all():
-            r = self.model.info.frames_per_latent
             return NonFiniteLatents(state.request.id, first + int(np.argmin(finite_F)) * r)
-        return Chunk(state.request.id, first, latents, context, self.model.info.frames_per_latent)
+        return Chunk(state.request.id, first, latents, context, r)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.tensor(array).to(self.model.device)  # a copy: what came out of a store or Ray is read-only

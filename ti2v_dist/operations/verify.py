@@ -133,10 +133,14 @@ def _compute_again(store: CheckpointStore, last_frames: dict[str, int]) -> Itera
                 continue
             seen.add(first)
             ((chunk,), _) = worker.advance([loaded[0]])
-            # A record of a whole window may end where its video did.
-            settled = [*islice(store.latents(video_id, first), len(getattr(chunk, "latents_FCHW", [0])))]
-            same = isinstance(chunk, Chunk) and np.array_equal(chunk.latents_FCHW[: len(settled)], settled)
+            same = isinstance(chunk, Chunk) and _is_settled(store, chunk)
             yield None if same else _problem(video_id, f"frame {first} computed again has other bits")
+
+
+def _is_settled(store: CheckpointStore, chunk: Chunk) -> bool:
+    """Whether a chunk is what the store has there; a record of a whole window may end where its video did."""
+    settled = [*islice(store.latents(chunk.video_id, chunk.first_frame), len(chunk.latents_FCHW))]
+    return np.array_equal(chunk.latents_FCHW[: len(settled)], settled)
 
 
 def _problem(video_id: str, what: str) -> Problem:

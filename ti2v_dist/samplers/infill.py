@@ -1,10 +1,12 @@
 """Infilling: the frames between given ones. Names and suffixes as in `samplers/base.py`; W latents are in a window."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ti2v_dist.samplers.base import Backbone, Batch, Sample, checked_queue, guided
+from ti2v_dist.samplers.base import Backbone, Batch, Sample, checked_queue, first_latent, guided
 from ti2v_dist.samplers.noise import Purpose
 from ti2v_dist.schedules import timestep_pairs
 from ti2v_dist.video import SamplingParams
@@ -56,9 +58,7 @@ def _sample_one(model: Backbone, batch: Batch, params: SamplingParams, z_0: Tens
     before, behind = z_0[:, :, :place], z_0[:, :, place + 1 :]
     schedule, evaluate = model.schedule, guided(model, batch)
     noise = batch.noise.later(place - params.context_frames)
-    x = noise.draw(Purpose.INIT, 0, 0, 1)
-    if params.init == "inversion":
-        x = schedule.q_sample(before[:, :, -1:], params.first_timestep, x)
+    x = first_latent(model, replace(batch, context_BCKHW=before, noise=noise), params)
     for step, (t, t_prev) in enumerate(timestep_pairs(params)):
         before_t = schedule.q_sample(before, t, noise.draw(Purpose.CONTEXT, step, 0, before.shape[2]))
         behind_t = schedule.q_sample(behind, t, noise.draw(Purpose.AHEAD, step, 0, behind.shape[2]))
