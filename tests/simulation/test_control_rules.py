@@ -61,7 +61,7 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = {
-    "1: what is final has no generation": Mutant(80, Upkeep, "_is_final", ">= request.generation", ">= 0"),
+    "1: what is final has no generation": Mutant(1310, Upkeep, "_is_final", ">= request.generation", ">= 0"),
     "2: whoever closes its books takes in plans": Mutant(
         *(850, Coordinator, "report"), "and self.accepts", "and not self.summary"
     ),
