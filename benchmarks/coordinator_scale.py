@@ -31,6 +31,7 @@ import numpy as np
 
 from ti2v_dist.config import RunConfig
 from ti2v_dist.latents import Chunk, Encoded, VideoState
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.runtime import coordinator, pool, ray_internals, upkeep
 from ti2v_dist.runtime.account import Account
 from ti2v_dist.runtime.coordinator import Coordinator
@@ -39,7 +40,7 @@ from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
 from ti2v_dist.state.plan import Plan
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.video import VideoRequest
 
 LATENT_CHW, TEXT_LD, IMAGE_HWC, CONTEXT = (4, 32, 32), (77, 1024), (256, 256, 3), 7
 KEPT = (".ti2v/plans/", ".ti2v/orders/", ".ti2v/ends/", ".ti2v/epochs/", ".ti2v/fingerprint")

@@ -25,9 +25,10 @@ from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.shapes import world
 from ti2v_dist.specs import SAMPLERS
-from ti2v_dist.video import Given, SamplingParams, VideoRequest
+from ti2v_dist.video import Given, VideoRequest
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 MARKS = ("<!-- given:begin -->", "<!-- given:end -->")

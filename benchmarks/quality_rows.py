@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks import oracle
 from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.shapes import world
-from ti2v_dist.video import SamplingParams
 
 SPLIT = 2
 """Seeds of the benchmark begin with it; training's begin with 1, the examples' with 3."""

@@ -18,8 +18,9 @@ from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.latent_model import ATTENTIONS
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.specs import SAMPLERS
-from ti2v_dist.video import Given, SamplingParams, VideoRequest
+from ti2v_dist.video import Given, VideoRequest
 
 RAISES = {
     "MaxUnpool1d": "max_unpool2d",

@@ -15,12 +15,13 @@ from ti2v_dist.engine import DECODE_BATCH, Engine
 from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.base import VideoModel
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import Prompt, PromptFrom
 from ti2v_dist.samplers import load_sampler
 from ti2v_dist.samplers.base import Batch
 from ti2v_dist.samplers.noise import KeyedNoise
 from ti2v_dist.specs import WINDOW as WINDOWED
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.video import VideoRequest
 
 K = WINDOW - 1
 PARAMS = SamplingParams(num_inference_steps=2, resample_iterations=2, guidance_scale=3.0, context_frames=K)

@@ -12,10 +12,11 @@ from tests.support.tiny_models import SIZE, WINDOW, write_tiny_model
 from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, Encoded, VideoState
 from ti2v_dist.models import load_model, read_info
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import CorruptRecord, RecipeMismatch, Record, Tip
-from ti2v_dist.video import Given, SamplingParams, VideoRequest
+from ti2v_dist.video import Given, VideoRequest
 
 K = WINDOW - 1
 PARAMS = SamplingParams(num_inference_steps=2, resample_iterations=2, guidance_scale=3.0, context_frames=K)

@@ -15,10 +15,10 @@ from tests.support.tiny_models import SIZE, write_tiny_model
 from ti2v_dist.config import ConfigError, load_config
 from ti2v_dist.operations.generate import generate
 from ti2v_dist.outputs.codec import read_video
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers import load_sampler
 from ti2v_dist.specs import SAMPLERS, SamplerSpec
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.video import SamplingParams
 
 FILE, _LINE, *_ = blocks(ROOT / "CONTRIBUTING.md", "python")
 LINE = _LINE.text.splitlines()[1].strip().replace("once:sample_once", "somebodys.once:sample_once")

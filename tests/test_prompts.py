@@ -19,11 +19,12 @@ from ti2v_dist.inputs.defaults import RequestDefaults
 from ti2v_dist.inputs.manifest import read_manifest
 from ti2v_dist.outputs.dataset import failure_row
 from ti2v_dist.outputs.tables import failures_table
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import PromptFrom, caption, changed, check_prompt, number_at
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import CorruptRecord, Record
 from ti2v_dist.storage.parquet import read_table
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.video import VideoRequest
 
 TWO: list[PromptFrom] = [{"from_frame": 0, "prompt": "a cat"}, {"from_frame": 3, "prompt": "a dog"}]
 

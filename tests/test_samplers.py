@@ -13,12 +13,12 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from ti2v_dist.errors import InputError
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers import load_sampler
 from ti2v_dist.samplers.base import Batch
 from ti2v_dist.samplers.noise import KeyedNoise, Purpose, gaussian
 from ti2v_dist.schedules import VP, Flow, Schedule, timestep_pairs, timesteps
 from ti2v_dist.specs import SAMPLERS
-from ti2v_dist.video import SamplingParams
 
 LATENT = (4, 3, 5)
 WINDOW, K = 4, 3

@@ -15,8 +15,9 @@ from ti2v_dist.columns import COLUMN_TYPES
 from ti2v_dist.config import RunConfig, SamplingConfig, load_config
 from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.settings import settings_of
-from ti2v_dist.video import SETTINGS, Given, SamplingParams, VideoRequest
+from ti2v_dist.video import SETTINGS, Given, VideoRequest
 
 INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_factor=8, guidance_scale=3.0, fps=12)
 OTHERS = {"sampler": "replace", "init": "gaussian", "negative_prompt": "blurry"}

@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from ti2v_dist.engine import Engine
     from ti2v_dist.operations.driver import run
     from ti2v_dist.operations.generate import generate
-    from ti2v_dist.video import SamplingParams, VideoRequest
+    from ti2v_dist.params import SamplingParams
+    from ti2v_dist.video import VideoRequest
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "SamplingParams", "VideoRequest", "generate", "run"]

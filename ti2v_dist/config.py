@@ -25,6 +25,7 @@ from pydantic_core import PydanticKnownError
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.errors import InputError
 from ti2v_dist.settings import Setting
+from ti2v_dist.specs import SAMPLERS
 from ti2v_dist.video import SETTINGS
 
 
@@ -145,7 +146,12 @@ class RunConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """The settings that must not change when a run is resumed."""
-        return self.model_dump(mode="json", include={"model", "sampling", "engine", "seed", "variations"})
+        own = self.model_dump(mode="json", include={"model", "sampling", "engine", "seed", "variations"})
+        # Once it had one default for all samplers: runs of that time have it in their hashes.
+        spec, sampling = SAMPLERS[self.sampling.sampler], own["sampling"]
+        sampling["num_inference_steps"] = sampling["num_inference_steps"] or spec.num_inference_steps
+        own["sampling"] = {n: value for n, value in sampling.items() if value is not None or not SETTINGS[n].is_some}
+        return own
 
     def run_id(self, output_url: str) -> str:
         """Name of the run of these settings into this output."""

@@ -192,7 +192,7 @@ class Engine:
     def _chunk(self, state: VideoState) -> int:
         """Latents that one call makes of a video."""
         params = state.request.params
-        return params.spec.chunk_latents(self.model.info.window, params.context_frames)
+        return params.spec.chunk_latents(self.model.info.window, params)
 
     def _image(self, image_HWC: np.ndarray, request: VideoRequest) -> Tensor:
         """The encoder's image_1CHW."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ti2v_dist.errors import InputError
-from ti2v_dist.video import SamplingParams
+from ti2v_dist.params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

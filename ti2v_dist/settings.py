@@ -41,6 +41,8 @@ class Setting:
     of_sampler: Callable[[Any, int], Any] | None = None  # its default, from the `SamplerSpec` and the model's window
     is_column: bool = True  # a row of a manifest may give it
     is_shared: bool = True  # the videos of one batch must agree in it
+    usual: Any = None  # its value where the sampler reads it and nobody chose, if only some samplers have it
+    is_some: bool = False  # then it is None elsewhere, and no hash knows of it
     name: str = ""
     kind: type = str
     default: Any = None
@@ -70,6 +72,11 @@ def setting(default: Any, about: str, **more: Any) -> Any:
     return field(default=default, metadata=declared(about, **more))
 
 
+def some_setting(usual: Any, about: str, **more: Any) -> Any:
+    """A field that is a setting of some samplers only, `usual` where nobody chose."""
+    return setting(None, about, is_some=True, usual=usual, **more)
+
+
 @cache
 def settings_of(cls: type) -> dict[str, Setting]:
     """The settings among a dataclass's fields, by name and in their order."""
@@ -87,6 +94,15 @@ def check_settings(owner: Any) -> None:
     """Check all settings of a frozen dataclass, and put each into the form in which it is kept."""
     for name, one in settings_of(type(owner)).items():
         object.__setattr__(owner, name, one.checked(getattr(owner, name)))
+
+
+def plain_settings(owner: Any) -> dict[str, Any]:
+    """All settings of a dataclass, without those of other samplers."""
+    return {
+        name: value
+        for name, one in settings_of(type(owner)).items()
+        if (value := getattr(owner, name)) is not None or not one.is_some
+    }
 
 
 def shared(owner: Any) -> dict[str, Any]:

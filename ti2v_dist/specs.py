@@ -4,15 +4,27 @@ It needs no torch, so that a request can be checked on any machine. A new sample
 entry here.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ti2v_dist.params import SamplingParams
 
 WINDOW = "window"
 """A model that predicts a window of noisy latents at one timestep, and encodes a picture."""
 PICTURES = "pictures"
 """A model of which each latent is one picture, and can be decoded by itself."""
+IMAGE = "image"
+"""A model that predicts one noisy latent a row, with self-attention to other frames, and encodes a picture."""
+CONTROL = "control"
+"""An image model with a ControlNet."""
+INSTRUCT = "instruct"
+"""An image model that changes a picture as it is told."""
 FRAME_BY_FRAME = frozenset({WINDOW, PICTURES})
 """What a latent video model of one latent a frame can do."""
+NEEDED, OPTIONAL, NONE = "needed", "optional", "none"
 COMMON = frozenset({"num_inference_steps", "guidance_scale", "t_start"})
 """The settings that every sampler reads."""
 
@@ -25,6 +37,11 @@ class SamplerSpec:
     capabilities of its models. `reads` are the settings that it reads beside `COMMON`. `chunk` is the number of latents
     that one call makes, None for what a window has room for behind its context. A sampler of `is_one_window` makes one
     chunk under one text, and ends; one that `looks_ahead` makes the frames between given ones, under one text.
+
+    `begin` names, as `function` does, what makes the first frame, or what else a video starts from: then the context is
+    an anchor of so many latents, which does not slide. `image` says whether a row gives the first frame: NEEDED,
+    OPTIONAL or NONE. `source` is the column of the video of which each new frame takes one.
+    `num_inference_steps` is the number of steps where nobody chose.
     """
 
     function: str
@@ -33,14 +50,20 @@ class SamplerSpec:
     chunk: int | None = 1
     is_one_window: bool = False
     looks_ahead: bool = False
+    begin: str | None = None
+    anchor: int = 0
+    image: str = NEEDED
+    source: str | None = None
+    num_inference_steps: int = 10
 
     def usual_context(self, window: int) -> int:
         """Context latents where nobody chose: all but the new one, or half of a window that reaches as far ahead."""
-        return window // 2 if self.looks_ahead else window - 1
+        return self.anchor or (window // 2 if self.looks_ahead else window - 1)
 
-    def chunk_latents(self, window: int, context_frames: int) -> int:
+    def chunk_latents(self, window: int, params: SamplingParams) -> int:
         """Latents that one call makes with a model of this window."""
-        return self.chunk or window - (context_frames if "context_frames" in self.reads else 1)
+        behind = params.context_frames if "context_frames" in self.reads else 1
+        return self.chunk or params.chunk_frames or window - behind
 
 
 class Limits(Protocol):
@@ -64,10 +87,43 @@ class Limits(Protocol):
 
 
 _QUEUE = frozenset({"resample_iterations", "context_frames", "init"})
+_MOTION = frozenset({"chunk_frames", "anchor", "motion_dx", "motion_dy", "motion_t0", "motion_t1"})
 
 SAMPLERS: dict[str, SamplerSpec] = {
     "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE),
     "ti2v_zero_reference": SamplerSpec("reference:sample_reference", _QUEUE, FRAME_BY_FRAME),
     "replace": SamplerSpec("replace:sample_replace", frozenset(), chunk=None, is_one_window=True),
     "infill": SamplerSpec("infill:sample_infill", _QUEUE, chunk=None, looks_ahead=True),
+    "text2video_zero": SamplerSpec(
+        "text2video_zero:sample_text2video_zero",
+        _MOTION,
+        frozenset({IMAGE}),
+        chunk=None,
+        begin="text2video_zero:begin_text2video_zero",
+        anchor=3,
+        image=OPTIONAL,
+        num_inference_steps=50,
+    ),
+    "text2video_zero_control": SamplerSpec(
+        "controlled:sample_controlled",
+        frozenset({"chunk_frames", "control_preprocessor"}),
+        frozenset({IMAGE, CONTROL}),
+        chunk=None,
+        begin="controlled:begin_controlled",
+        anchor=1,
+        image=NONE,
+        source="control",
+        num_inference_steps=20,
+    ),
+    "instruct_pix2pix_video": SamplerSpec(
+        "controlled:sample_instructed",
+        frozenset({"chunk_frames", "image_guidance_scale"}),
+        frozenset({INSTRUCT}),
+        chunk=None,
+        begin="controlled:begin_instructed",
+        anchor=1,
+        image=NONE,
+        source="source_video",
+        num_inference_steps=20,
+    ),
 }

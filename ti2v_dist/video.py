@@ -1,4 +1,4 @@
-"""What is asked for: a video (`VideoRequest`), and how to sample it (`SamplingParams`); a new setting is one field."""
+"""What is asked for: a video (`VideoRequest`); a new setting of it is one field."""
 
 import hashlib
 import math
@@ -12,16 +12,24 @@ import numpy as np
 
 from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.errors import InputError
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
-from ti2v_dist.settings import Setting, check_range, check_settings, declared, setting, settings_of, shared
-from ti2v_dist.specs import SAMPLERS, Limits, SamplerSpec
+from ti2v_dist.settings import (
+    Setting,
+    check_range,
+    check_settings,
+    declared,
+    plain_settings,
+    setting,
+    settings_of,
+    shared,
+)
+from ti2v_dist.specs import NEEDED, NONE, SAMPLERS, Limits
 
-INIT_NAMES = ("inversion", "gaussian")
-TRAIN_TIMESTEPS = 1000
 MAX_SEED = 2**64 - 1
 _NTSC = (24, 30, 48, 60, 120)
 """Whole rates of which television takes 1000/1001, and writes that to three places: 23.976, 29.97, 59.94."""
-_LATER = ("origin", "generation", "given")
+_LATER = ("origin", "generation", "given", "source")
 """Fields that a request of an earlier version does not have, and one without them does not show."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -57,51 +65,6 @@ def check_id(video_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class SamplingParams:
-    """How frames are sampled (TI2V-Zero, Ni et al. 2024, Algorithm 1); the paper's symbol in brackets.
-
-    `t_start` is the first timestep; by default (S - 1) * (1000 // S) + 1. `init="gaussian"` starts a new frame from
-    noise instead of the DDPM-inverted last latent, for the ablation.
-    """
-
-    sampler: str = setting("ti2v_zero", "the video algorithm", choices=SAMPLERS)
-    num_inference_steps: int = setting(10, "denoising steps [S]", low=1, high=TRAIN_TIMESTEPS - 1)
-    resample_iterations: int = setting(4, "how often each of them is made [U]", low=1)
-    guidance_scale: float = setting(
-        9.0, "weight of the text [g]", above=0, kept=float, of_model=lambda info: info.guidance_scale, is_shared=False
-    )
-    context_frames: int = setting(
-        15, "latents in the queue [K]", low=1, of_sampler=lambda spec, window: spec.usual_context(window)
-    )
-    t_start: int | None = setting(None, "the first timestep", low=1, high=TRAIN_TIMESTEPS - 1, is_column=False)
-    init: str = setting("inversion", "what a new frame starts from", choices=INIT_NAMES, is_column=False)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.t_start is None and self.num_inference_steps == 1:
-            raise InputError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
-        check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
-
-    @property
-    def spec(self) -> SamplerSpec:
-        """What is known of the sampler."""
-        return SAMPLERS[self.sampler]
-
-    @property
-    def first_timestep(self) -> int:
-        """t_1, the noisiest timestep."""
-        if self.t_start is not None:
-            return self.t_start
-        steps = self.num_inference_steps
-        return (steps - 1) * (TRAIN_TIMESTEPS // steps) + 1
-
-    @property
-    def batch_group(self) -> tuple:
-        """What must be equal for two videos to share a batch; guidance is a value per slot."""
-        return tuple({**shared(self), "t_start": self.first_timestep}.values())
-
-
-@dataclass(frozen=True)
 class Origin:
     """Where a forked video's first frames are found: those of video `id` up to `frame`, the last that they share."""
 
@@ -122,13 +85,27 @@ class Given:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A video that another one is made after, frame by frame: where it lies, as `image` and `image_uri` tell it.
+
+    It had so many `frames` when it was looked at; `sha256` is that of its file, or of the files of its folder.
+    """
+
+    url: str
+    uri: str
+    frames: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class VideoRequest:
     """One video to make, every default filled in. Sizes in pixels; `fps` is frames per second, see `exact_rate`.
 
     `prompt` is a text or a prompt schedule. `image` is an absolute path or URL to read from and `image_uri` is what the
     user wrote: the same request may find its image elsewhere on another machine, and a fork its first frames at its
-    `origin`. `given` are the frames after frame 0 that are given too, in their order. `extra` holds the manifest's
-    other columns, passed through to the output. `generation` counts how often the video was extended.
+    `origin`. Both are empty where the sampler makes frame 0 too. `given` are the frames after frame 0 that are given
+    too, in their order. `extra` holds the manifest's other columns, passed through to the output. `generation` counts
+    how often the video was extended.
     """
 
     id: str
@@ -148,6 +125,7 @@ class VideoRequest:
     origin: Origin | None = None
     generation: int = 0
     given: tuple[Given, ...] = ()
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -159,6 +137,22 @@ class VideoRequest:
         check_settings(self)
         check_range("seed", self.seed, 0, MAX_SEED)
         self._check_given()
+        self._check_source()
+
+    def _check_source(self) -> None:
+        spec, named = self.params.spec, f"sampler {self.params.sampler!r}"
+        if not self.image and not self.is_clip and spec.image == NEEDED:
+            raise InputError(f"image is missing; {named} goes on from one")
+        if self.image and spec.image == NONE:
+            raise InputError(f"image is {self.image!r:.200}; {named} makes the first frame itself: leave it out")
+        if not self.image and self.given:
+            raise InputError("images begin after frame 0; give that one too")
+        if bool(spec.source) is not bool(self.source):
+            what = f"{spec.source} is missing; {named} makes a video after one"
+            raise InputError(what if spec.source else f"source is {self.source!r:.200}; {named} reads none")
+        if self.source and self.source.frames < self.num_frames:
+            missing = f"{spec.source} {self.source.uri!r} has {self.source.frames} frames"
+            raise InputError(f"num_frames is {self.num_frames}; {missing}: frame {self.source.frames} is missing")
 
     def _check_given(self) -> None:
         frames, spec = [0, *(given.frame for given in self.given)], self.params.spec
@@ -219,11 +213,12 @@ class VideoRequest:
         for name, size in (("height", self.height), ("width", self.width)):
             if size % multiple:
                 raise InputError(f"{name} is {size}; it must be a multiple of {multiple}")
-        check_range("context_frames", self.params.context_frames, 1, window - 1)
+        low, high = (spec.anchor, spec.anchor) if spec.anchor else (1, window - 1)
+        check_range("context_frames", self.params.context_frames, low, high)
         if self.given and model.frames_per_latent > 1:
             each = f"each latent of the model stands for {model.frames_per_latent} frames"
             raise InputError(f"images are {1 + len(self.given)}; {each}: give the first one alone")
-        chunk = spec.chunk_latents(window, self.params.context_frames)
+        chunk = spec.chunk_latents(window, self.params)
         for former, later in pairwise([0, *(given.frame for given in self.given)]):
             if spec.looks_ahead and later - former > chunk:
                 problem = f"images at frames {former} and {later} are {later - former} apart"
@@ -248,7 +243,9 @@ class VideoRequest:
         if unknown:
             raise InputError(f"this version knows no field {', '.join(unknown)} of a request; install a newer one")
         origin = data.get("origin")
+        source = data.get("source")
         nested = {"params": SamplingParams(**data["params"]), "origin": Origin(**origin) if origin else None}
+        nested |= {"source": Source(**source) if source else None}
         return cls(**{**data, **nested, "given": tuple(Given(**frame) for frame in data.get("given", ()))})
 
     def identity(self) -> dict[str, Any]:
@@ -256,12 +253,14 @@ class VideoRequest:
         own = self._plain()
         given = [{"frame": frame.frame, "image_uri": frame.image_uri} for frame in self.given]
         kept = {key: value for key, value in own.items() if key != "image" and key not in _LATER}
-        return kept | ({"given": given} if given else {})
+        source = own["source"] and {key: value for key, value in own["source"].items() if key != "url"}
+        return kept | ({"given": given} if given else {}) | ({"source": source} if source else {})
 
     def _plain(self) -> dict[str, Any]:
         """As `asdict`, which would copy every value of every column of thousands of rows."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        nested = {"params": asdict(self.params), "origin": asdict(self.origin) if self.origin else None}
+        nested = {"params": plain_settings(self.params), "origin": asdict(self.origin) if self.origin else None}
+        nested |= {"source": asdict(self.source) if self.source else None}
         return {**own, **nested, "given": [asdict(frame) for frame in self.given]}
 
     def recipe(self, fingerprint_sha256: str, image_HWC: np.ndarray, given_NHWC: np.ndarray | None = None) -> str:
@@ -276,12 +275,14 @@ class VideoRequest:
             "seed": self.seed,
             "height": self.height,
             "width": self.width,
-            "params": asdict(self.params),
+            "params": plain_settings(self.params),
             "fingerprint": fingerprint_sha256,
         }
         if given_NHWC is not None:
             images = [hashlib.sha256(image.tobytes()).hexdigest() for image in given_NHWC]
             decides["given"] = [[frame.frame, image] for frame, image in zip(self.given, images, strict=True)]
+        if self.source:
+            decides["source_sha256"] = self.source.sha256
         return canonical_sha256(decides)
 
 

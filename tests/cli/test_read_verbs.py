@@ -20,8 +20,9 @@ from ti2v_dist.operations import planning
 from ti2v_dist.operations.evaluate import evaluate
 from ti2v_dist.outputs.codec import write_video
 from ti2v_dist.outputs.dataset import metadata_row, store_video
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.video import VideoRequest
 
 
 def finish(store: CheckpointStore, video_id: str, frames: Iterable[np.ndarray]) -> str:

@@ -34,9 +34,10 @@ from ti2v_dist.models.animatediff import BLOCKS, MOTION_UNET, SCHEDULERS
 from ti2v_dist.models.base import VideoModel
 from ti2v_dist.models.latent_model import LatentVideoModel
 from ti2v_dist.operations.generate import generate
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import Prompt, PromptFrom
 from ti2v_dist.schedules import VP
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.video import VideoRequest
 
 PROMPTS = ("a red circle moving left", "a blue square moving up", "a still green triangle", "an orange circle")
 PARAMS = SamplingParams(num_inference_steps=2, resample_iterations=2, guidance_scale=3.0, context_frames=WINDOW - 1)

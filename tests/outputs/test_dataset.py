@@ -24,10 +24,11 @@ from ti2v_dist.outputs import dataset
 from ti2v_dist.outputs.codec import read_video, write_video
 from ti2v_dist.outputs.dataset import failure_row, metadata_row, provenance, store_video
 from ti2v_dist.outputs.tables import METADATA_TYPES, failures_table, metadata_table
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.storage.ffmpeg import CodecError
 from ti2v_dist.storage.files import put_bytes, read_view
 from ti2v_dist.storage.urls import open_filesystem
-from ti2v_dist.video import SamplingParams, VideoRequest, exact_rate
+from ti2v_dist.video import VideoRequest, exact_rate
 
 PROMPT = 'a = red; #circle \\ "quoted"\nünï 日本'
 

@@ -14,7 +14,8 @@ from ti2v_dist.outputs.codec import write_video
 from ti2v_dist.outputs.dataset import metadata_row, store_video
 from ti2v_dist.outputs.report import PREVIEW_SIDE, SHEET_VIDEOS, SHOWN_VIDEOS, write_page, write_report
 from ti2v_dist.outputs.sheet import CAPTION_LINES, CAPTION_WIDTH, _font, _wrap, contact_sheet, evenly, thumbnail
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.params import SamplingParams
+from ti2v_dist.video import VideoRequest
 
 PROMPT = '<script>alert("x")</script> & a circle'
 GREY = 90

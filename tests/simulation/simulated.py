@@ -13,10 +13,11 @@ import pytest
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.operations import collect, repair
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.state import ledger
 from ti2v_dist.state.record import Record
 from ti2v_dist.storage import objects
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.video import VideoRequest
 
 LAST = 4
 ROOT = "bucket/run"

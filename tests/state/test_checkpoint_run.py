@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.support.chains import K, again, make_request
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.state.checkpoint import CheckpointStore, FingerprintMismatch, RequestMismatch
 from ti2v_dist.state.record import CorruptRecord
-from ti2v_dist.video import Origin, SamplingParams, VideoRequest, check_id
+from ti2v_dist.video import Origin, VideoRequest, check_id
 
 
 @pytest.fixture(params=["file", "memory"])

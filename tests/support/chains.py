@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 
 from ti2v_dist.latents import Chunk, Encoded, VideoState
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import Tip
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.video import VideoRequest
 
 FINGERPRINT = "f" * 64
 K = 3

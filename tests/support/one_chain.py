@@ -13,7 +13,8 @@ from tests.support.tiny_models import SIZE, WINDOW
 from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.params import SamplingParams
+from ti2v_dist.video import VideoRequest
 
 PARAMS = SamplingParams(num_inference_steps=2, resample_iterations=2, guidance_scale=3.0, context_frames=WINDOW - 1)
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.config import RunConfig
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.specs import FRAME_BY_FRAME, SAMPLERS
-from ti2v_dist.video import SETTINGS, SamplingParams, VideoRequest
+from ti2v_dist.video import SETTINGS, VideoRequest
 
 if TYPE_CHECKING:
     from ti2v_dist.models.base import ModelInfo
@@ -43,6 +44,8 @@ class RequestDefaults:
         for name, one in SETTINGS.items():
             if one.of_sampler and values.get(name) is None:
                 values[name] = one.of_sampler(spec, self.window)
+            if one.is_some and name not in spec.reads:
+                values[name] = None  # the run's, or the row's, which is warned of
         request = VideoRequest(**_own(VideoRequest, values), params=SamplingParams(**_own(SamplingParams, values)))
         request.check_against_model(self)
         return request

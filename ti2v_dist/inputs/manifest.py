@@ -29,6 +29,7 @@ from ti2v_dist.inputs.given import GivenImages, read_images
 from ti2v_dist.inputs.images import ImageError
 from ti2v_dist.inputs.inspection import Inspected, inspect
 from ti2v_dist.inputs.rows import MAX_BYTES, Row, check_count, parse_rows
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import entries, read_prompt
 from ti2v_dist.settings import settings_of
 from ti2v_dist.specs import COMMON
@@ -36,7 +37,7 @@ from ti2v_dist.storage.addresses import UrlRefused, absolute_url
 from ti2v_dist.storage.objects import StoreDenied
 from ti2v_dist.storage.parquet import text_columns
 from ti2v_dist.storage.urls import Unreachable, read_bytes
-from ti2v_dist.video import SamplingParams, VideoRequest
+from ti2v_dist.video import VideoRequest
 
 T = TypeVar("T")
 

@@ -37,6 +37,8 @@ class ModelInfo:
     fps: float
     frames_per_latent: int = 1
     capabilities: frozenset[str] = FRAME_BY_FRAME
+    motion_t0: int = 881
+    motion_t1: int = 941
 
 
 class VideoModel(Protocol):

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ti2v_dist.canonical import canonical_json
 from ti2v_dist.columns import COLUMN_TYPES, RowFailure
 from ti2v_dist.outputs.codec import CODEC, WrittenVideo
 from ti2v_dist.outputs.tables import METADATA_TYPES, dataset_card, failures_table, metadata_table
+from ti2v_dist.settings import plain_settings
 from ti2v_dist.storage.files import listed, put_bytes, put_file, read_view, remove
 from ti2v_dist.storage.parquet import read_table
 from ti2v_dist.storage.urls import open_filesystem, read_bytes
@@ -44,7 +44,7 @@ def provenance(request: VideoRequest, model_id: str, model_revision: str | None)
     """What makes a video again, for its `comment` tag. No run and no time: equal videos are equal files."""
     named = {name: getattr(request, name) for name in ("id", "prompt", "negative_prompt", "seed")}
     model = {"model": model_id, "model_revision": model_revision}
-    return {**named, **model, "sampler": request.params.sampler, "sampler_params": asdict(request.params)}
+    return {**named, **model, "sampler": request.params.sampler, "sampler_params": plain_settings(request.params)}
 
 
 def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, facts: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, f
         "frames_sha256": written.frames_sha256,
         "file_sha256": written.file_sha256,
         "sampler": request.params.sampler,
-        "sampler_params": canonical_json(asdict(request.params)).decode(),
+        "sampler_params": canonical_json(plain_settings(request.params)).decode(),
         "synthetic": True,
     }
     assert not row.keys() & facts.keys(), row.keys() & facts.keys()

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers.noise import KeyedNoise, Purpose
 from ti2v_dist.schedules import Schedule
-from ti2v_dist.video import SamplingParams
 
 
 class HasWindow(Protocol):

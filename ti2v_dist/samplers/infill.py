@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers.base import Backbone, Batch, Sample, checked_queue, first_latent, guided
 from ti2v_dist.samplers.noise import Purpose
 from ti2v_dist.schedules import timestep_pairs
-from ti2v_dist.video import SamplingParams
 
 
 def sample_infill(model: Backbone, batch: Batch, params: SamplingParams) -> Sample:

@@ -2,10 +2,10 @@
 
 import torch
 
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers.base import Backbone, Batch, Sample, guided
 from ti2v_dist.samplers.noise import Purpose
 from ti2v_dist.schedules import timestep_pairs
-from ti2v_dist.video import SamplingParams
 
 
 def sample_replace(model: Backbone, batch: Batch, params: SamplingParams) -> Sample:

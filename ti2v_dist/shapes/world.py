@@ -7,7 +7,7 @@ Suffixes: N scenes, F frames, C channels, H height, W width.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -50,6 +50,10 @@ _TEMPLATES = (
     "{article} {shape} {motion} , {color}",
     "a video of {article} {color} {shape} {motion}",
 )
+
+
+_RECOLOR = ("make it {color}", "turn it {color}", "make it a {color} one")
+_RESHAPE = ("turn it into a {shape}", "make it a {shape}")
 
 
 @dataclass(frozen=True)
@@ -125,20 +129,29 @@ def render(scenes: Scenes, travel_NF: np.ndarray) -> Tensor:
     return mask * rgb + (1 - mask) * (top * (1 - depth) + bottom * depth)
 
 
-def describe(color: str, shape: str, motion: str, rng: np.random.Generator | None = None) -> str:
-    """One prompt for an object and its motion; the plainest wording when `rng` is None."""
-    if rng is None:
-        return f"a {color} {shape} {_MOTION_PHRASES[motion][0]}"
-
-    def pick(choices: Sequence[str]) -> str:
-        return choices[int(rng.integers(len(choices)))]
-
-    return pick(_TEMPLATES).format(
+def describe(color: str, shape: str, motion: str | None = None, rng: np.random.Generator | None = None) -> str:
+    """One prompt for an object, and its motion if there is one; the plainest wording when `rng` is None."""
+    pick = _picker(rng)
+    said = pick(_TEMPLATES).format(
         article=pick(_ARTICLES),
         color=color,
         shape=pick(_SHAPE_WORDS[shape]),
-        motion=pick(_MOTION_PHRASES[motion]),
+        motion=pick(_MOTION_PHRASES[motion]) if motion else "",
     )
+    return " ".join(said.split()).replace(" , ,", " ,")
+
+
+def instruct(color: str | None, shape: str | None, rng: np.random.Generator | None = None) -> str:
+    """One instruction that gives the object another colour, or another shape."""
+    pick = _picker(rng)
+    if color:
+        return pick(_RECOLOR).format(color=color)
+    assert shape, "an instruction changes something"
+    return pick(_RESHAPE).format(shape=pick(_SHAPE_WORDS[shape]))
+
+
+def _picker(rng: np.random.Generator | None) -> Callable[[Sequence[str]], str]:
+    return lambda choices: choices[0 if rng is None else int(rng.integers(len(choices)))]
 
 
 def grammar() -> list[str]:

@@ -1,0 +1,80 @@
+"""How a video is sampled (`SamplingParams`); a new setting of the samplers is one field."""
+
+from dataclasses import dataclass
+
+from ti2v_dist.errors import InputError
+from ti2v_dist.settings import check_range, check_settings, setting, settings_of, shared, some_setting
+from ti2v_dist.specs import SAMPLERS, SamplerSpec
+
+INIT_NAMES = ("inversion", "gaussian")
+ANCHORS = ("first", "last")
+PREPROCESSORS = ("none", "canny")
+TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How frames are sampled (TI2V-Zero, Ni et al. 2024, Algorithm 1); the paper's symbol in brackets.
+
+    `t_start` is the first timestep; by default (S - 1) * (1000 // S) + 1. `init="gaussian"` starts a new frame from
+    noise instead of the DDPM-inverted last latent, for the ablation.
+    """
+
+    sampler: str = setting("ti2v_zero", "the video algorithm", choices=SAMPLERS)
+    num_inference_steps: int = setting(
+        10,
+        "denoising steps [S]",
+        low=1,
+        high=TRAIN_TIMESTEPS - 1,
+        of_sampler=lambda spec, window: spec.num_inference_steps,
+    )
+    resample_iterations: int = setting(4, "how often each of them is made [U]", low=1)
+    guidance_scale: float = setting(
+        9.0, "weight of the text [g]", above=0, kept=float, of_model=lambda info: info.guidance_scale, is_shared=False
+    )
+    context_frames: int = setting(
+        15, "latents in the queue [K]", low=1, of_sampler=lambda spec, window: spec.usual_context(window)
+    )
+    t_start: int | None = setting(None, "the first timestep", low=1, high=TRAIN_TIMESTEPS - 1, is_column=False)
+    init: str = setting("inversion", "what a new frame starts from", choices=INIT_NAMES, is_column=False)
+    chunk_frames: int | None = some_setting(8, "frames of an image model made at once", low=1, is_column=False)
+    anchor: str | None = some_setting("first", "whose look the frames take over", choices=ANCHORS, is_column=False)
+    motion_dx: float | None = some_setting(0.0, "pixels a frame to the right [δx]", low=-512, high=512, kept=float)
+    motion_dy: float | None = some_setting(0.0, "pixels a frame down [δy]", low=-512, high=512, kept=float)
+    motion_t0: int | None = some_setting(
+        None, "where the picture moves [T']", low=1, high=999, of_model=lambda info: info.motion_t0, is_column=False
+    )
+    motion_t1: int | None = some_setting(
+        None, "to where it is noised again [T]", low=1, high=999, of_model=lambda info: info.motion_t1, is_column=False
+    )
+    control_preprocessor: str | None = some_setting("none", "what is made of a control frame", choices=PREPROCESSORS)
+    image_guidance_scale: float | None = some_setting(1.5, "weight of the source's frames", above=0, kept=float)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        for name, one in settings_of(SamplingParams).items():
+            if one.is_some and name in self.spec.reads and getattr(self, name) is None:
+                object.__setattr__(self, name, one.usual)
+            if one.is_some and name not in self.spec.reads and getattr(self, name) is not None:
+                raise InputError(f"{name} is {getattr(self, name)!r}; sampler {self.sampler!r} does not read it")
+        if self.t_start is None and self.num_inference_steps == 1:
+            raise InputError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
+        check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
+
+    @property
+    def spec(self) -> SamplerSpec:
+        """What is known of the sampler."""
+        return SAMPLERS[self.sampler]
+
+    @property
+    def first_timestep(self) -> int:
+        """t_1, the noisiest timestep."""
+        if self.t_start is not None:
+            return self.t_start
+        steps = self.num_inference_steps
+        return (steps - 1) * (TRAIN_TIMESTEPS // steps) + 1
+
+    @property
+    def batch_group(self) -> tuple:
+        """What must be equal for two videos to share a batch; guidance is a value per slot."""
+        return tuple({**shared(self), "t_start": self.first_timestep}.values())
