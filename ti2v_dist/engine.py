@@ -5,10 +5,8 @@ bits depend neither on its neighbours nor on its slot.
 Suffixes: B batch slots, C latent channels, F frames, K context frames, H height, W width, L tokens, D text width.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -19,8 +17,10 @@ from torch import Tensor
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
-from ti2v_dist.models.base import StreamingModel, VideoModel
-from ti2v_dist.samplers import load_sampler
+from ti2v_dist.models.base import ImageModel, StreamingModel, VideoModel
+from ti2v_dist.numerics import make_deterministic
+from ti2v_dist.params import SamplingParams
+from ti2v_dist.samplers import load_begin, load_sampler
 from ti2v_dist.samplers.base import Batch, Sample, to_image
 from ti2v_dist.samplers.noise import KeyedNoise
 from ti2v_dist.video import VideoRequest
@@ -32,15 +32,12 @@ DECODE_BATCH = 4
 DECODED_AT_ONCE = 16
 """Latents decoded before their frames are given on: what bounds the memory of a long video."""
 
-# CUDA's matrix products read it when they start, which may be as soon as a model is on its device: before any engine.
-os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-
 
 class Engine:
     """A frozen model and `slots` places for videos.
 
     An engine settles its process's numerics: it asks for deterministic kernels without TF32, and an operation that has
-    none raises; on a CPU it pins torch to `threads` threads (the number decides bits). See `kept_numerics`.
+    none raises; on a CPU it pins torch to `threads` threads (the number decides bits). See `numerics.py`.
     """
 
     def __init__(self, model: VideoModel, slots: int = 1, threads: int = 1) -> None:
@@ -50,7 +47,7 @@ class Engine:
         on_gpu = model.device.type == "cuda"
         # Drawing ahead keeps a GPU busy; on a CPU it would only compete with the model.
         self._executor = ThreadPoolExecutor(1, "noise") if on_gpu else None
-        _make_deterministic()
+        make_deterministic()
         if not on_gpu:
             torch.set_num_threads(threads)
 
@@ -62,30 +59,45 @@ class Engine:
         params = replace(largest.params, t_start=1, num_inference_steps=1, resample_iterations=1)
         request = replace(largest, params=params)
         image = np.zeros((request.height, request.width, 3), np.uint8)
-        encoded = self.encode(request, *[image] * (1 + len(request.given)))
-        self.advance([VideoState.start(request, encoded)] * self.slots)
+        images = [image] * (1 + len(request.given)) if request.image else []
+        source = np.zeros((1 + self._chunk(request.params), *image.shape), np.uint8) if request.source else None
+        encoded = self.encode(request, *images, source_FHWC=source)
+        self.advance([VideoState.start(request, encoded)] * self.slots, [source] * self.slots)
         for _ in self.frames(iter([encoded.latent_CHW] * (1 + DECODE_BATCH))):
             pass
 
     @torch.inference_mode()
-    def encode(self, request: VideoRequest, image_HWC: np.ndarray, *given_HWC: np.ndarray) -> Encoded:
-        """What `request` starts from: its first frame, and those that are given, uint8 RGB of the request's size."""
-        images = (image_HWC, *given_HWC)
-        if len(images) != 1 + len(request.given):
-            raise ValueError(f"{len(images)} images were given to a video of {1 + len(request.given)}")
+    def encode(self, request: VideoRequest, *images_HWC: np.ndarray, source_FHWC: np.ndarray | None = None) -> Encoded:
+        """What `request` starts from: its first frame, and those that are given, uint8 RGB of the request's size.
+
+        A first frame that is made and not given is made here, after the first frame of the source where there is one.
+        """
+        expected = 1 + len(request.given) if request.image else 0
+        if len(images_HWC) != expected:
+            raise ValueError(f"{len(images_HWC)} images were given to a video of {expected}")
         # One at a time: the shape of the batch decides bits.
-        latent_CHW, *given = [_to_numpy(self.model.encode_image(self._image(image, request))[0]) for image in images]
+        latents = [_to_numpy(self.model.encode_image(self._image(image, request))[0]) for image in images_HWC]
         # Always in pairs: the shape of the batch decides bits.
         pairs = [_to_numpy(self.model.encode_text([text, request.negative_prompt])) for text in request.texts]
-        text_LD, negative_text_LD = pairs[0]
         later_text_PLD = np.stack([pair[0] for pair in pairs[1:]]) if pairs[1:] else None
-        stacked = (np.stack(given_HWC), np.stack(given)) if given else ()
-        return Encoded(image_HWC, latent_CHW, text_LD, negative_text_LD, later_text_PLD, *stacked)
+        given = (np.stack(images_HWC[1:]), np.stack(latents[1:])) if latents[1:] else (None, None)
+        image_HWC, latent_CHW, anchor_NCHW = images_HWC[0] if images_HWC else None, [*latents, None][0], None
+        if begin := load_begin(request.params.sampler):
+            batch = self._first(request, latent_CHW, pairs[0], source_FHWC)
+            anchor_NCHW = _to_numpy(begin(self.model, batch, request.params)[0].transpose(0, 1))
+            latent_CHW = anchor_NCHW[-1] if latent_CHW is None else latent_CHW
+        if image_HWC is None:
+            image_HWC = self.decode(latent_CHW[None])[0]
+        text_LD, negative_text_LD = pairs[0]
+        return Encoded(image_HWC, latent_CHW, text_LD, negative_text_LD, later_text_PLD, *given, anchor_NCHW)
 
     @torch.inference_mode()
-    def advance(self, states: Sequence[VideoState]) -> list[Chunk | NonFiniteLatents]:
+    def advance(
+        self, states: Sequence[VideoState], sources: Sequence[np.ndarray | None] | None = None
+    ) -> list[Chunk | NonFiniteLatents]:
         """The next chunk of each video; result i belongs to `states[i]`.
 
+        `sources` are, of videos with a source, the uint8 frames_FHWC of `source_frames`.
         A video whose state or new latents are not finite gets a `NonFiniteLatents` in place of its chunk, and its
         neighbours are not affected. Raises `ValueError` for states that cannot share a batch.
         """
@@ -93,7 +105,8 @@ class Engine:
         usable = [state if _is_finite(state) else None for state in states]
         if not any(usable):
             return [NonFiniteLatents(state.request.id, state.frame + 1) for state in states]
-        sample = self._sample([*usable, *[None] * (self.slots - len(states))])
+        empty = [None] * (self.slots - len(states))
+        sample = self._sample([*usable, *empty], [*(sources or [None] * len(states)), *empty])
         return [
             self._result(state, sample, slot) if usable[slot] else NonFiniteLatents(state.request.id, state.frame + 1)
             for slot, state in enumerate(states)
@@ -164,7 +177,16 @@ class Engine:
                     "makes a whole window at once and cannot go on from there"
                 )
 
-    def _sample(self, slots: Sequence[VideoState | None]) -> Sample:
+    def source_frames(self, state: VideoState) -> list[int]:
+        """The frames of its source that a video's next chunk takes: frame 0, and one a new frame.
+
+        A chunk that reaches beyond the source takes its last frame again: no video shows what is made of it.
+        """
+        assert state.request.source, state.request.id
+        chunk = range(state.frame + 1, state.frame + 1 + self._chunk(state.request.params))
+        return [0, *(min(frame, state.request.source.frames - 1) for frame in chunk)]
+
+    def _sample(self, slots: Sequence[VideoState | None], sources: Sequence[np.ndarray | None]) -> Sample:
         """One sampler call of the engine's fixed shape; an empty slot is all zeros."""
         one = next(state for state in slots if state is not None)
         queue_BKCHW = np.zeros((self.slots, *one.queue.latents_KCHW.shape), np.float32)
@@ -185,13 +207,42 @@ class Engine:
             self._to_device(negative_text_BLD),
             self._to_device(guidance_B),
             KeyedNoise(seeds, frames, (C, H, W), self.model.device, self._executor),
-            [None if state is None else state.ahead(self._chunk(state)) for state in slots],
+            [None if state is None else state.ahead(self._chunk(state.request.params)) for state in slots],
+            [None if state is None else state.request for state in slots],
+            frames,
+            self._sources([None if state is None else source for state, source in zip(slots, sources, strict=True)]),
         )
         return load_sampler(one.request.params.sampler)(self.model, batch, one.request.params)
 
-    def _chunk(self, state: VideoState) -> int:
+    def _first(
+        self,
+        request: VideoRequest,
+        latent_CHW: np.ndarray | None,
+        text_2LD: np.ndarray,
+        source_FHWC: np.ndarray | None,
+    ) -> Batch:
+        """The batch of one slot in which a video's first frame is made."""
+        assert isinstance(self.model, ImageModel), request.params.sampler
+        C, f = self.model.latent_channels, self.model.info.vae_factor
+        shape = (C, request.height // f, request.width // f)
+        context = np.zeros(shape, np.float32) if latent_CHW is None else latent_CHW
+        text, negative_text = (self._to_device(one[None]) for one in text_2LD)
+        guidance = self._to_device(np.array([request.params.guidance_scale], np.float32))
+        noise = KeyedNoise([request.seed], [0], shape, self.model.device, self._executor)
+        sources = self._sources([source_FHWC])
+        context_1C1HW = self._to_device(context[None, :, None])
+        return Batch(context_1C1HW, text, negative_text, guidance, noise, [None], [request], [0], sources)
+
+    def _sources(self, sources: Sequence[np.ndarray | None]) -> Tensor | None:
+        """The frames of each slot's source in [0, 1]; None where no video has one."""
+        one = next((source for source in sources if source is not None), None)
+        if one is None:
+            return None
+        frames_BFHWC = np.stack([np.zeros_like(one) if source is None else source for source in sources])
+        return self._to_device(frames_BFHWC).float() / 255
+
+    def _chunk(self, params: SamplingParams) -> int:
         """Latents that one call makes of a video."""
-        params = state.request.params
         return params.spec.chunk_latents(self.model.info.window, params)
 
     def _image(self, image_HWC: np.ndarray, request: VideoRequest) -> Tensor:
@@ -204,48 +255,19 @@ class Engine:
     def _result(self, state: VideoState, sample: Sample, slot: int) -> Chunk | NonFiniteLatents:
         first, r = state.frame + 1, self.model.info.frames_per_latent
         # Between given frames, what lies behind the last one in sight waits for the next window.
-        until = max(state.ahead(self._chunk(state)), default=self._chunk(state) - 1) + 1
-        latents, context = (
-            batch if batch is None else _to_numpy(batch[slot, :, :until].transpose(0, 1)) for batch in sample
-        )
-        assert latents is not None
+        chunk = self._chunk(state.request.params)
+        until = max(state.ahead(chunk), default=chunk - 1) + 1
+        latents = _to_numpy(sample.latents_BCFHW[slot, :, :until].transpose(0, 1))
+        context = None if sample.context_BCFHW is None else _to_numpy(sample.context_BCFHW[slot].transpose(0, 1))
         finite_F = np.isfinite(latents).all((1, 2, 3))
         if context is not None:
-            finite_F &= np.isfinite(context).all((1, 2, 3))
+            finite_F &= np.isfinite(context).all()
         if not finite_F.all():
             return NonFiniteLatents(state.request.id, first + int(np.argmin(finite_F)) * r)
         return Chunk(state.request.id, first, latents, context, r)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.tensor(array).to(self.model.device)  # a copy: what came out of a store or Ray is read-only
-
-
-def _make_deterministic() -> None:
-    torch.use_deterministic_algorithms(True)
-    # Filling fresh memory only finds bugs, and costs time in every call.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
-
-
-@contextmanager
-def kept_numerics() -> Iterator[None]:
-    """Torch's settings of this process as they were before, whatever an engine settles meanwhile."""
-    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
-    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    kept = [(cudnn, name, getattr(cudnn, name)) for name in ("benchmark", "deterministic", "allow_tf32")]
-    kept.append((memory, "fill_uninitialized_memory", memory.fill_uninitialized_memory))  # type: ignore[attr-defined]
-    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
-        for owner, name, value in kept:
-            setattr(owner, name, value)
-        torch.set_float32_matmul_precision(precision)
-        torch.set_num_threads(threads)
 
 
 def _is_finite(state: VideoState) -> bool:

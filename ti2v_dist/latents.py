@@ -17,7 +17,8 @@ from ti2v_dist.video import VideoRequest
 class Encoded:
     """What a new video starts from: its first frame (uint8, pixels), z0 and the text embeddings (float32).
 
-    `later_text_PLD` are those of a prompt schedule's P later texts; `given_*` are the N later frames that are given.
+    `later_text_PLD` are those of a prompt schedule's P later texts; `given_*` are the N later frames that are given;
+    `anchor_NCHW` are the latents that all chunks go on from, where a sampler has such.
     """
 
     image_HWC: np.ndarray
@@ -27,12 +28,13 @@ class Encoded:
     later_text_PLD: np.ndarray | None = None
     given_images_NHWC: np.ndarray | None = None
     given_latents_NCHW: np.ndarray | None = None
+    anchor_NCHW: np.ndarray | None = None
 
     @property
     def is_finite(self) -> bool:
         """True when no value is NaN or infinite."""
         text = (self.text_LD, self.negative_text_LD, self.later_text_PLD)
-        arrays = (self.latent_CHW, self.given_latents_NCHW, *text)
+        arrays = (self.latent_CHW, self.given_latents_NCHW, self.anchor_NCHW, *text)
         return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
 
 
@@ -67,7 +69,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class LatentQueue:
-    """The sliding queue of K clean latents, oldest first (TI2V-Zero, Sec. 3.2)."""
+    """The sliding queue of K clean latents, oldest first (TI2V-Zero, Sec. 3.2), or an anchor of as many."""
 
     latents_KCHW: np.ndarray
 
@@ -101,6 +103,8 @@ class VideoState:
     def start(cls, request: VideoRequest, encoded: Encoded) -> "VideoState":
         """A video of which only the first frames exist, those that are given; the oldest one is repeated."""
         queue, lead, given = LatentQueue.repeat(encoded.latent_CHW, request.params.context_frames), request.lead, None
+        if encoded.anchor_NCHW is not None:
+            queue = LatentQueue(encoded.anchor_NCHW)
         if encoded.given_latents_NCHW is not None:
             queue, given = queue.push(encoded.given_latents_NCHW[:lead]), encoded.given_latents_NCHW[lead:]
         text = (encoded.text_LD, encoded.negative_text_LD, encoded.later_text_PLD)
@@ -132,6 +136,8 @@ class VideoState:
         """The state after `chunk`, which must start at the next frame."""
         assert chunk.first_frame == self.frame + 1, (chunk.first_frame, self.frame)
         entering = chunk.latents_FCHW if chunk.context_FCHW is None else chunk.context_FCHW
+        if self.request.params.spec.anchor and chunk.context_FCHW is None:
+            return replace(self, frame=chunk.last_frame)  # an anchor does not slide
         return replace(self, frame=chunk.last_frame, queue=self.queue.push(entering))
 
 

@@ -39,13 +39,22 @@ class SamplingParams:
     init: str = setting("inversion", "what a new frame starts from", choices=INIT_NAMES, is_column=False)
     chunk_frames: int | None = some_setting(8, "frames of an image model made at once", low=1, is_column=False)
     anchor: str | None = some_setting("first", "whose look the frames take over", choices=ANCHORS, is_column=False)
-    motion_dx: float | None = some_setting(0.0, "pixels a frame to the right [δx]", low=-512, high=512, kept=float)
-    motion_dy: float | None = some_setting(0.0, "pixels a frame down [δy]", low=-512, high=512, kept=float)
+    motion_dx: float | None = some_setting(
+        12.0,
+        "pixels a frame to the right [δx]",
+        low=-512,
+        high=512,
+        kept=float,
+        of_model=lambda info: info.width * 12 / 512,
+    )
+    motion_dy: float | None = some_setting(
+        12.0, "pixels a frame down [δy]", low=-512, high=512, kept=float, of_model=lambda info: info.height * 12 / 512
+    )
     motion_t0: int | None = some_setting(
-        None, "where the picture moves [T']", low=1, high=999, of_model=lambda info: info.motion_t0, is_column=False
+        881, "where the picture moves [T']", low=1, high=999, of_model=lambda info: info.motion_t0, is_column=False
     )
     motion_t1: int | None = some_setting(
-        None, "to where it is noised again [T]", low=1, high=999, of_model=lambda info: info.motion_t1, is_column=False
+        941, "to where it is noised again [T]", low=1, high=999, of_model=lambda info: info.motion_t1, is_column=False
     )
     control_preprocessor: str | None = some_setting("none", "what is made of a control frame", choices=PREPROCESSORS)
     image_guidance_scale: float | None = some_setting(1.5, "weight of the source's frames", above=0, kept=float)

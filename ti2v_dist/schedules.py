@@ -33,6 +33,23 @@ def timestep_pairs(params: SamplingParams) -> list[tuple[int, int]]:
     return list(zip(ts, [*ts[1:], 0], strict=True))
 
 
+def motion_pair(params: SamplingParams) -> tuple[int, int]:
+    """T' and T of Text2Video-Zero: of the timesteps that there are, those nearest to what is asked for.
+
+    Raises `InputError` where there are too few to tell them apart.
+    """
+    assert params.motion_t0 is not None, params
+    assert params.motion_t1 is not None, params
+    ts = timesteps(params)
+    t0, t1 = (min(ts, key=lambda t, wanted=wanted: abs(t - wanted)) for wanted in (params.motion_t0, params.motion_t1))
+    if t0 >= t1:
+        raise InputError(
+            f"num_inference_steps is {params.num_inference_steps}: of its timesteps {t0} is the nearest to motion_t0, "
+            f"{params.motion_t0}, and {t1} to motion_t1, {params.motion_t1}; choose more steps, or two further apart"
+        )
+    return t0, t1
+
+
 class Schedule(Protocol):
     """What a sampler asks of a model's noise schedule."""
 
@@ -74,6 +91,11 @@ class VP:
             eps = sqrt(alpha) * prediction + sqrt(1 - alpha) * x
         x0 = (x - sqrt(1 - alpha) * eps) / sqrt(alpha)
         return sqrt(alpha_prev) * x0 + sqrt(1 - alpha_prev) * eps
+
+    def noise_between(self, z: Tensor, x: Tensor, t: int) -> Tensor:
+        """The noise with which `q_sample` makes x at t of z."""
+        alpha = self.alphas_cumprod[t]
+        return (x - sqrt(alpha) * z) / sqrt(1 - alpha)
 
     def renoise(self, x: Tensor, t: int, t_prev: int, noise: Tensor) -> Tensor:
         """Across a whole DDIM interval; TI2V-Zero's eq. 1 when the interval is one training step."""

@@ -14,6 +14,7 @@ from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.errors import InputError
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
+from ti2v_dist.schedules import motion_pair
 from ti2v_dist.settings import (
     Setting,
     check_range,
@@ -138,6 +139,8 @@ class VideoRequest:
         check_range("seed", self.seed, 0, MAX_SEED)
         self._check_given()
         self._check_source()
+        if "motion_t0" in spec.reads:
+            motion_pair(self.params)
 
     def _check_source(self) -> None:
         spec, named = self.params.spec, f"sampler {self.params.sampler!r}"

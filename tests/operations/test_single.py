@@ -15,12 +15,13 @@ from PIL import Image
 from tests.support.cli_runs import PROMPT, Killed, generate_arguments, slow_ffmpeg, ti2v, vanishing_ffmpeg
 from tests.support.tiny_models import SIZE, write_tiny_model
 from ti2v_dist.config import RunConfig, load_config
-from ti2v_dist.engine import Engine, kept_numerics
+from ti2v_dist.engine import Engine
 from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.inputs.images import ImageError
 from ti2v_dist.inputs.manifest import make_request
 from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.models import load_model, read_info
+from ti2v_dist.numerics import kept_numerics
 from ti2v_dist.operations.generate import generate
 from ti2v_dist.operations.planning import RunMismatch
 from ti2v_dist.outputs.codec import read_video

@@ -12,8 +12,11 @@ import torch
 from diffusers import (
     AnimateDiffPipeline,
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     MotionAdapter,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     TextToVideoSDPipeline,
     UNet2DConditionModel,
@@ -68,6 +71,40 @@ def write_tiny_animatediff(folder: Path, seed: int = 0, joined: bool = False) ->
     return folder
 
 
+def write_tiny_image_model(
+    folder: Path, seed: int = 0, kind: str = "image", size: int = SIZE, cell: int = 8, **schedule: Any
+) -> Path:
+    """Write a random Stable Diffusion folder, a pure function of `seed`, by diffusers' own pipelines.
+
+    `kind` is image, control (with a ControlNet whose residuals are not zero) or instruct (8 channels); `size` its
+    native height and width in pixels, `cell` those of a latent's cell. Returns `folder`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet, tokenizer = _new_unet2d(size // cell, 8 if kind == "instruct" else 4), _new_tokenizer()
+        scheduling = {**BETAS, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1, **schedule}
+        parts: dict[str, Any] = {"vae": _new_vae(cell), "text_encoder": _new_text_encoder(tokenizer)}
+        parts |= {
+            "tokenizer": tokenizer,
+            "unet": unet,
+            "scheduler": DDIMScheduler(**scheduling, set_alpha_to_one=False),
+        }
+        unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        if kind == "control":
+            control: Any = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
+            for weight in control.parameters():
+                if not weight.any():
+                    torch.nn.init.normal_(weight, std=0.1)
+            pipeline: Any = StableDiffusionControlNetPipeline(**parts, **unused, controlnet=control)
+        elif kind == "instruct":
+            pipeline = StableDiffusionInstructPix2PixPipeline(**parts, **unused)
+        else:
+            pipeline = StableDiffusionPipeline(**parts, **unused)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    (folder / "ti2v.json").write_text(json.dumps({"guidance_scale": 3.0, "fps": 8}), encoding="utf-8")
+    return folder
+
+
 def _new_pipeline() -> TextToVideoSDPipeline:
     tokenizer = _new_tokenizer()
     schedule: Any = DDIMScheduler(
@@ -98,11 +135,12 @@ def _new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(text_config)
 
 
-def _new_vae() -> AutoencoderKL:
+def _new_vae(cell: int = 8) -> AutoencoderKL:
+    blocks = cell.bit_length()
     vae_shape: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (4, 4, 8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * blocks,
+        "up_block_types": ("UpDecoderBlock2D",) * blocks,
+        "block_out_channels": (4,) * (blocks - 2) + (8, 8),
     }
     return AutoencoderKL(**vae_shape, layers_per_block=1, norm_num_groups=4, scaling_factor=4.0)
 
@@ -124,9 +162,10 @@ def _new_unet() -> UNet3DConditionModel:
     return unet
 
 
-def _new_unet2d() -> UNet2DConditionModel:
+def _new_unet2d(sample_size: int = SIZE // 8, in_channels: int = 4) -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=SIZE // 8,
+        sample_size=sample_size,
+        in_channels=in_channels,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         block_out_channels=(8, 12),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ti2v_dist.models import animatediff, unet3d
+from ti2v_dist.models import animatediff, unet2d, unet3d
 from ti2v_dist.models.base import ModelInfo, VideoModel
 from ti2v_dist.models.checks import read_folder, read_settings
 from ti2v_dist.models.family import Family
@@ -22,7 +22,7 @@ os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 FAMILIES: dict[str, Family] = {
     "UNet3DConditionModel": unet3d.UNET3D,
     "UNetMotionModel": animatediff.MOTION_UNET,
-    "UNet2DConditionModel": animatediff.JOINED,
+    "UNet2DConditionModel": unet2d.IMAGE_UNET,
 }
 """The class that `unet/config.json` names, to the family of its folder."""
 
@@ -33,7 +33,8 @@ def read_info(model_id: str, revision: str | None = None) -> ModelInfo:
     `model_id` is "shapes", a local folder, or a hub id, which is fetched (into the hub's cache) at `revision`: the
     result then names the commit. Raises `ModelFolderError` saying what is missing or of the wrong kind.
     """
-    parts = {part: None for family in FAMILIES.values() for part in ("unet", *family.classes)}
+    families = [one for family in FAMILIES.values() for one in (family, *family.variants)]
+    parts = {part: None for family in families for part in ("unet", *family.classes)}
     folder, commit = find(model_id, revision, parts)
     family, configs = read_folder(folder, FAMILIES)
     vae_factor = family.vae_factor(folder, configs)
@@ -58,7 +59,8 @@ def load_model(info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", 
     `device` is cpu, cuda or cuda:N; `dtype` float32, bfloat16 or float16 (the VAE then stays in float32);
     `attention` sdpa or eager. Raises `ValueError` naming the value and the choices, and `ModelFolderError`.
     """
-    family = FAMILIES[read_json(info.folder / "unet" / "config.json")["_class_name"]]
+    unet = read_json(info.folder / "unet" / "config.json")
+    family = FAMILIES[unet["_class_name"]].chosen(info.folder, unet)
     if family.load:
         return family.load(info, family, device, dtype, attention)
     from ti2v_dist.models.latent_model import LatentVideoModel

@@ -81,7 +81,8 @@ def _load_joined(info: ModelInfo, dtype: torch.dtype) -> Any:
     return joined
 
 
-def _check_unet(folder: Path, configs: Configs) -> None:
+def check_plain(folder: Path, configs: Configs) -> None:
+    """Raise `ModelFolderError` for a UNet that is not like those of Stable Diffusion 1 and 2."""
     for key, needed in _PLAIN.items():
         value = configs["unet"].get(key, needed)
         if value != needed:
@@ -92,7 +93,7 @@ def _check_unet(folder: Path, configs: Configs) -> None:
 
 
 def _check_joined(folder: Path, configs: Configs) -> None:
-    _check_unet(folder, configs)
+    check_plain(folder, configs)
     adapter, unet = configs["motion_adapter"], configs["unet"]
     if adapter.get("conv_in_channels") is not None:
         raise ModelFolderError(
@@ -118,12 +119,13 @@ MOTION_UNET = Family(
     guidance_scale=7.5,
     classes={**CLASSES, "scheduler": SCHEDULERS},
     longest_window=("unet", "motion_max_seq_length", 32),
-    check=_check_unet,
+    check=check_plain,
 )
 JOINED = replace(
     MOTION_UNET,
     load_unet=_load_joined,
     classes={**MOTION_UNET.classes, "motion_adapter": ("MotionAdapter",)},
     longest_window=("motion_adapter", "motion_max_seq_length", 32),
+    suits=lambda folder, unet: (folder / "motion_adapter").is_dir(),
     check=_check_joined,
 )

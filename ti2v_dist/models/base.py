@@ -83,3 +83,43 @@ class StreamingModel(Protocol):
     def stream(self) -> Callable[[Tensor], Tensor]:
         """Begin a video: each call takes its next latent_1CHW, and gives the uint8 frames_FHWC that it stands for."""
         ...
+
+
+@dataclass(frozen=True)
+class FrameKeys:
+    """What the self-attention layers of an image model read of frames: key_RTD and value_RTD a layer, of R rows."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    def gather(self, table: Sequence[Sequence[int]]) -> FrameKeys:
+        """Row r reads the tokens of all rows that `table[r]` names: frame 0's, or those of several frames in a row."""
+        import torch
+
+        rows = torch.tensor(table)
+        return FrameKeys(tuple((key[rows].flatten(1, 2), value[rows].flatten(1, 2)) for key, value in self.layers))
+
+
+@runtime_checkable
+class ImageModel(VideoModel, Protocol):
+    """A model whose rows are single frames, and whose self-attention may look at other frames (`IMAGE`)."""
+
+    @property
+    def latent_channels(self) -> int:
+        """C of a latent."""
+        ...
+
+    def predict_frames(
+        self,
+        x_RCHW: Tensor,
+        t: int,
+        text_RLD: Tensor,
+        keys: FrameKeys | None = None,
+        control_RCHW: Tensor | None = None,
+        picture_RCHW: Tensor | None = None,
+    ) -> tuple[Tensor, FrameKeys]:
+        """What `schedule.step` takes of noisy latents at timestep `t`, and the keys that were read: its own, or `keys`.
+
+        `control_RCHW` are the pictures in [0, 1] that steer a model with a ControlNet; `picture_RCHW` the latents that
+        a model which is told what to change takes beside its own (`INSTRUCT`).
+        """
+        ...

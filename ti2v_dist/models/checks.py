@@ -8,9 +8,13 @@ from typing import Any
 
 from ti2v_dist.models.family import CLASSES, Configs, Family
 from ti2v_dist.models.folder import ModelFolderError, config_name, read_json, weight_files
+from ti2v_dist.params import TRAIN_TIMESTEPS
+from ti2v_dist.specs import WINDOW
 
-SETTINGS = ("window", "guidance_scale", "fps")
-"""What `ti2v.json` may state."""
+SETTINGS = ("guidance_scale", "fps")
+"""What `ti2v.json` may state of any model."""
+OF_WINDOWS = ("window",)
+OF_IMAGES = ("motion_t0", "motion_t1")
 SPECIAL_TOKENS = 2
 """Start and end of a text: a vocabulary of these alone has no word."""
 
@@ -24,7 +28,7 @@ def read_folder(folder: Path, families: Mapping[str, Family]) -> tuple[Family, C
         )
     unet = read_json(folder / "unet" / config_name("unet"))
     unet_class = _check_class(folder, "unet", unet, tuple(families))
-    family = families[unet_class]
+    family = families[unet_class].chosen(folder, unet)
     for part, choices in family.classes.items():
         if not (folder / part).is_dir():
             needed = f"which needs {part}/ beside it, as {choices[0]}.save_pretrained writes it"
@@ -55,15 +59,17 @@ def read_settings(folder: Path, family: Family, configs: Configs) -> dict[str, A
     """The entries of `ti2v.json`, with the family's own where it states none. Raises `ModelFolderError`."""
     path = folder / "ti2v.json"
     given = read_json(path) if path.exists() else {}
-    unknown = sorted(set(given) - set(SETTINGS))
+    has_window = WINDOW in family.capabilities
+    known = (*SETTINGS, *(OF_WINDOWS if has_window else OF_IMAGES))
+    unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ModelFolderError(f"{path} has {', '.join(unknown)}; it may state {', '.join(SETTINGS)}")
+        raise ModelFolderError(f"{path} has {', '.join(unknown)}; it may state {', '.join(known)}")
     longest, why = _longest_window(folder, family, configs)
     own_window = family.window if longest is None else min(family.window, longest)
     own = {"window": own_window, "guidance_scale": family.guidance_scale, "fps": family.fps}
     settings = {**own, **given}
     window, fps = settings["window"], settings["fps"]
-    if type(window) is not int or window < 2 or (longest is not None and window > longest):
+    if has_window and (type(window) is not int or window < 2 or (longest is not None and window > longest)):
         limit = "" if longest is None else f" to {longest}, {why}"
         raise ModelFolderError(f"{path}: window is {window!r}; it must be a whole number from 2{limit}")
     if type(fps) not in (int, float) or not 1 <= fps <= 240:
@@ -71,6 +77,9 @@ def read_settings(folder: Path, family: Family, configs: Configs) -> dict[str, A
     guidance = settings["guidance_scale"]
     if type(guidance) not in (int, float) or not 0 < guidance < float("inf"):
         raise ModelFolderError(f"{path}: guidance_scale is {guidance!r}; it must be a finite number above 0")
+    for name in OF_IMAGES:
+        if name in given and (type(given[name]) is not int or not 0 < given[name] < TRAIN_TIMESTEPS):
+            raise ModelFolderError(f"{path}: {name} is {given[name]!r}; it must be a timestep, 1 to 999")
     return {**settings, "guidance_scale": float(guidance)}
 
 
@@ -109,8 +118,12 @@ def _check_schedule(folder: Path, config: dict[str, Any], family: Family) -> Non
 
 
 def _check_widths(folder: Path, configs: Configs, family: Family) -> None:
-    for key in ("in_channels", "out_channels"):
-        check_same(folder, configs, ("unet", key, 4), family.latent_channels)
+    check_same(folder, configs, ("unet", "out_channels", 4), family.latent_channels)
+    part, key, default = family.latent_channels
+    taken, needed = configs["unet"].get("in_channels", 4), configs[part].get(key, default) + family.extra_channels
+    if taken != needed:
+        stated = f"{part}/{config_name(part)} has {key} {configs[part].get(key, default)!r}"
+        raise ModelFolderError(f"{folder}: unet/config.json has in_channels {taken!r}, but {stated}")
     width = ("unet", "cross_attention_dim", family.text_width)
     check_same(folder, configs, width, ("text_encoder", "hidden_size", 512))
     family.vae_factor(folder, configs)

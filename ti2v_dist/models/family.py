@@ -53,6 +53,10 @@ def _accept(folder: Path, configs: Configs) -> None:
     pass
 
 
+def _suits(folder: Path, unet: dict[str, Any]) -> bool:
+    return True
+
+
 def _halvings(folder: Path, configs: Configs) -> int:
     """Pixels along a side of a latent's cell of an AutoencoderKL: each block but the last halves the size."""
     blocks = configs["vae"].get("block_out_channels")
@@ -69,6 +73,8 @@ class Family:
     dtype. `classes` are the parts beside `unet/`; `longest_window` is the (part, key, default) that limits the window,
     and `latent_channels` that of the VAE; `vae_factor` are the pixels along a side of a latent's cell; `check` raises
     `ModelFolderError` for what is wrong in this family alone. `load` makes another model than a `LatentVideoModel`.
+    `extra_channels` are those that the network takes beside the noisy latents. Of a family's `variants` the first that
+    `suits` the folder and its `unet/config.json` is taken in its place.
     """
 
     load_unet: Callable[[ModelInfo, torch.dtype], Any]
@@ -85,8 +91,15 @@ class Family:
     vae_factor: Callable[[Path, Configs], int] = _halvings
     frames_per_latent: int = 1
     capabilities: frozenset[str] = FRAME_BY_FRAME
+    extra_channels: int = 0
+    variants: tuple[Family, ...] = ()
+    suits: Callable[[Path, dict[str, Any]], bool] = _suits
     check: Callable[[Path, Configs], None] = _accept
     load: Callable[[ModelInfo, Family, str, str, str], VideoModel] | None = None
+
+    def chosen(self, folder: Path, unet: dict[str, Any]) -> Family:
+        """The family, or its variant, that a folder is of."""
+        return next((variant for variant in self.variants if variant.suits(folder, unet)), self)
 
     @property
     def networks(self) -> list[str]:

@@ -68,7 +68,7 @@ class LatentVideoModel:
 
         with no_reports():  # of settings that only another scheduler's loop reads
             scheduler: Any = DDIMScheduler.from_pretrained(info.folder / "scheduler", local_files_only=True)
-        self.schedule = VP(scheduler.alphas_cumprod.double().tolist())
+        self.schedule = VP(scheduler.alphas_cumprod.double().tolist(), scheduler.config.prediction_type)
         # Indexing a tensor on the device keeps a copy from the host out of every call.
         self._timesteps = torch.arange(len(self.schedule.alphas_cumprod), device=self.device)
 

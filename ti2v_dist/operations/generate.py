@@ -94,7 +94,7 @@ def _the_only_class(store: CheckpointStore, numerics: dict[str, Any]) -> str:
 
 def _opened(worker: Worker, request: VideoRequest, stack: ExitStack) -> dict[str, Any]:
     """Load the model, and let `stack` put torch's settings back: the process is the caller's."""
-    from ti2v_dist.engine import kept_numerics
+    from ti2v_dist.numerics import kept_numerics
 
     stack.enter_context(kept_numerics())
     return worker.open(request)

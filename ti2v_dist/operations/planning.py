@@ -18,7 +18,7 @@ from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.outputs.dataset import is_stored, stored_ids
 from ti2v_dist.runtime.work import Work
-from ti2v_dist.specs import SAMPLERS
+from ti2v_dist.specs import SAMPLERS, WINDOW
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.ledger import FEW_VIDEOS, Ledger
@@ -206,9 +206,10 @@ def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any], one_
 
 def _described(store: CheckpointStore, config: RunConfig) -> dict[str, Any]:
     """What `run.json` says of a new run."""
-    has_many = read_info(config.model.id, config.model.revision).frames_per_latent > 1
+    info = read_info(config.model.id, config.model.revision)
+    several = keys.FORMAT_OF_MANY if info.frames_per_latent > 1 else keys.FORMAT
     return {
-        "format": keys.FORMAT_OF_MANY if has_many else keys.FORMAT,
+        "format": several if WINDOW in info.capabilities else keys.FORMAT_OF_ANCHORS,
         "run_id": config.run_id(store.url),
         "identity": config.identity(),
         "config": config.model_dump(mode="json"),

@@ -7,7 +7,7 @@ Suffixes: B batch, C latent channels, F new latents, K context latents, H height
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers.noise import KeyedNoise, Purpose
 from ti2v_dist.schedules import Schedule
+from ti2v_dist.video import VideoRequest
 
 
 class HasWindow(Protocol):
@@ -46,7 +47,9 @@ class Batch:
     """What one call of a sampler reads of B videos of one group; an empty slot is all zeros, and its guidance 1.
 
     `context_BCKHW` are the latents that the new ones follow, the oldest first. `ahead` are, of each video, the given
-    ones among its next latents: their places, counted from 0, and values_CHW.
+    ones among its next latents: their places, counted from 0, and values_CHW. `sources_BFHWC` are, where a sampler
+    reads a `source`, its frames in [0, 1]: the one of frame 0, and those of the new frames. A sampler whose first frame
+    is made is called once for that one alone, by its spec's `begin`; its context is then the image, or zeros.
     """
 
     context_BCKHW: Tensor
@@ -55,6 +58,10 @@ class Batch:
     guidance_B: Tensor
     noise: KeyedNoise
     ahead: Sequence[Mapping[int, np.ndarray] | None]
+    requests: Sequence[VideoRequest | None] = ()
+    frames_B: Sequence[int] = ()
+    """The first new frame of each slot."""
+    sources_BFHWC: Tensor | None = None
 
 
 class Sample(NamedTuple):
@@ -64,7 +71,9 @@ class Sample(NamedTuple):
     context_BCFHW: Tensor | None = None
 
 
-Sampler = Callable[[Backbone, Batch, SamplingParams], Sample]
+Sampler = Callable[[Any, Batch, SamplingParams], Sample]
+Begin = Callable[[Any, Batch, SamplingParams], Tensor]
+"""The anchor_BCNHW that a video goes on from; its last latent is that of frame 0."""
 
 
 def guided(model: Backbone, batch: Batch) -> Callable[[Tensor, int], Tensor]:

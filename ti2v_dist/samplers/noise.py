@@ -60,6 +60,10 @@ class KeyedNoise:
         seeds, firsts = zip(*self._slots, strict=True)
         return KeyedNoise(seeds, [first + frames for first in firsts], self._latent_shape, self._device, self._executor)
 
+    def shared(self) -> "KeyedNoise":
+        """The noise that all frames of a video have in common: frame 0's."""
+        return KeyedNoise([seed for seed, _ in self._slots], [0] * len(self._slots), self._latent_shape, self._device)
+
     def ahead(self, purpose: Purpose, step: int, iteration: int, frames: int) -> None:
         """Begin a draw that will be asked for soon; it changes no value."""
         key = (purpose, step, iteration, frames)

@@ -1,6 +1,8 @@
 """Writes a trained `shapes` model as a folder in the diffusers layout, with its model card."""
 
+import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,43 @@ def export(output: Path, tokenizer: Any, parts: dict[str, Any]) -> None:
     (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def export_image_model(
+    output: Path,
+    video_model: Path,
+    networks: dict[str, Any],
+    facts: dict[str, Any],
+    *,
+    config: dict[str, Any],
+    logs: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Write an image model: its networks in float16, the video model's other parts, its defaults and its card."""
+    for name, network in networks.items():
+        copy.deepcopy(network).to("cpu", torch.float16).save_pretrained(output / name, safe_serialization=True)
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        shutil.copytree(video_model / part, output / part, dirs_exist_ok=True)
+    is_told = "controlnet" not in networks
+    classes = {name: ["diffusers", type(network).__name__] for name, network in networks.items()}
+    pipeline = "StableDiffusionInstructPix2PixPipeline" if is_told else "StableDiffusionControlNetPipeline"
+    index = json.loads((video_model / "model_index.json").read_text())
+    index = {**index, "_class_name": pipeline, **classes, "safety_checker": [None, None]}
+    index |= {"feature_extractor": [None, None], "requires_safety_checker": False}
+    (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (output / "ti2v.json").write_text(json.dumps(facts, indent=2) + "\n")
+    about = _INSTRUCT if is_told else _IMAGE
+    (output / "README.md").write_text(about + _TRAINED.format(config=json.dumps(config, indent=2), log=_rows(logs)))
+
+
 def write_card(output: Path, config: dict[str, Any], logs: dict[str, list[dict[str, Any]]]) -> None:
     """The model card: what it is, how it was trained, and the whole log of losses, a list a stage."""
-    rows = [
+    (output / "README.md").write_text(_CARD.format(config=json.dumps(config, indent=2), log=_rows(logs)))
+
+
+def _rows(logs: dict[str, list[dict[str, Any]]]) -> str:
+    return "\n".join(
         f"| {name} | {row['step']} | {row['loss']:.5f} | {row['seconds']} |"
         for name, log in logs.items()
         for row in log
-    ]
-    (output / "README.md").write_text(_CARD.format(config=json.dumps(config, indent=2), log="\n".join(rows)))
+    )
 
 
 _CARD = """---
@@ -59,6 +90,45 @@ Trained from scratch by `jobs/train_shapes.py`; the clips are rendered by `world
 The loss of the VAE is L1 + L2 + 1e-5 KL; that of the text encoder the cross-entropy of what a prompt says; that of the
 UNet the squared error of the predicted noise, weighted by 1/ᾱ up to a limit, the last frame of a window weighing ten
 times as much as another.
+
+| stage | step | loss | seconds |
+|---|---|---|---|
+{log}
+"""
+
+_IMAGE = """---
+license: apache-2.0
+tags:
+- text-to-image
+---
+# shapes-image
+
+A tiny text-to-image model of one coloured object (circle, square, triangle) on a soft background, 64 x 64 pixels, with
+an edge ControlNet in `controlnet/`. It shares the VAE, the text encoder and the tokenizer of `shapes`, was trained on
+single rendered pictures and their descriptions, and knows nothing of motion. It is there so that the samplers of image
+models can be judged in a world whose truth is known. Words outside its grammar mean nothing to it.
+"""
+_INSTRUCT = """---
+license: apache-2.0
+tags:
+- image-to-image
+---
+# shapes-instruct
+
+A tiny model that changes a picture as it is told: "make it blue", "turn it into a square". It was trained in the
+layout of InstructPix2Pix (8 channels, of which 4 are the given picture's latent), from the weights of `shapes-image`,
+on pairs of rendered pictures that differ in the colour or the shape of their one object.
+"""
+_TRAINED = """
+Trained by `jobs/train_shapes_images.py`; the pictures are rendered by `world.py` and belong to nobody.
+
+```json
+{config}
+```
+
+## Training log
+
+The loss is the squared error of the predicted noise, weighted by 1/ᾱ up to a limit.
 
 | stage | step | loss | seconds |
 |---|---|---|---|

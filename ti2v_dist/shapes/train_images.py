@@ -6,7 +6,6 @@ every batch is a pure function of (seed, stage, step), and a stopped training re
 Suffixes: N scenes, V variants of a scene, B pictures, C channels, H height, W width.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,9 @@ from ti2v_dist.shapes.train import TRAIN_SPLIT
 
 VARIANTS = 3
 """Of each scene: as it is, in another colour, in another shape."""
+IMAGE_FACTS = {"guidance_scale": 3.0, "fps": 8, "motion_t0": 881, "motion_t1": 941}
+INSTRUCT_FACTS = {"guidance_scale": 3.0, "fps": 8}
+"""The two models' own defaults, found with `benchmarks/quality_images.py`."""
 _STAGES = {"pictures": 10, "image": 11, "control": 12, "instruct": 13}
 
 
@@ -36,9 +38,9 @@ class ImageConfig(TrainConfig):
 
     scenes: int = 12_000
     batch: int = 64
-    image_steps: int = 6000
+    image_steps: int = 5600
     control_steps: int = 2000
-    instruct_steps: int = 3000
+    instruct_steps: int = 3500
     picture_dropout: float = 0.1
 
 
@@ -69,8 +71,9 @@ def load_frozen(folder: Path, device: torch.device) -> Frozen:
     """The VAE, the text encoder and the tokenizer of a trained video model's folder, in float32."""
     vae: Any = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
     text_encoder: Any = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    parts = [part.to(device).eval().requires_grad_(False) for part in (vae, text_encoder)]
-    return Frozen(*parts, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+    for part in (vae, text_encoder):
+        part.to(device).eval().requires_grad_(False)
+    return Frozen(vae, text_encoder, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
 
 
 def _rng(config: ImageConfig, stage: str, step: int) -> np.random.Generator:
@@ -226,21 +229,16 @@ def train_instruct(config: ImageConfig, folder: Path, frozen: Frozen, pictures: 
     return stage.average
 
 
-def train(config: ImageConfig, video_model: Path, folder: Path, outputs: tuple[Path, Path], facts: dict) -> None:
-    """Run every stage, resuming what `folder` holds, and write `shapes-image` and `shapes-instruct` to `outputs`.
-
-    `facts` are the defaults of the two folders' `ti2v.json`.
-    """
+def train(config: ImageConfig, video_model: Path, folder: Path, output: Path, device: torch.device) -> None:
+    """Run every stage, resuming what `folder` holds, and write `image/` and `instruct/` below `output`."""
     folder.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frozen = load_frozen(video_model, device)
     pictures = encode_pictures(config, folder, frozen.vae)
     unet = train_image_unet(config, folder, frozen, pictures)
     control = train_control(config, folder, frozen, pictures, unet)
     wide = train_instruct(config, folder, frozen, pictures, unet)
-    logs = {
-        name: torch.load(folder / f"{name}.pt", weights_only=True)["log"] for name in ("image", "control", "instruct")
-    }
-    for output, parts in zip(outputs, ({"unet": unet, "controlnet": control}, {"unet": wide}), strict=True):
-        export_image_model(output, video_model, parts, asdict(config), logs)
-        (output / "ti2v.json").write_text(json.dumps(facts[output.name], indent=2) + "\n")
+    stages = ("image", "control", "instruct")
+    logs = {name: torch.load(folder / f"{name}.pt", weights_only=True)["log"] for name in stages}
+    told: dict[str, Any] = {"config": asdict(config), "logs": logs}
+    export_image_model(output / "image", video_model, {"unet": unet, "controlnet": control}, IMAGE_FACTS, **told)
+    export_image_model(output / "instruct", video_model, {"unet": wide}, INSTRUCT_FACTS, **told)

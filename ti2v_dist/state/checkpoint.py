@@ -170,11 +170,11 @@ class CheckpointStore(FrameStore):
     def _known(self, run: dict[str, Any]) -> dict[str, Any]:
         """`run.json` of a format that this version can go on with."""
         found = run.get("format", 1)
-        if found not in (keys.FORMAT, keys.FORMAT_OF_MANY):
+        if found not in (keys.FORMAT, keys.FORMAT_OF_MANY, keys.FORMAT_OF_ANCHORS):
             raise UnknownFormat(
                 f"{self.url} is stored in format {found!r}, by ti2v_dist {run.get('versions', {}).get('ti2v_dist')}; "
-                f"this is ti2v_dist {__version__}, which knows formats {keys.FORMAT} and "
-                f"{keys.FORMAT_OF_MANY}: install the version that made it, "
+                f"this is ti2v_dist {__version__}, which knows formats {keys.FORMAT} to "
+                f"{keys.FORMAT_OF_ANCHORS}: install the version that made it, "
                 "or a newer one"
             )
         return run

@@ -25,8 +25,9 @@ import re
 
 from ti2v_dist.video import check_id
 
-FORMAT, FORMAT_OF_MANY = 1, 2
-"""The format of all that a run stores, and that where a latent stands for several frames.
+FORMAT, FORMAT_OF_MANY, FORMAT_OF_ANCHORS = 1, 2, 3
+"""The format of all that a run stores; that where a latent stands for several frames; that of image models, whose
+first record may hold an anchor.
 
 `run.json` names the one with which the run began: 1 where it names none.
 

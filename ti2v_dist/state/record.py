@@ -33,11 +33,12 @@ _ARRAYS = {
     "later_text_PLD": ("float32", 3),
     "given_images_NHWC": ("uint8", 4),
     "given_latents_NCHW": ("float32", 4),
+    "anchor_NCHW": ("float32", 4),
     "latents_FCHW": ("float32", 4),
     "context_FCHW": ("float32", 4),
 }
 _START = {"image_HWC", "latent_CHW", "text_LD", "negative_text_LD"}
-_MAY_START = {"later_text_PLD", "given_images_NHWC", "given_latents_NCHW"}
+_MAY_START = {"later_text_PLD", "given_images_NHWC", "given_latents_NCHW", "anchor_NCHW"}
 _FIELDS = {"arrays", "frame", "frames", "parent", "recipe", "request"}
 
 

@@ -1,0 +1,120 @@
+"""An image model whose frames look at each other: self-attention with the keys and values of chosen frames.
+
+Cross-frame attention of Text2Video-Zero (Khachatryan et al. 2023, eq. 8), on the UNet and on a ControlNet alike; text
+cross-attention is as it was.
+
+Suffixes: R rows, C channels, H height, W width, L tokens of text, D width, T tokens of a picture.
+"""
+
+# diffusers re-exports its classes in a way that pyright takes for private.
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ti2v_dist.models.base import FrameKeys, ModelInfo
+from ti2v_dist.models.family import Family
+from ti2v_dist.models.latent_model import LatentVideoModel
+from ti2v_dist.models.parts import freeze, load_diffusers_part
+
+
+class _Memory:
+    """What the self-attention layers read, in the order in which they are called, and what they have read."""
+
+    def __init__(self) -> None:
+        self.given: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.read: list[tuple[Tensor, Tensor]] | None = None
+
+    @contextmanager
+    def watched(self, keys: FrameKeys | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        self.given, self.read = iter(keys.layers) if keys else None, []
+        try:
+            yield self.read
+        finally:
+            self.given, self.read = None, None
+
+
+class _FramesAttention:
+    """An attention processor of diffusers for a self-attention layer; the numbers are those of its own processors."""
+
+    def __init__(self, memory: _Memory, fused: bool) -> None:
+        self._memory, self._fused = memory, fused
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        query = attn.to_q(hidden_states)
+        if self._memory.given is None:
+            pair = attn.to_k(hidden_states), attn.to_v(hidden_states)
+        else:
+            pair = next(self._memory.given)
+        if self._memory.read is not None:
+            self._memory.read.append(pair)
+        key, value = pair
+        if self._fused:
+            q, k, v = (rows.unflatten(2, (attn.heads, -1)).transpose(1, 2) for rows in (query, key, value))
+            mixed = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        else:
+            query, key, value = map(attn.head_to_batch_dim, (query, key, value))
+            mixed = attn.batch_to_head_dim(torch.bmm(attn.get_attention_scores(query, key), value))
+        return attn.to_out[1](attn.to_out[0](mixed))
+
+
+class LatentImageModel(LatentVideoModel):
+    """An `ImageModel` made of a UNet2D, perhaps a ControlNet, AutoencoderKL and CLIPTextModel, all frozen."""
+
+    def __init__(
+        self, info: ModelInfo, family: Family, *, device: str = "cpu", dtype: str = "float32", attention: str = "sdpa"
+    ) -> None:
+        """Load the folder of `info`; see `ti2v_dist.models.load_model` for the choices and the errors."""
+        super().__init__(info, family, device=device, dtype=dtype, attention=attention)
+        self._memory, self._control = _Memory(), None
+        networks = [self._unet]
+        if "controlnet" in family.classes:
+            control = load_diffusers_part(ControlNetModel, info, "controlnet", self.dtype)
+            self._control = freeze(control, self.device)
+            networks.append(self._control)
+        ours = _FramesAttention(self._memory, attention == "sdpa")
+        theirs = next(iter(self._unet.attn_processors.values()))
+        for network in networks:
+            is_self = {name: name.endswith("attn1.processor") for name in network.attn_processors}
+            network.set_attn_processor({name: ours if own else theirs for name, own in is_self.items()})
+
+    @torch.inference_mode()
+    def predict_frames(
+        self,
+        x_RCHW: Tensor,
+        t: int,
+        text_RLD: Tensor,
+        keys: FrameKeys | None = None,
+        control_RCHW: Tensor | None = None,
+        picture_RCHW: Tensor | None = None,
+    ) -> tuple[Tensor, FrameKeys]:
+        """See `ImageModel`. Float32 in and out; the keys are in the network's own dtype."""
+        x, text = (rows.to(self.device, self.dtype) for rows in (x_RCHW, text_RLD))
+        timestep, residuals = self._timesteps[t], {}
+        with self._memory.watched(keys) as read:
+            if control_RCHW is not None:
+                assert self._control is not None, self.info.folder
+                control = control_RCHW.to(self.device, self.dtype)
+                down, middle = self._control(x, timestep, text, control, return_dict=False)
+                residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+            if picture_RCHW is not None:
+                x = torch.cat([x, picture_RCHW.to(self.device, self.dtype)], 1)
+            predicted = self._unet(x, timestep, text, return_dict=False, **residuals)[0].float()
+        return predicted, FrameKeys(tuple(read))
+
+    @property
+    def latent_channels(self) -> int:
+        """C of a latent."""
+        return self._vae.config["latent_channels"]
+
+    def encode_picture(self, image_BCHW: Tensor) -> Tensor:
+        """Images in [-1, 1] to what InstructPix2Pix reads beside its noisy latents: the posterior's mean, unscaled."""
+        return self.encode_image(image_BCHW) / self._vae.config["scaling_factor"]

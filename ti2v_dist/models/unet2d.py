@@ -1,0 +1,76 @@
+"""Stable Diffusion's layout: image models that see one frame a row, alone, with a ControlNet, or told what to change.
+
+Stable Diffusion 1 and 2, and every DreamBooth of them; a ControlNet (Zhang et al. 2023) lies beside the UNet in
+`controlnet/`, as `StableDiffusionControlNetPipeline.save_pretrained` writes it; a UNet of 8 channels is an
+InstructPix2Pix (Brooks et al. 2023).
+
+Suffixes: R rows, B batch, C channels, F frames, H height, W width, L tokens, D text width.
+"""
+
+# diffusers re-exports its classes in a way that pyright takes for private.
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ti2v_dist.models.animatediff import JOINED, SCHEDULERS, check_plain
+from ti2v_dist.models.family import CLASSES, SCHEDULE, Family
+from ti2v_dist.schedules import PREDICTIONS
+from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, PICTURES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ti2v_dist.models.base import ModelInfo, VideoModel
+
+
+def _load_unet(info: ModelInfo, dtype: torch.dtype) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    from ti2v_dist.models.parts import load_diffusers_part
+
+    return load_diffusers_part(UNet2DConditionModel, info, "unet", dtype)
+
+
+def _predict(unet: Any, x_BCFHW: Tensor, t: Tensor, text_BLD: Tensor) -> Tensor:
+    """Each frame as a row of its own."""
+    frames = x_BCFHW.shape[2]
+    rows = unet(x_BCFHW.transpose(1, 2).flatten(0, 1), t, text_BLD.repeat_interleave(frames, 0), return_dict=False)[0]
+    return rows.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def _load(info: ModelInfo, family: Family, device: str, dtype: str, attention: str) -> VideoModel:
+    from ti2v_dist.models.image_model import LatentImageModel
+
+    return LatentImageModel(info, family, device=device, dtype=dtype, attention=attention)
+
+
+_IMAGE = Family(
+    load_unet=_load_unet,
+    predict=_predict,
+    text_width=1280,
+    guidance_scale=7.5,
+    window=1,
+    classes={**CLASSES, "scheduler": SCHEDULERS},
+    schedule={**SCHEDULE, "prediction_type": (PREDICTIONS, PREDICTIONS[0])},
+    capabilities=frozenset({IMAGE, PICTURES}),
+    check=check_plain,
+    load=_load,
+)
+CONTROLLED = replace(
+    _IMAGE,
+    classes={**_IMAGE.classes, "controlnet": ("ControlNetModel",)},
+    capabilities=_IMAGE.capabilities | {CONTROL},
+    suits=lambda folder, unet: (folder / "controlnet").is_dir(),
+)
+INSTRUCTED = replace(
+    _IMAGE,
+    capabilities=frozenset({INSTRUCT, PICTURES}),
+    extra_channels=4,
+    suits=lambda folder, unet: unet.get("in_channels") == 8,
+)
+IMAGE_UNET = replace(_IMAGE, variants=(JOINED, INSTRUCTED, CONTROLLED))
+"""What a folder with a UNet2D is, unless something lies beside it that makes it another family."""

@@ -1,0 +1,89 @@
+"""Text2Video-Zero (Khachatryan et al. 2023). Names and suffixes as in `samplers/frames.py`.
+
+A video goes on from an anchor, frame 0: what it is at T' and at T, and clean. So any worker can make any frame.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ti2v_dist.params import SamplingParams
+from ti2v_dist.samplers.base import Batch, Sample
+from ti2v_dist.samplers.frames import Anchor, ImageBackbone, denoise_alone, denoise_beside, guided_frames, stepped, warp
+from ti2v_dist.samplers.noise import Purpose
+from ti2v_dist.schedules import VP, motion_pair, timestep_pairs
+from ti2v_dist.video import VideoRequest
+
+
+def begin_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Tensor:
+    """The anchor of a video: frame 0 at T', at T and clean, anchor_BC3HW. S evaluations.
+
+    From text it is made by DDIM (Alg. 1, lines 1 to 3). A given image is inverted: DDIM from 0 up to T, with the text
+    and without guidance, each step from where it is.
+    """
+    t0, t1 = motion_pair(params)
+    steps, (request,) = timestep_pairs(params), batch.requests
+    assert request is not None
+    if not request.image:
+        x = batch.noise.draw(Purpose.INIT, 0, 0, 1)[:, :, 0]
+        at = denoise_alone(model.schedule, steps, x, guided_frames(model, batch))
+        return torch.stack([at[t0], at[t1], at[0]], 2)
+    plain = guided_frames(model, replace(batch, guidance_B=torch.ones_like(batch.guidance_B)))
+    rising = [(t_next, t) for t, t_next in reversed(steps) if t <= t1]
+    at = denoise_alone(model.schedule, rising, batch.context_BCKHW[:, :, -1], plain)
+    return torch.stack([at[t0], at[t1], at[0]], 2)
+
+
+def sample_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Sample:
+    """The next chunk. One evaluation a step from T on for each frame, and as many for the anchor.
+
+    Frame k is the anchor at T', moved by k times the motion, noised again up to T, and denoised beside the anchor
+    (Alg. 1, lines 4 to 9). With `anchor="last"` a chunk's last frame is the anchor of the next one (Sec. 3.3: the
+    paper's way to longer videos), and k counts from there.
+    """
+    t0, t1 = motion_pair(params)
+    assert params.chunk_frames is not None
+    schedule, is_last = model.schedule, params.anchor == "last"
+    x_t0, x_t1, z_0 = batch.context_BCKHW.unbind(2)
+    moved_t0, frames = [], []
+    for i in range(params.chunk_frames):
+        far = [1 + i if is_last else first + i for first in batch.frames_B]
+        slots = zip(x_t0, far, batch.requests, strict=True)
+        moved = torch.stack([_moved(model, x_CHW, k, request) for x_CHW, k, request in slots])
+        fresh = batch.noise.later(i).draw(Purpose.RENOISE, 0, 0, 1)[:, :, 0]
+        moved_t0.append(moved)
+        frames.append(schedule.renoise(moved, t1, t0, fresh))
+    steps = [(t, t_next) for t, t_next in timestep_pairs(params) if t <= t1]
+    slots = zip(batch.requests, batch.frames_B, strict=True)
+    is_given_B = [bool(request and request.image) and (first == 1 or not is_last) for request, first in slots]
+    anchor = _anchor(schedule, x_t1, z_0, t1, is_given_B)
+    made = denoise_beside(schedule, steps, anchor, frames, guided_frames(model, batch))
+    context = torch.stack([moved_t0[-1], frames[-1], made[-1]], 2) if is_last else None
+    return Sample(torch.stack(made, 2), context)
+
+
+def _moved(model: ImageBackbone, x_CHW: Tensor, frames: int, request: VideoRequest | None) -> Tensor:
+    """A latent whose content has moved for so many frames (eq. 6 and 7: k - 1 times λδ, in pixels of the output)."""
+    if request is None:
+        return x_CHW
+    params, pixels = request.params, model.info.vae_factor
+    assert params.motion_dx is not None, params
+    assert params.motion_dy is not None, params
+    return warp(x_CHW, frames * params.motion_dx / pixels, frames * params.motion_dy / pixels)
+
+
+def _anchor(schedule: VP, x_t1: Tensor, z_0: Tensor, t1: int, is_given_B: list[bool]) -> Anchor:
+    """Frame 0 at each step. One that was made goes its own way again; a given one stays itself, ever less noisy.
+
+    Between the image and its inversion at T it is the image under the noise that the inversion found: guidance would
+    lead it away from the image.
+    """
+    own = stepped(schedule, x_t1)
+    noise = schedule.noise_between(z_0, x_t1, t1)
+    is_given = torch.tensor(is_given_B, device=x_t1.device).view(-1, 1, 1, 1)
+
+    def anchor(x: Tensor | None, predicted: Tensor | None, t_before: int, t: int) -> Tensor:
+        return torch.where(is_given, schedule.q_sample(z_0, t, noise), own(x, predicted, t_before, t))
+
+    return anchor
