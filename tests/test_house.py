@@ -215,7 +215,7 @@ def test_jobs_only_call_us() -> None:
 
 def test_no_name_of_a_sampler_or_model_is_compared_with() -> None:
     """What differs between them stands in what they state of themselves: a new one is one entry."""
-    names = {*SAMPLERS, *FAMILIES, EMBEDDED}
+    names = {*SAMPLERS, *FAMILIES, *EMBEDDED}
     found = [
         f"{path.name}:{node.lineno}"
         for folder in ("ti2v_dist", "jobs", "benchmarks")

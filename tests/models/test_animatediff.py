@@ -278,10 +278,6 @@ def test_what_the_samplers_cannot_do_is_refused_by_name(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            _remove("motion_adapter"),
-            r"unet/config\.json is of UNet2DConditionModel, which needs motion_adapter/ beside",
-        ),
         (lambda folder: (folder / ADAPTER).unlink(), r"motion_adapter/config\.json is missing"),
         (_json(ADAPTER, _class_name="ControlNetModel"), "'ControlNetModel'; only MotionAdapter can be used"),
         (_json(ADAPTER, motion_max_seq_length=None), r"motion_adapter/config\.json has motion_max_seq_length None"),

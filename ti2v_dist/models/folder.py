@@ -13,9 +13,10 @@ from ti2v_dist.errors import InputError
 
 PAUSES_S = (1.0, 4.0)
 """Pauses before a hub that is busy or away is asked again."""
-EMBEDDED = "shapes"
-"""The name of the model that comes with the package."""
-SHAPES_FOLDER = Path(__file__).parents[1] / "shapes" / "weights"
+_SHAPES = Path(__file__).parents[1] / "shapes"
+SHAPES_FOLDER = _SHAPES / "weights"
+EMBEDDED = {"shapes": SHAPES_FOLDER, "shapes-image": _SHAPES / "image", "shapes-instruct": _SHAPES / "instruct"}
+"""The models that come with the package, by their names."""
 MODELSCOPE = "ali-vilab/text-to-video-ms-1.7b"
 
 
@@ -25,8 +26,8 @@ class ModelFolderError(InputError):
 
 def find(model_id: str, revision: str | None, parts: Iterable[str]) -> tuple[Path, str | None]:
     """The model's folder, and its commit where it came from the hub, of which the sub-folders `parts` are fetched."""
-    folder = {EMBEDDED: SHAPES_FOLDER}.get(model_id, Path(model_id).resolve())
-    if not folder.exists() and folder != SHAPES_FOLDER:
+    folder = EMBEDDED.get(model_id, Path(model_id).resolve())
+    if not folder.exists() and model_id not in EMBEDDED:
         snapshot = _fetch(model_id, revision, parts)
         # The hub's cache calls a snapshot by its commit.
         return snapshot, snapshot.name
@@ -76,7 +77,7 @@ def weight_files(folder: Path, part: str) -> tuple[str | None, list[Path]]:
 
 
 def _choices() -> str:
-    return f'give "{EMBEDDED}", a local folder in the diffusers layout, or a hub id such as {MODELSCOPE}'
+    return f"give {' or '.join(EMBEDDED)}, a local folder in the diffusers layout, or a hub id such as {MODELSCOPE}"
 
 
 def _fetch(model_id: str, revision: str | None, parts: Iterable[str]) -> Path:

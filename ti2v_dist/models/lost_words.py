@@ -8,6 +8,7 @@ from typing import Any
 
 from ti2v_dist.models import ModelFolderError, folder
 from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.specs import INSTRUCT
 
 
 def load_tokenizer(info: ModelInfo) -> Any:
@@ -50,8 +51,8 @@ def _dropped(tokenizer: Any, prompt: str) -> str:
 
 def _vocabulary(info: ModelInfo) -> set[str]:
     """The words of a model that knows few; empty where any word may mean something."""
-    if info.folder != folder.SHAPES_FOLDER:
+    if info.folder not in folder.EMBEDDED.values():
         return set()
-    from ti2v_dist.shapes.world import grammar
+    from ti2v_dist.shapes.world import grammar, instruction_words
 
-    return set(grammar())
+    return set(instruction_words() if INSTRUCT in info.capabilities else grammar())

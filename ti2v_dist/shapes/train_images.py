@@ -111,10 +111,18 @@ def encode_pictures(config: ImageConfig, folder: Path, vae: Any) -> Pictures:
 
 
 def _prompts(scenes: world.Scenes, share: float, rng: np.random.Generator) -> list[str]:
-    """What is seen, half of it with a motion that a picture cannot show, and a share of it unsaid."""
+    """What is seen: half of it with a motion that a picture cannot show, a quarter without a colour, some unsaid.
+
+    Where the text leaves the colour open, only other frames can say which one it is.
+    """
     colors, motions = list(world.COLORS), list(world.MOTIONS)
     said = [
-        world.describe(colors[c], world.SHAPES[s], motions[m] if rng.random() < 0.5 else None, rng)
+        world.describe(
+            colors[c] if rng.random() < 0.75 else None,
+            world.SHAPES[s],
+            motions[m] if rng.random() < 0.5 else None,
+            rng,
+        )
         for c, s, m in zip(scenes.color, scenes.shape, scenes.motion, strict=True)
     ]
     return ["" if rng.random() < share else prompt for prompt in said]

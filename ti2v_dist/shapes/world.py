@@ -129,16 +129,16 @@ def render(scenes: Scenes, travel_NF: np.ndarray) -> Tensor:
     return mask * rgb + (1 - mask) * (top * (1 - depth) + bottom * depth)
 
 
-def describe(color: str, shape: str, motion: str | None = None, rng: np.random.Generator | None = None) -> str:
-    """One prompt for an object, and its motion if there is one; the plainest wording when `rng` is None."""
+def describe(color: str | None, shape: str, motion: str | None = None, rng: np.random.Generator | None = None) -> str:
+    """One prompt for an object, naming its colour and motion where given; the plainest wording when `rng` is None."""
     pick = _picker(rng)
     said = pick(_TEMPLATES).format(
         article=pick(_ARTICLES),
-        color=color,
+        color=color or "",
         shape=pick(_SHAPE_WORDS[shape]),
         motion=pick(_MOTION_PHRASES[motion]) if motion else "",
     )
-    return " ".join(said.split()).replace(" , ,", " ,")
+    return " ".join(said.split()).removesuffix(" ,")
 
 
 def instruct(color: str | None, shape: str | None, rng: np.random.Generator | None = None) -> str:
@@ -159,6 +159,12 @@ def grammar() -> list[str]:
     parts = [*_ARTICLES, *COLORS, *_TEMPLATES]
     parts += [word for words in _SHAPE_WORDS.values() for word in words]
     parts += [phrase for phrases in _MOTION_PHRASES.values() for phrase in phrases]
+    return sorted(set(split_words(re.sub(r"\{\w+\}", "", " ".join(parts)))))
+
+
+def instruction_words() -> list[str]:
+    """Every word that `instruct` can produce, sorted."""
+    parts = [*COLORS, *_RECOLOR, *_RESHAPE, *(word for words in _SHAPE_WORDS.values() for word in words)]
     return sorted(set(split_words(re.sub(r"\{\w+\}", "", " ".join(parts)))))
 
 
