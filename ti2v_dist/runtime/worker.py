@@ -18,6 +18,7 @@ from ti2v_dist import __version__
 from ti2v_dist.canonical import canonical_json, canonical_sha256
 from ti2v_dist.config import RunConfig, keyframe_interval
 from ti2v_dist.inputs.clips import load_given
+from ti2v_dist.inputs.sources import KEPT, SourceFrames
 from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
 from ti2v_dist.outputs import codec, dataset
 from ti2v_dist.scheduling.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
@@ -47,6 +48,7 @@ class Worker:
         if log_fields is not None:
             begin(**log_fields)
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
+        self.sources = SourceFrames(config.allow_http, config.images_below, max(KEPT, config.engine.slots))
         self.leaving = False
 
     def open(self, largest: VideoRequest | None = None) -> dict[str, Any]:
@@ -152,7 +154,7 @@ class Worker:
     def _origins_images(self, request: VideoRequest) -> list[np.ndarray] | None:
         """What a fork was given, as long as its origin has it: the files that it came from may be gone."""
         try:
-            return list(self.store.images(request.origin.id).values()) if request.origin else None
+            return list(self.store.images(request.origin.id).values()) if request.origin and request.image else None
         except KeyError:
             return None
 
