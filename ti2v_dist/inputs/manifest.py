@@ -151,8 +151,9 @@ def make_request(
     own |= {"image": "", "given": given.later(urls, clip_frames)}
     own |= {"image": urls[0], "image_uri": given.places[0]} if urls else {}
     if source:
-        assert footage, columns
-        own["source"] = Source(source.url(folder, defaults.allow_http), source.place, *footage)
+        url = source.url(folder, defaults.allow_http)
+        assert footage, url
+        own["source"] = Source(url, source.place, *footage)
     own |= {"extra": {name: value for name, value in columns.items() if name not in COLUMN_TYPES}}
     request = defaults.request(**{**own, "prompt": read_prompt(own["prompt"])})
     if request.params.control_preprocessor in PREPARED and not can_draw():
