@@ -19,7 +19,7 @@ from ti2v_dist.inputs.defaults import RequestDefaults
 from ti2v_dist.inputs.manifest import Manifest, problem_table, read_manifest
 from ti2v_dist.inputs.sources import inspect_source
 from ti2v_dist.operations.generate import generate
-from ti2v_dist.operations.planning import _check_settings
+from ti2v_dist.operations.planning import try_settings
 from ti2v_dist.outputs.codec import write_video
 from ti2v_dist.outputs.dataset import failure_row, metadata_row, provenance
 from ti2v_dist.outputs.tables import dataset_card, failures_table, metadata_table
@@ -228,9 +228,9 @@ def test_the_row_of_a_video_names_its_source_and_no_image(folder: Path) -> None:
 @pytest.mark.parametrize("sampler", [MADE, STEERED, TOLD])
 def test_settings_of_a_run_are_tried_without_its_rows(sampler: str) -> None:
     defaults = RequestDefaults(8, 8, {**DEFAULTS.settings, "sampler": sampler}, capabilities=ABLE)
-    _check_settings(defaults)
+    try_settings(defaults)
     with pytest.raises(ValueError, match=f"sampler is '{sampler}'; the model has no"):
-        _check_settings(RequestDefaults(8, 8, defaults.settings))
+        try_settings(RequestDefaults(8, 8, defaults.settings))
 
 
 def test_one_video_is_refused_by_the_same_checks(folder: Path) -> None:

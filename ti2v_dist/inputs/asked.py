@@ -97,5 +97,5 @@ def _frames_of(given: GivenImages, before: VideoRequest | None) -> int:
 
 
 def _footage_of(source: GivenSource | None, before: VideoRequest | None) -> tuple[int, str] | None:
-    is_same = before is not None and before.source is not None and source and before.source.uri == source.place
-    return (before.source.frames, before.source.sha256) if before and before.source and is_same else None
+    known = before.source if before else None
+    return (known.frames, known.sha256) if source and known and known.uri == source.place else None

@@ -59,14 +59,14 @@ def check_manifest(
     """
     info = read_info(config.model.id, config.model.revision)
     defaults = request_defaults(config, info)
-    _check_settings(defaults)
+    try_settings(defaults)
     manifest = read_manifest(url, defaults, config.variations, needs_image, takes, begun)
     prompts = (prompt for request in manifest.requests for prompt in (*request.texts, request.negative_prompt))
     manifest.warnings += lost_words(info, prompts)
     return manifest
 
 
-def _check_settings(defaults: RequestDefaults) -> None:
+def try_settings(defaults: RequestDefaults) -> None:
     """Settings that no row could be made with are the run's mistake, not each row's."""
     spec, num_frames = defaults.spec(), defaults.settings["num_frames"]
     given = range(2, num_frames) if spec.looks_ahead else ()
