@@ -26,7 +26,8 @@ def test_a_file_then_settings_in_order(tmp_path: Path) -> None:
     config = load_config(path, ["engine.slots=2", "engine.slots=3", "sampling.fps=null", "sampling.guidance_scale=7"])
     assert (config.sampling.num_frames, config.sampling.negative_prompt, config.seed) == (24, "blurry", 5)
     assert (config.engine.slots, config.sampling.fps, config.sampling.guidance_scale) == (3, None, 7.0)
-    assert config.sampling.num_inference_steps == 10, "what nobody sets keeps its default"
+    assert config.sampling.num_inference_steps is None, "what nobody sets is the sampler's"
+    assert config.identity()["sampling"]["num_inference_steps"] == 10
 
 
 def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:

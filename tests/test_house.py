@@ -32,6 +32,7 @@ NOUNS = {
     "canonical",
     "settings",
     "specs",
+    "params",
     "video",
     "schedules",
     "columns",
@@ -46,9 +47,10 @@ MAY_IMPORT = {
     "canonical": set(),
     "settings": {"errors"},
     "specs": set(),
+    "params": {"errors", "settings", "specs"},
     "columns": {"video"},
-    "video": {"errors", "prompts", "canonical", "settings", "specs"},
-    "schedules": {"errors", "video"},
+    "video": {"errors", "prompts", "canonical", "settings", "specs", "params"},
+    "schedules": {"errors", "params"},
     "latents": {"errors", "prompts", "video"},
     "config": {"errors", "prompts", "canonical", "settings", "specs", "video"},
     "tally": {"video"},
@@ -56,7 +58,7 @@ MAY_IMPORT = {
     "state": NOUNS | {"storage"},
     "inputs": NOUNS | {"storage", "state"},
     "outputs": NOUNS | {"storage", "state", "inputs"},
-    "shapes": NOUNS,
+    "shapes": NOUNS | {"inputs"},
     "models": NOUNS | {"shapes"},
     "evaluation": NOUNS,
     "samplers": NOUNS,
@@ -86,6 +88,7 @@ ONLY_IN = {
     "diffusers": {"models", "shapes"},
     "transformers": {"models", "shapes"},
     "typer": {"cli"},
+    "cv2": {"inputs"},
     "pydantic": {"config"},
 }
 ONLY_IN_FILE = {
@@ -93,6 +96,7 @@ ONLY_IN_FILE = {
     "ray._": ("runtime", "ray_internals"),
     "grpc": ("runtime", "ray_internals"),
     "imageio_ffmpeg": ("storage", "ffmpeg"),
+    "cv2": ("inputs", "edges"),
 }
 """Where only one file of a room may import a library."""
 NEVER = {"pickle", "cloudpickle", "dill", "joblib"}
@@ -312,7 +316,7 @@ def test_the_wheel_has_the_command_the_license_and_the_extras(wheel: Path) -> No
     assert "ti2v = ti2v_dist.cli.main:main" in archive.read(f"{info}/entry_points.txt").decode()
     assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
     metadata = archive.read(f"{info}/METADATA").decode()
-    assert set(re.findall(r"Provides-Extra: (\w+)", metadata)) == {"s3", "gcs", "azure", "dev"}
+    assert set(re.findall(r"Provides-Extra: (\w+)", metadata)) == {"s3", "gcs", "azure", "control", "dev"}
     assert "Requires-Python: >=3.11" in metadata
 
 
@@ -334,7 +338,7 @@ def test_every_third_party_import_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     required = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
     declared = {requirement_name(r).replace("-", "_") for r in required}
-    declared |= {"PIL", "yaml"}  # pillow and pyyaml by their import names
+    declared |= {"PIL", "yaml", "cv2"}  # pillow, pyyaml and opencv by their import names
     declared |= {"tokenizers", "grpc", "pydantic_core"}  # parts of transformers, Ray and pydantic
     # Parts of s3fs, adlfs and gcsfs; imported only where those were.
     declared |= {"botocore", "aiohttp", "azure", "google", "requests"}

@@ -1,4 +1,4 @@
-"""A setting is declared once: every place that has settings has those of `video.py`, and one line there adds one."""
+"""A setting is declared once: every place that has settings has those, and one line adds one."""
 
 import inspect
 import re
@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 
-from ti2v_dist import video
-from ti2v_dist.columns import COLUMN_TYPES
+from ti2v_dist import params, video
+from ti2v_dist.columns import COLUMN_TYPES, SOURCES
 from ti2v_dist.config import RunConfig, SamplingConfig, load_config
 from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.params import SamplingParams
-from ti2v_dist.settings import settings_of
-from ti2v_dist.video import SETTINGS, Given, VideoRequest
+from ti2v_dist.settings import plain_settings, settings_of
+from ti2v_dist.specs import SAMPLERS
+from ti2v_dist.video import SETTINGS, Given, Source, VideoRequest
 
 INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_factor=8, guidance_scale=3.0, fps=12)
 OTHERS = {"sampler": "replace", "init": "gaussian", "negative_prompt": "blurry"}
+OTHERS |= {"anchor": "last", "control_preprocessor": "canny"}
+ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs)
 ROOT = Path(video.__file__).parents[1]
 
 
@@ -29,10 +32,40 @@ def other(name: str) -> Any:
     return OTHERS.get(name, 16)
 
 
+def reader_of(name: str) -> str:
+    """The usual sampler, or, for a setting of some samplers only, one that reads it."""
+    usual = SamplingParams().sampler
+    return next(n for n, spec in SAMPLERS.items() if name in spec.reads) if SETTINGS[name].is_some else usual
+
+
+SOME = [name for name, one in SETTINGS.items() if one.is_some]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_setting_of_some_samplers_is_theirs_alone(name: str) -> None:
+    usual, reader = SamplingParams(), SamplingParams(reader_of(name))
+    assert getattr(usual, name) is None
+    assert getattr(reader, name) == SETTINGS[name].usual
+    assert name not in plain_settings(usual)
+    assert (name in plain_settings(reader)) == (SETTINGS[name].usual is not None)
+    with pytest.raises(ValueError, match=f"{name} is .*; sampler 'ti2v_zero' does not read it"):
+        SamplingParams(**{name: other(name)})
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_runs_setting_of_some_samplers_reaches_only_their_rows(name: str) -> None:
+    defaults = replace(request_defaults(load_config(None, [f"sampling.{name}={other(name)}"]), INFO), capabilities=ALL)
+    assert getattr(defaults.request(id="a", image="/a.png", prompt="a cat").params, name) is None
+    spec = SAMPLERS[reader_of(name)]
+    source = Source("/a.mp4", "a.mp4", 16, "") if spec.source else None
+    made = defaults.request(id="a", image="", prompt="a cat", sampler=reader_of(name), source=source)
+    assert getattr(made.params, name) == other(name)
+
+
 def test_every_place_has_the_declared_settings() -> None:
     assert set(SamplingConfig.model_fields) == set(SETTINGS)
     assert set(request_defaults(RunConfig(), INFO).settings) == set(SETTINGS)
-    rows_own = {"id", "image", "images", "prompt", "seed"}
+    rows_own = {"id", "image", "images", "prompt", "seed", *SOURCES}
     assert set(COLUMN_TYPES) == rows_own | {name for name, one in SETTINGS.items() if one.is_column}
     assert {own.name for own in fields(SamplingParams)} == set(settings_of(SamplingParams))
     assert all(one.about for one in SETTINGS.values())
@@ -42,7 +75,7 @@ def test_the_readme_names_every_column() -> None:
     (named,) = re.findall(
         r"are required\. (.*?) may stand in a row", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
     )
-    rows = {name for name, one in SETTINGS.items() if one.is_column} | {"seed"}
+    rows = {name for name, one in SETTINGS.items() if one.is_column} | {"seed", *SOURCES}
     assert set(re.findall(r"[a-z_]{3,}", named)) - {"and"} == rows
 
 
@@ -50,7 +83,7 @@ def test_the_readme_names_every_column() -> None:
 def test_a_default_is_the_runs_else_the_models_or_the_samplers_else_the_declared_one(name: str) -> None:
     chosen = load_config(None, [f"sampling.{name}={other(name)}"])
     assert request_defaults(chosen, INFO).settings[name] == other(name)
-    of_model = {"guidance_scale": 3.0, "height": 32, "width": 48, "fps": 12}
+    of_model = {"guidance_scale": 3.0, "height": 32, "width": 48, "fps": 12, "motion_t0": 881, "motion_t1": 941}
     found = request_defaults(RunConfig(), INFO).settings[name]
     assert found == of_model.get(name, None if SETTINGS[name].of_sampler else SETTINGS[name].default)
     assert (SETTINGS[name].of_model is not None) == (name in of_model)
@@ -67,7 +100,10 @@ def test_a_rows_sampler_decides_how_much_context_is_usual() -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_batch_is_of_one_value_of_what_is_shared(name: str) -> None:
-    one = VideoRequest("a", "/a.png", "a cat", 0, 32, 48, SamplingParams())
+    sampler = reader_of(name)
+    source = Source("/a.mp4", "a.mp4", 16, "") if SAMPLERS[sampler].source else None
+    image = "" if source else "/a.png"
+    one = VideoRequest("a", image, "a cat", 0, 32, 48, SamplingParams(sampler), source=source)
     changed: dict[str, Any] = {name: other(name)}
     is_params = name in settings_of(SamplingParams)
     two = replace(one, params=replace(one.params, **changed)) if is_params else replace(one, **changed)
@@ -100,15 +136,16 @@ line = '    init: str = setting('
 assert text.count(line) == 1
 added = '    shift: float = setting(3.0, "of the noise levels", low=1, high=12, kept=float)\\n'
 import ti2v_dist
-module = types.ModuleType("ti2v_dist.video")
-sys.modules["ti2v_dist.video"] = ti2v_dist.video = module
-exec(compile(text.replace(line, added + line), "video.py", "exec"), module.__dict__)
+module = types.ModuleType("ti2v_dist.params")
+sys.modules["ti2v_dist.params"] = ti2v_dist.params = module
+exec(compile(text.replace(line, added + line), "params.py", "exec"), module.__dict__)
 
 from ti2v_dist.columns import COLUMN_TYPES
 from ti2v_dist.config import ConfigError, load_config
 from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.inputs.manifest import make_request
 from ti2v_dist.models import read_info
+from ti2v_dist.video import VideoRequest
 
 info, row = read_info("shapes"), dict(id="a", image="/a.png", prompt="a cat")
 config = load_config(None, ["sampling.shift=5"])
@@ -117,7 +154,7 @@ defaults = request_defaults(config, info)
 one, two = make_request(row, "/", defaults), make_request(row | dict(shift=7), "/", defaults)
 assert (repr(one.params.shift), repr(two.params.shift)) == ("5.0", "7.0")
 assert one.batch_group != two.batch_group and one.recipe("", b) != two.recipe("", b)
-assert module.VideoRequest.from_json(two.to_json()) == two
+assert VideoRequest.from_json(two.to_json()) == two
 for wrong in (lambda: load_config(None, ["sampling.shift=13"]), lambda: module.SamplingParams(shift=0.5)):
     try:
         wrong()
@@ -127,7 +164,7 @@ for wrong in (lambda: load_config(None, ["sampling.shift=13"]), lambda: module.S
 
 
 def test_one_line_adds_a_setting() -> None:
-    code = "import numpy; b = numpy.zeros((1, 1, 3))" + ADD_ONE.format(text=inspect.getsource(video))
+    code = "import numpy; b = numpy.zeros((1, 1, 3))" + ADD_ONE.format(text=inspect.getsource(params))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [

@@ -5,12 +5,15 @@ from typing import Any
 
 from ti2v_dist.video import SETTINGS
 
+SOURCES = ("control", "source_video")
+"""The columns of a video after which another one is made, frame by frame; a row's sampler reads one of them or none."""
 COLUMN_TYPES: dict[str, type] = {
     "id": str,
     "image": str,
     "images": str,
     "prompt": str,
     "seed": int,
+    **dict.fromkeys(SOURCES, str),
     **{name: one.kind for name, one in SETTINGS.items() if one.is_column},
 }
 """The reserved columns. A setting's column that is absent, null or an empty CSV cell takes the run's value."""
@@ -23,6 +26,8 @@ OUTPUT_COLUMNS = frozenset(
         "image_sha256",
         "image_uri",
         "given_frames",
+        "source_uri",
+        "source_sha256",
         "duration_s",
         "codec",
         "bytes",

@@ -141,12 +141,26 @@ class VideoState:
         return replace(self, frame=chunk.last_frame, queue=self.queue.push(entering))
 
 
-class NonFiniteLatents(UserError, ArithmeticError):
-    """A video's new latents hold NaN or infinity. It is an error of that video, not of its batch."""
+class BrokenVideo(UserError):
+    """What is wrong with one video of a batch, and with no other: it stands in the place of its chunk."""
+
+    def __init__(self, video_id: str, frame: int, problem: str) -> None:
+        super().__init__(f"video {video_id!r}: {problem}")
+        self.video_id, self.frame, self.problem = video_id, frame, problem
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.video_id, self.frame, self.problem)
+
+
+class BrokenSource(BrokenVideo):
+    """The video that one is made after cannot be read any more, or is another one."""
+
+
+class NonFiniteLatents(BrokenVideo, ArithmeticError):
+    """A video's new latents hold NaN or infinity."""
 
     def __init__(self, video_id: str, frame: int) -> None:
-        super().__init__(f"video {video_id!r}: frame {frame} has non-finite latents")
-        self.video_id, self.frame = video_id, frame
+        super().__init__(video_id, frame, f"frame {frame} has non-finite latents")
 
     def __reduce__(self) -> tuple:
         return type(self), (self.video_id, self.frame)

@@ -184,7 +184,7 @@ class VideoRequest:
 
     @property
     def places(self) -> list[str]:
-        """Where the image of each given frame lies; of a clip, the one place."""
+        """Where the image of each given frame lies, where one is given; of a clip, the one place."""
         return [self.image] if self.is_clip else [self.image, *(given.image for given in self.given)]
 
     @property

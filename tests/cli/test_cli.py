@@ -221,6 +221,12 @@ MISTAKES = [
     (["generate", "--image", "first.png", "--prompt", "x", "--output", "a b.mp4"], "id is 'a b'"),
     (["generate", "--image", "first.png", "--prompt", "x", "--output", "a.mp4", "--num-frames", "1"], "num_frames"),
     (["generate", "--image", "ftp://h/a.png", "--prompt", "x", "--output", "a.mp4"], "choose one of file, s3, gs"),
+    (["generate", "--prompt", "x", "--output", "a.mp4"], "image is missing; give it"),
+    (
+        ["generate", "--image", "first.png", "--prompt", "x", "--output", "a.mp4", "--control", "b"],
+        "control is 'b'; the",
+    ),
+    (["generate", "--prompt", "x", "--output", "a.mp4", "--source-video", "b"], "image is missing; give it"),
     (["extend", "nowhere", "--id", "a", "--num-frames", "+4"], "'nowhere' holds no run"),
     (["retry", "nowhere", "--detach"], "--detach needs a cluster"),
     (["gc", "."], "'.' holds no run"),

@@ -40,6 +40,9 @@ ModelOption = Annotated[str | None, typer.Option("--model", help="shapes, a diff
 SlotsOption = Annotated[int | None, typer.Option("--slots", help="Videos in one batch.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Default: derived from the id.")]
 FramesOption = Annotated[int | None, typer.Option("--num-frames", help="Frames of a video.")]
+SourceOption = Annotated[
+    str | None, typer.Option(help="A clip or a folder of pictures that the video is made after, frame by frame.")
+]
 OutputOption = Annotated[str, typer.Option("--output", help="Folder or URL of the data set.")]
 BelowOption = Annotated[
     list[str] | None,
@@ -56,15 +59,17 @@ def main() -> None:
 
 @app.command()
 def generate(
-    image: Annotated[
-        list[str],
-        typer.Option(
-            help="The first frame: a PNG, JPEG or WEBP; or a clip of the first ones. Repeatable, for the frames that "
-            'follow, or others as JSON: {"frame": 8, "image": "b.png"}.'
-        ),
-    ],
     prompt: Annotated[str, typer.Option(help="What the video shows, or a prompt schedule as JSON.")],
     output: Annotated[str, typer.Option(help="The mp4 to write; its state lies beside it, in OUTPUT.ti2v/.")],
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The first frame: a PNG, JPEG or WEBP; or a clip of the first ones. Repeatable, for the frames that "
+            'follow, or others as JSON: {"frame": 8, "image": "b.png"}. Some samplers make the first frame.'
+        ),
+    ] = None,
+    control: SourceOption = None,
+    source_video: SourceOption = None,
     num_frames: FramesOption = None,
     seed: SeedOption = None,
     model: ModelOption = None,
@@ -75,16 +80,16 @@ def generate(
 ) -> None:
     """Make one video in this process; the same command again resumes it."""
     from ti2v_dist.cli.progress import ProgressLog
-    from ti2v_dist.operations.generate import generate
+    from ti2v_dist.operations.generate import generate_row, images
 
     chosen = {"sampling.num_frames": num_frames, "model.id": model, "engine.slots": slots}
     resolved = _config(config, settings, chosen)
+    given = image[0] if image and len(image) == 1 else image and [_entry(one) for one in image]
+    columns = {**images(given or None), "prompt": prompt, "seed": seed}
     with ProgressLog() as log:
-        row = generate(
-            image[0] if len(image) == 1 else [_entry(one) for one in image],
-            prompt,
+        row = generate_row(
+            {**columns, "control": control, "source_video": source_video},
             output,
-            seed=seed,
             config=resolved,
             listener=lambda frame, num_frames: log.update(frame + 1, num_frames, "denoising"),
         )

@@ -1,7 +1,7 @@
 """What makes a manifest unusable, and what makes one of its rows bad: everything but the images."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -47,9 +47,9 @@ def check_row(row: Row) -> None:
     check_id(row.columns["id"])
 
 
-def check_columns(url: str, lines: dict[str, int]) -> Iterator[Problem]:
+def check_columns(url: str, lines: dict[str, int], required: Iterable[str] = REQUIRED) -> Iterator[Problem]:
     """Columns that every row needs and none has, and those that the output or its reader needs for itself."""
-    for name in REQUIRED:
+    for name in required:
         if name not in lines and not (name == "image" and "images" in lines):
             has = ", ".join(map(repr, [*lines][:20]))
             needed = repr(name) + (" or 'images'" if name == "image" else "")

@@ -20,8 +20,9 @@ MAX_CLIP_BYTES = 256 * 2**20
 CONTAINERS = "mov,matroska,avi"
 """ffmpeg's names of what is taken for a clip, MP4 and WebM among them: no playlist, which would name other files."""
 # Each frame of the file once, whatever its rate; a rotation that the file tells of is applied.
-_READING = ("-format_whitelist", CONTAINERS, "-max_pixels", str(MAX_IMAGE_PIXELS), "-threads", "1")
-_WRITING = ("-map", "0:v:0", "-fps_mode", "passthrough", "-frames:v", str(MAX_GIVEN + 1))
+READING = ("-format_whitelist", CONTAINERS, "-max_pixels", str(MAX_IMAGE_PIXELS), "-threads", "1")
+EACH_ONCE = ("-map", "0:v:0", "-fps_mode", "passthrough")
+_WRITING = (*EACH_ONCE, "-frames:v", str(MAX_GIVEN + 1))
 
 
 def clip_frames(url: str, allow_http: bool = False, below: tuple[str, ...] = ()) -> int:
@@ -40,11 +41,13 @@ def clip_frames(url: str, allow_http: bool = False, below: tuple[str, ...] = ())
 
 
 def load_given(request: VideoRequest, allow_http: bool = False, below: tuple[str, ...] = ()) -> list[np.ndarray]:
-    """The given frames of a request from its images or its clip, each as `load_image` gives one.
+    """The given frames of a request from its images or its clip, each as `load_image` gives one; none without images.
 
     Raises as that and `clip_frames` do, and `ImageError` for a clip that has another number of frames by now.
     """
     size = request.height, request.width
+    if not request.image:
+        return []
     if not request.is_clip:
         return [load_image(place, *size, allow_http, below) for place in request.places]
     with _frames(request.image, allow_http, below) as frames:
@@ -57,16 +60,23 @@ def load_given(request: VideoRequest, allow_http: bool = False, below: tuple[str
 
 @contextmanager
 def _frames(url: str, allow_http: bool, below: tuple[str, ...]) -> Iterator[Iterator[np.ndarray]]:
-    """The frames of a clip one by one, and what is wrong with it as an `ImageError`."""
-    try:
+    """The frames of a clip one by one; raises as `clip_errors` does."""
+    with clip_errors(url):
         data = read_bytes(url, MAX_CLIP_BYTES, allow_http, below)
         with scratch_folder() as folder:
             (folder / "clip").write_bytes(data)
-            yield read_frames(folder / "clip", _READING, _WRITING)
+            yield read_frames(folder / "clip", READING, _WRITING)
+
+
+@contextmanager
+def clip_errors(url: str, what: str = "clip") -> Iterator[None]:
+    """What is wrong with a clip as an `ImageError`."""
+    try:
+        yield
     except (UrlRefused, Unreachable, StoreDenied, ScratchFull):  # none of them is the clip's fault
         raise
     except CodecError as exc:
         kinds = "an MP4, MOV, WebM, MKV or AVI file"
-        raise ImageError(f"clip {url!r} is no video that can be read, or not {kinds}: {exc}") from exc
+        raise ImageError(f"{what} {url!r} is no video that can be read, or not {kinds}: {exc}") from exc
     except (OSError, ValueError) as exc:
-        raise exc if isinstance(exc, ImageError) else ImageError(f"clip cannot be read: {exc}") from exc
+        raise exc if isinstance(exc, ImageError) else ImageError(f"{what} cannot be read: {exc}") from exc

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.config import RunConfig
 from ti2v_dist.params import SamplingParams
-from ti2v_dist.specs import FRAME_BY_FRAME, SAMPLERS
+from ti2v_dist.specs import FRAME_BY_FRAME, SAMPLERS, SamplerSpec
 from ti2v_dist.video import SETTINGS, VideoRequest
 
 if TYPE_CHECKING:
@@ -33,14 +33,18 @@ class RequestDefaults:
     frames_per_latent: int = 1
     capabilities: frozenset[str] = FRAME_BY_FRAME
 
+    def spec(self, sampler: Any = None) -> SamplerSpec:
+        """What is known of a row's sampler, by default the run's. Raises `ValueError` for a name that there is not."""
+        one = SETTINGS["sampler"]
+        return SAMPLERS[one.checked(self.settings.get("sampler", one.default) if sampler is None else sampler)]
+
     def request(self, **given: Any) -> VideoRequest:
         """A request with the run's settings but for `given`, field names of `VideoRequest` and `SamplingParams`.
 
         Raises `ValueError` naming the bad value. `image` must be absolute; without a seed one is derived from the id.
         """
         values = {"seed": derive_seed(self.seed, given["id"]), **self.settings, **given}
-        sampler = SETTINGS["sampler"]
-        spec = SAMPLERS[sampler.checked(values.get("sampler", sampler.default))]
+        spec = self.spec(values.get("sampler"))
         for name, one in SETTINGS.items():
             if one.of_sampler and values.get(name) is None:
                 values[name] = one.of_sampler(spec, self.window)

@@ -1,11 +1,19 @@
 """Edges of a picture by Canny (1986), as the published edge ControlNets of Stable Diffusion take them."""
 
+from importlib.util import find_spec
+
 import numpy as np
 
 from ti2v_dist.errors import InputError
 
 LOW, HIGH = 100, 200
 """Canny's two thresholds in the models' own examples."""
+LACKING = "edges are drawn by OpenCV: pip install 'ti2v-dist[control]', or give the edges"
+
+
+def can_draw() -> bool:
+    """Whether OpenCV is installed."""
+    return find_spec("cv2") is not None
 
 
 def edges(image_HWC: np.ndarray) -> np.ndarray:
@@ -13,6 +21,6 @@ def edges(image_HWC: np.ndarray) -> np.ndarray:
     try:
         import cv2
     except ImportError as error:
-        raise InputError("edges are drawn by OpenCV: pip install 'ti2v-dist[control]', or give the edges") from error
+        raise InputError(LACKING) from error
     drawn_HW = cv2.Canny(image_HWC, LOW, HIGH)
     return np.repeat(drawn_HW[:, :, None], 3, axis=2)

@@ -5,22 +5,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ti2v_dist.columns import is_a
+from ti2v_dist.columns import SOURCES, is_a
 from ti2v_dist.inputs.checks import BadValue
 from ti2v_dist.inputs.clips import MAX_GIVEN
+from ti2v_dist.specs import NEEDED, NONE, SamplerSpec
 from ti2v_dist.storage.addresses import UrlRefused, resolve_url
 from ti2v_dist.video import Given
 
 E = TypeVar("E", bound=Exception)
 
 RULE = "give the path or URL of the next frame's image, or {frame, image}"
+SOURCE_RULE = "give the path or URL of a clip or of a folder of pictures"
 
 
 @dataclass(frozen=True)
 class GivenImages:
     """What a row gives, as it is written there: its frames, the first of them 0, and where their images lie.
 
-    Of a clip there is the one place, and nobody knows yet how many frames it has.
+    Of a clip there is the one place, and nobody knows yet how many frames it has. A row of a sampler that makes frame 0
+    gives none.
     """
 
     frames: tuple[int, ...]
@@ -49,15 +52,22 @@ class GivenImages:
         return tuple(Given(frame, url, place) for frame, url, place in later if frame)
 
 
-def read_images(columns: Mapping[str, Any]) -> GivenImages:
-    """What a row gives; raises `BadValue`, naming the entry and the choices, for what it may not."""
+def read_images(columns: Mapping[str, Any], spec: SamplerSpec) -> GivenImages:
+    """What a row of this sampler gives; raises `BadValue`, naming the entry and the choices, for what it may not."""
     image, images = columns.get("image"), columns.get("images")
+    if spec.image != NEEDED:  # an empty cell of the tables that we write
+        image, images = image or None, images or None
     for name, value in (("image", image), ("images", images)):
         if value is not None and not is_a(name, value):
             raise BadValue(name, f"{name} is {value!r:.200}; give a path or URL")
     if image is not None and images is not None:
         raise BadValue("images", "images and image are both given; give the one or the other")
+    if spec.image == NONE and (image or images):
+        name = "image" if image else "images"
+        raise BadValue(name, f"{name} is {image or images!r:.200}; the row's sampler makes frame 0: leave it out")
     if images is None:
+        if image is None and spec.image != NEEDED:
+            return GivenImages((), ())
         if image is None:
             raise BadValue("image", "image is missing; give it, or several frames or a clip as images")
         return GivenImages((0,), (image,))
@@ -75,6 +85,39 @@ def read_images(columns: Mapping[str, Any]) -> GivenImages:
         frames.append(frame)
         places.append(place)
     return GivenImages(tuple(frames), tuple(places))
+
+
+@dataclass(frozen=True)
+class GivenSource:
+    """The source that a row gives: the column in which it stands, and its place as it is written there."""
+
+    column: str
+    place: str
+
+    def url(self, folder: str, allow_http: bool = False) -> str:
+        """The place as an absolute URL, a relative one taken from `folder`; raises `UrlRefused`, naming the column."""
+        try:
+            return resolve_url(self.place, folder, allow_http)
+        except UrlRefused as exc:
+            raise self.named(exc) from None
+
+    def named(self, error: E) -> E:
+        """An error of the source, naming the column."""
+        return type(error)(f"{self.column}: {error}")
+
+
+def read_source(columns: Mapping[str, Any], spec: SamplerSpec) -> GivenSource | None:
+    """The source of a row of this sampler, None where it reads none; raises `BadValue` for what it may not give."""
+    for name in SOURCES:
+        value = columns.get(name) or None
+        if value is not None and not is_a(name, value):
+            raise BadValue(name, f"{name} is {value!r:.200}; {SOURCE_RULE}")
+        if value is not None and name != spec.source:
+            reads = f"reads {spec.source}" if spec.source else "reads no other video"
+            raise BadValue(name, f"{name} is {value!r:.200}; the row's sampler {reads}: leave it out")
+    if spec.source and not columns.get(spec.source):
+        raise BadValue(spec.source, f"{spec.source} is missing; {SOURCE_RULE}")
+    return GivenSource(spec.source, columns[spec.source]) if spec.source else None
 
 
 def _parsed(images: str | list[Any]) -> str | list[Any]:

@@ -86,7 +86,7 @@ def check_image(url: str, allow_http: bool = False, below: tuple[str, ...] = ())
     over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`; and `UrlRefused`. `Unreachable` and `StoreDenied` say nothing about
     the image.
     """
-    data = _read_image(url, allow_http, below)
+    data = image_bytes(url, allow_http, below)
     image = _open_image(url, data)
     image_format, (width, height) = str(image.format), image.size
     with _room.of(width * height):
@@ -101,7 +101,7 @@ def load_image(url: str, height: int, width: int, allow_http: bool = False, belo
     to 8 bits; then the largest centred area of the output's aspect ratio is resized (bicubic, antialiased). An image
     that already has the output's size comes through unchanged. Raises as `check_image` does.
     """
-    return fitted(_decode(url, _open_image(url, _read_image(url, allow_http, below))), height, width)
+    return fitted(picture_of(url, image_bytes(url, allow_http, below)), height, width)
 
 
 def fitted(rgb: Image.Image, height: int, width: int) -> np.ndarray:
@@ -112,7 +112,13 @@ def fitted(rgb: Image.Image, height: int, width: int) -> np.ndarray:
     return np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
-def _read_image(url: str, allow_http: bool, below: tuple[str, ...]) -> bytes:
+def picture_of(url: str, data: bytes) -> Image.Image:
+    """The picture of a file's bytes: upright, opaque, sRGB, checked as `check_image` does."""
+    return _decode(url, _open_image(url, data))
+
+
+def image_bytes(url: str, allow_http: bool = False, below: tuple[str, ...] = ()) -> bytes:
+    """The bytes of an image's file; `ImageError` where they cannot be read. Nothing is checked yet."""
     try:
         return read_bytes(url, MAX_IMAGE_BYTES, allow_http, below)
     except (UrlRefused, Unreachable, StoreDenied):  # none of them is the image's fault

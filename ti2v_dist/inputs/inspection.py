@@ -1,4 +1,4 @@
-"""A manifest's images, all of them, each read once: in threads that hold no process, and past servers that are away."""
+"""The images, clips and sources of a manifest, each read once: in threads that hold no process, past servers away."""
 
 import threading
 from collections import Counter
@@ -10,6 +10,7 @@ from typing import Any
 from ti2v_dist.inputs.clips import clip_frames
 from ti2v_dist.inputs.given import GivenImages
 from ti2v_dist.inputs.images import ImageError, check_image
+from ti2v_dist.inputs.sources import inspect_source
 from ti2v_dist.storage.addresses import UrlRefused, server_of
 from ti2v_dist.storage.urls import HostUnreachable, Unreachable
 
@@ -36,11 +37,13 @@ def check_images(
 
 @dataclass(frozen=True)
 class Inspected:
-    """What was found at the URLs of images and clips: how many frames each clip has, and all errors."""
+    """What was found at URLs: how many frames each clip has, what `inspect_source` says of sources, and all errors."""
 
     clip_frames: dict[str, int]
     image_errors: dict[str, ImageError | UrlRefused]
     clip_errors: dict[str, ImageError | UrlRefused]
+    sources: dict[str, tuple[int, str]]
+    source_errors: dict[str, ImageError | UrlRefused]
 
     def errors_of(self, given: GivenImages, urls: Sequence[str]) -> Iterator[ImageError | UrlRefused]:
         """What is wrong with the images of a row, each error with the name of its entry."""
@@ -51,21 +54,26 @@ class Inspected:
 
 
 def inspect(
-    rows: Sequence[tuple[GivenImages, Sequence[str]]], allow_http: bool = False, below: tuple[str, ...] = ()
+    rows: Sequence[tuple[GivenImages, Sequence[str]]],
+    allow_http: bool = False,
+    below: tuple[str, ...] = (),
+    sources: Iterable[str] = (),
 ) -> Inspected:
-    """Look at what rows give, at each URL once; raises as `check_images` does."""
+    """Look at what rows give, and at sources, at each URL once; raises as `check_images` does."""
     images, clips = ({url for given, urls in rows if given.is_clip is kind for url in urls} for kind in (False, True))
     image_errors = check_images(images, allow_http, below)
     counted = _Inspection(lambda url: clip_frames(url, allow_http, below))
     clip_errors = counted.of(sorted(clips))
-    return Inspected(counted.results, image_errors, clip_errors)
+    watched = _Inspection(lambda url: inspect_source(url, allow_http, below), "source")
+    source_errors = watched.of(sorted(set(sources)))
+    return Inspected(counted.results, image_errors, clip_errors, watched.results, source_errors)
 
 
 class _Inspection:
     """What a check of each URL returns, in `results`, and the errors that it raises."""
 
-    def __init__(self, check: Callable[[str], Any]) -> None:
-        self.check = check
+    def __init__(self, check: Callable[[str], Any], what: str = "image") -> None:
+        self.check, self.what = check, what
         self.results: dict[str, Any] = {}
         self.todo: SimpleQueue[str] = SimpleQueue()
         self.done: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
@@ -88,7 +96,7 @@ class _Inspection:
                 if is_store_away:
                     self._raise(error)
                 unreachable.setdefault(server, error)
-                found[url] = ImageUnreachable(f"image {error}")
+                found[url] = ImageUnreachable(f"{self.what} {error}")
             elif isinstance(error, ImageError | UrlRefused):
                 found[url] = error
                 answered.add(server)

@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ti2v_dist.canonical import canonical_json
-from ti2v_dist.columns import COLUMN_TYPES, RowFailure
+from ti2v_dist.columns import COLUMN_TYPES, SOURCES, RowFailure
 from ti2v_dist.errors import InputError
+from ti2v_dist.inputs.asked import Asked, ask
 from ti2v_dist.inputs.checks import (
     REQUIRED,
     BadValue,
@@ -25,19 +26,21 @@ from ti2v_dist.inputs.checks import (
     warn_near_names,
 )
 from ti2v_dist.inputs.defaults import RequestDefaults, derive_seed
-from ti2v_dist.inputs.given import GivenImages, read_images
+from ti2v_dist.inputs.edges import LACKING, can_draw
+from ti2v_dist.inputs.given import read_images, read_source
 from ti2v_dist.inputs.images import ImageError
 from ti2v_dist.inputs.inspection import Inspected, inspect
 from ti2v_dist.inputs.rows import MAX_BYTES, Row, check_count, parse_rows
+from ti2v_dist.inputs.sources import PREPARED
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import entries, read_prompt
 from ti2v_dist.settings import settings_of
-from ti2v_dist.specs import COMMON
+from ti2v_dist.specs import COMMON, NEEDED
 from ti2v_dist.storage.addresses import UrlRefused, absolute_url
 from ti2v_dist.storage.objects import StoreDenied
 from ti2v_dist.storage.parquet import text_columns
 from ti2v_dist.storage.urls import Unreachable, read_bytes
-from ti2v_dist.video import VideoRequest
+from ti2v_dist.video import Source, VideoRequest
 
 T = TypeVar("T")
 
@@ -74,7 +77,7 @@ def read_manifest(
     """Read and check a manifest (`.jsonl`, `.csv` or `.parquet`) with the images of those ids that need theirs.
 
     Rows of lines that it does not take make no request; what is wrong with the manifest itself is told all the same.
-    The request of a video that was `begun` says how many frames its clip has, which may be gone.
+    The request of a video that was `begun` says what is in its clip and its source, which may be gone.
 
     Never raises for what is wrong with the manifest or a row: it is all in the result. Raises `Unreachable` and
     `StoreDenied` where a store is away or refuses everything.
@@ -95,13 +98,14 @@ def read_manifest(
     manifest.rows = sum(takes(row.line) for row in rows) + sum(bool(row.error) for row in parsed)
     columns = first_lines(rows)
     manifest.warnings += warn_near_names(columns)
-    manifest.problems += check_columns(url, columns) if rows else []
+    required = [name for name in REQUIRED if name != "image" or not any(_is_made(row, defaults) for row in rows)]
+    manifest.problems += check_columns(url, columns, required) if rows else []
     manifest.problems += check_twins(rows)
     manifest.problems = sorted(_distinct(manifest.problems), key=lambda problem: problem.line)
     bad_lines = {problem.line for problem in manifest.problems}
     folder = posixpath.dirname(absolute_url(url))
     rows = [row for row in rows if takes(row.line) and row.line not in bad_lines]
-    read = partial(_asked, folder=folder, allow_http=defaults.allow_http, needs_image=needs_image, begun=begun)
+    read = partial(ask, folder=folder, defaults=defaults, needs_image=needs_image, begun=begun)
     _fill(
         manifest, [read(row, video_id) for row, video_id in zip(rows, failure_ids(rows), strict=True)], folder, defaults
     )
@@ -125,20 +129,36 @@ def expand(rows: Iterable[Row], variations: int) -> Iterator[Row]:
             yield replace(row, columns=columns)
 
 
-def make_request(columns: dict[str, Any], folder: str, defaults: RequestDefaults, clip_frames: int = 0) -> VideoRequest:
-    """One row as a request; `ValueError` names the bad value. A relative image is taken from `folder`.
+def make_request(
+    columns: dict[str, Any],
+    folder: str,
+    defaults: RequestDefaults,
+    clip_frames: int = 0,
+    footage: tuple[int, str] | None = None,
+) -> VideoRequest:
+    """One row as a request; `ValueError` names the bad value. A relative place is taken from `folder`.
 
-    `clip_frames` is how many frames there are where it gives a clip.
+    `clip_frames` is how many frames there are where it gives a clip; `footage` what `inspect_source` says of its
+    source.
     """
     own = {name: columns[name] for name in COLUMN_TYPES if columns.get(name) is not None}
     for name in REQUIRED:
         if name not in own and name != "image":
             raise InputError(f"{name} is missing")
-    given = read_images(columns)
+    spec = defaults.spec(columns.get("sampler"))
+    given, source = read_images(columns, spec), read_source(columns, spec)
     urls = given.urls(folder, defaults.allow_http)
-    own |= {"image": urls[0], "image_uri": given.places[0], "given": given.later(urls, clip_frames)}
+    own |= {"image": "", "given": given.later(urls, clip_frames)}
+    own |= {"image": urls[0], "image_uri": given.places[0]} if urls else {}
+    if source:
+        url = source.url(folder, defaults.allow_http)
+        assert footage, url
+        own["source"] = Source(url, source.place, *footage)
     own |= {"extra": {name: value for name, value in columns.items() if name not in COLUMN_TYPES}}
-    return defaults.request(**{**own, "prompt": read_prompt(own["prompt"])})
+    request = defaults.request(**{**own, "prompt": read_prompt(own["prompt"])})
+    if request.params.control_preprocessor in PREPARED and not can_draw():
+        raise BadValue("control_preprocessor", LACKING)
+    return request
 
 
 def problem_table(manifest: Manifest) -> list[dict[str, Any]]:
@@ -155,46 +175,12 @@ def problem_table(manifest: Manifest) -> list[dict[str, Any]]:
     return sorted(table, key=lambda entry: entry["line"])
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A row, and the images that it gives as absolute URLs; none where it is wrong of them.
-
-    Of a clip the frames are known where its video was begun. `is_looked_at` says whether the images must be there.
-    """
-
-    row: Row
-    id: str
-    given: GivenImages | None = None
-    urls: tuple[str, ...] = ()
-    clip_frames: int = 0
-    is_looked_at: bool = False
-
-
-def _asked(
-    row: Row,
-    video_id: str,
-    folder: str,
-    allow_http: bool,
-    needs_image: Callable[[str], bool],
-    begun: Callable[[str], VideoRequest | None],
-) -> _Asked:
-    try:
-        given = read_images(row.columns)
-        urls = given.urls(folder, allow_http)
-    except ValueError:  # which is told when the request is made
-        return _Asked(row, video_id)
-    before = begun(video_id) if given.is_clip else None
-    is_same = before is not None and before.is_clip and before.image_uri == given.places[0]
-    clip_frames = 1 + len(before.given) if before and is_same else 0
-    is_looked_at = needs_image(video_id) or (given.is_clip and not clip_frames)
-    return _Asked(row, video_id, given, urls, clip_frames, is_looked_at)
-
-
-def _fill(manifest: Manifest, asked: list[_Asked], folder: str, defaults: RequestDefaults) -> None:
-    """Sort rows into requests and failures, reading each image that is needed once."""
+def _fill(manifest: Manifest, asked: list[Asked], folder: str, defaults: RequestDefaults) -> None:
+    """Sort rows into requests and failures, reading each file that is needed once."""
     manifest.lines |= {one.id: one.row.line for one in asked}
     looked_at = [(one.given, one.urls) for one in asked if one.given and one.is_looked_at]
-    seen = inspect(looked_at, defaults.allow_http, defaults.images_below)
+    watched = {one.source_url for one in asked if one.is_watched}
+    seen = inspect(looked_at, defaults.allow_http, defaults.images_below, watched)
     for one in asked:
         request, errors = _request_of(one, seen, folder, defaults)
         if request and not errors:
@@ -208,24 +194,31 @@ def _fill(manifest: Manifest, asked: list[_Asked], folder: str, defaults: Reques
 
 
 def _request_of(
-    one: _Asked, seen: Inspected, folder: str, defaults: RequestDefaults
+    one: Asked, seen: Inspected, folder: str, defaults: RequestDefaults
 ) -> tuple[VideoRequest | None, list[ValueError]]:
     """The request of a row, and all that is wrong with the row."""
-    images: list[ValueError] = [*seen.errors_of(one.given, one.urls)] if one.given and one.is_looked_at else []
+    errors = one.errors(seen)
     try:
         check_row(one.row)
-        if one.given and one.given.is_clip and images:  # nobody knows how many frames it has
-            return None, images
-        clip_frames = one.clip_frames or seen.clip_frames.get(one.urls[0], 0) if one.urls else 0
-        return make_request(one.row.columns, folder, defaults, clip_frames), images
+        if errors and one.may_be_unknown:
+            return None, errors
+        return make_request(one.row.columns, folder, defaults, one.counted(seen), one.watched(seen)), errors
     except ValueError as exc:
-        return None, [exc, *images]
+        return None, [exc, *errors]
+
+
+def _is_made(row: Row, defaults: RequestDefaults) -> bool:
+    """Whether the row's sampler may make frame 0."""
+    try:
+        return defaults.spec(row.columns.get("sampler")).image != NEEDED
+    except ValueError:  # which is told when the request is made
+        return False
 
 
 def _failure(row: Row, video_id: str, errors: list[ValueError]) -> RowFailure:
     first, columns = errors[0], row.columns
-    named = first.field if isinstance(first, BadValue) else str(first).split()[0]
-    if isinstance(first, ImageError | UrlRefused):
+    named = first.field if isinstance(first, BadValue) else str(first).split()[0].rstrip(":")
+    if isinstance(first, ImageError | UrlRefused) and named not in SOURCES:
         named = "image" if columns.get("images") is None else "images"
     image = columns.get("image") or columns.get("images") or ""
     return RowFailure(

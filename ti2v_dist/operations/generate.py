@@ -15,15 +15,17 @@ from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError, begun
 from ti2v_dist.inputs.clips import clip_frames, load_given
 from ti2v_dist.inputs.defaults import request_defaults
-from ti2v_dist.inputs.given import read_images
+from ti2v_dist.inputs.given import read_images, read_source
 from ti2v_dist.inputs.manifest import make_request
-from ti2v_dist.latents import NonFiniteLatents
+from ti2v_dist.inputs.sources import inspect_source
+from ti2v_dist.latents import BrokenVideo
 from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.operations.planning import claim, pinned
 from ti2v_dist.outputs import dataset
 from ti2v_dist.prompts import Prompt
 from ti2v_dist.runtime.worker import Worker
+from ti2v_dist.specs import SAMPLERS
 from ti2v_dist.state.checkpoint import CheckpointStore, FingerprintMismatch
 from ti2v_dist.storage.addresses import absolute_url
 from ti2v_dist.video import VideoRequest, check_id
@@ -33,17 +35,20 @@ CLIPS = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
 
 
 def generate(
-    image: str | Sequence[str | dict[str, Any]],
+    image: str | Sequence[str | dict[str, Any]] | None,
     prompt: Prompt,
     output: str | Path,
     *,
+    source: str | None = None,
     seed: int | None = None,
     config: RunConfig | None = None,
     listener: Callable[[int, int], None] = lambda frame, num_frames: None,
 ) -> dict[str, Any]:
     """Make one video and write it to `output`, an mp4 on a local disk. `prompt` is a text or a prompt schedule.
 
-    `image` is the first frame, a clip of the first ones (see `CLIPS`), or a list as in a manifest's `images`.
+    `image` is the first frame, a clip of the first ones (see `CLIPS`), or a list as in a manifest's `images`; None
+    where the sampler makes the first frame. `source` is the video that the sampler makes another one after, a clip or a
+    folder of pictures.
 
     Every frame is committed to `<output>.ti2v/`, so the same call goes on where a killed one stopped, or does nothing
     when the video is finished. The id is the output's stem; without a seed one is derived from it. `listener` gets the
@@ -51,16 +56,30 @@ def generate(
 
     Raises:
         RunMismatch, RequestMismatch, FingerprintMismatch: the state belongs to another video; the difference is shown.
-        ImageError: the image cannot be read.
-        NonFiniteLatents: the model produced NaN or infinity.
+        ImageError: the image or the source cannot be read.
+        NonFiniteLatents, BrokenSource: the model produced NaN or infinity; the source is there no more.
         ValueError: no video can be written to `output`, or what is there was not made here.
     """
-    config, began = pinned(_for_one_video(config or RunConfig())), time.time()
+    config = config or RunConfig()
+    row = {**images(image), **_source(source, config), "prompt": prompt, "seed": seed}
+    return generate_row(row, output, config=config, listener=listener)
+
+
+def generate_row(
+    columns: dict[str, Any],
+    output: str | Path,
+    *,
+    config: RunConfig,
+    listener: Callable[[int, int], None] = lambda frame, num_frames: None,
+) -> dict[str, Any]:
+    """Make one video as `generate` does, of a row with a manifest's columns and without an id."""
+    config, began = pinned(_for_one_video(config)), time.time()
     output = _checked_output(output)
     state_url = f"{output}.ti2v"
     store, worker = CheckpointStore(state_url), Worker(config, state_url)
-    request = _requested(config, store, {"id": output.stem, **_images(image), "prompt": prompt, "seed": seed})
+    request = _requested(config, store, {**columns, "id": output.stem})
     with ExitStack() as stack:
+        stack.callback(worker.sources.close)
         numerics = None
         if store.read_run() is None:
             # Whatever may turn out to be wrong must do so before anything is written, or a corrected call is refused.
@@ -103,24 +122,40 @@ def _opened(worker: Worker, request: VideoRequest, stack: ExitStack) -> dict[str
 def _requested(config: RunConfig, store: CheckpointStore, row: dict[str, Any]) -> VideoRequest:
     """The request of the row, with a warning for each word that the model does not know."""
     info = read_info(config.model.id, config.model.revision)
-    defaults, given, count = request_defaults(config, info), read_images(row), 0
+    defaults = request_defaults(config, info)
+    given, source = read_images(row, defaults.spec()), read_source(row, defaults.spec())
+    begun = store.first_request(row["id"]) if store.read_run() else None
+    places, count, footage = (config.allow_http, config.images_below), 0, None
     if given.is_clip:  # which may be gone once its frames are in the store
-        begun = store.first_request(row["id"]) if store.read_run() else None
         count = 1 + len(begun.given) if begun and begun.is_clip else 0
-        count = count or clip_frames(absolute_url(given.places[0]), config.allow_http, config.images_below)
+        count = count or clip_frames(absolute_url(given.places[0]), *places)
+    if source:
+        known = begun.source if begun and begun.source and begun.source.uri == source.place else None
+        url = source.url(os.getcwd(), config.allow_http)
+        footage = (known.frames, known.sha256) if known else inspect_source(url, *places)
     located = {**row, "image": absolute_url(row["image"])} if "image" in row else row
-    request = make_request(located, os.getcwd(), defaults, count)
+    request = make_request(located, os.getcwd(), defaults, count, footage)
     request = request if located is row else replace(request, image_uri=row["image"])
     for warning in lost_words(info, (*request.texts, request.negative_prompt)):
-        warnings.warn(warning, stacklevel=3)
+        warnings.warn(warning, stacklevel=4)
     return request
 
 
-def _images(image: str | Sequence[str | dict[str, Any]]) -> dict[str, Any]:
-    """The image or images as columns of a row."""
+def images(image: str | Sequence[str | dict[str, Any]] | None) -> dict[str, Any]:
+    """The image or images of `generate` as columns of a row."""
+    if image is None:
+        return {}
     if not isinstance(image, str):
         return {"images": [*image]}
     return {"images" if image.lower().endswith(CLIPS) else "image": image}
+
+
+def _source(source: str | None, config: RunConfig) -> dict[str, Any]:
+    """The source as the column that the sampler reads."""
+    sampler = config.sampling.sampler
+    if source and not SAMPLERS[sampler].source:
+        raise InputError(f"source is {source!r}; sampler {sampler!r} reads none: leave it out")
+    return {SAMPLERS[sampler].source or "": source} if source else {}
 
 
 def _for_one_video(config: RunConfig) -> RunConfig:
@@ -162,7 +197,7 @@ def _advance_to_end(
     listener(min(state.frame, request.num_frames - 1), request.num_frames)
     while not state.is_complete:
         (result,), took = worker.advance([state])
-        if isinstance(result, NonFiniteLatents):
+        if isinstance(result, BrokenVideo):
             raise result
         settled = store.commit(result, tip)
         state, tip, seconds = state.push(settled.chunk), settled.tip, seconds + took

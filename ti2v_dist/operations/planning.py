@@ -11,20 +11,20 @@ from ti2v_dist import __version__
 from ti2v_dist.canonical import differences
 from ti2v_dist.config import RunConfig, stored_identity
 from ti2v_dist.errors import InputError
-from ti2v_dist.inputs.defaults import request_defaults
+from ti2v_dist.inputs.defaults import RequestDefaults, request_defaults
 from ti2v_dist.inputs.manifest import Manifest, read_manifest
 from ti2v_dist.inputs.shards import Shard, check_whole, claim_shard, taken
 from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.outputs.dataset import is_stored, stored_ids
 from ti2v_dist.runtime.work import Work
-from ti2v_dist.specs import SAMPLERS, WINDOW
+from ti2v_dist.specs import NONE, WINDOW
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.ledger import FEW_VIDEOS, Ledger
 from ti2v_dist.state.plan import Plan
 from ti2v_dist.storage.addresses import absolute_url
-from ti2v_dist.video import Given, VideoRequest
+from ti2v_dist.video import Given, Source, VideoRequest
 
 STORE_THREADS = 16
 CLASS_SETTINGS = {"model": ("device", "dtype", "attention"), "engine": ("slots", "threads")}
@@ -59,14 +59,20 @@ def check_manifest(
     """
     info = read_info(config.model.id, config.model.revision)
     defaults = request_defaults(config, info)
-    # Settings that no row could be made with are the run's mistake, not each row's.
-    usual = defaults.settings
-    given = range(2, usual["num_frames"]) if SAMPLERS[usual["sampler"]].looks_ahead else ()
-    defaults.request(id="x", image="/x.png", prompt="x", given=tuple(map(Given, given)))
+    try_settings(defaults)
     manifest = read_manifest(url, defaults, config.variations, needs_image, takes, begun)
     prompts = (prompt for request in manifest.requests for prompt in (*request.texts, request.negative_prompt))
     manifest.warnings += lost_words(info, prompts)
     return manifest
+
+
+def try_settings(defaults: RequestDefaults) -> None:
+    """Settings that no row could be made with are the run's mistake, not each row's."""
+    spec, num_frames = defaults.spec(), defaults.settings["num_frames"]
+    given = range(2, num_frames) if spec.looks_ahead else ()
+    source = Source("/x", "/x", num_frames, "") if spec.source else None
+    image = "" if spec.image == NONE else "/x.png"
+    defaults.request(id="x", image=image, prompt="x", given=tuple(map(Given, given)), source=source)
 
 
 def prepare(

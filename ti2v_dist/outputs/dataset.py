@@ -44,7 +44,9 @@ def provenance(request: VideoRequest, model_id: str, model_revision: str | None)
     """What makes a video again, for its `comment` tag. No run and no time: equal videos are equal files."""
     named = {name: getattr(request, name) for name in ("id", "prompt", "negative_prompt", "seed")}
     model = {"model": model_id, "model_revision": model_revision}
-    return {**named, **model, "sampler": request.params.sampler, "sampler_params": plain_settings(request.params)}
+    source = {"source_sha256": request.source.sha256} if request.source else {}
+    sampler = {"sampler": request.params.sampler, "sampler_params": plain_settings(request.params)}
+    return {**named, **model, **sampler, **source}
 
 
 def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, facts: dict[str, Any]) -> dict[str, Any]:
@@ -53,14 +55,15 @@ def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, f
     `facts` are those columns that only the caller knows: image_sha256, model_id, model_revision, device,
     device_seconds and started_at (of the life of the coordinator that finished it), finished_at, ti2v_version, run_id.
     Times are seconds of the epoch or ISO 8601. A video of which several frames are given has `given_frames` too, their
-    numbers as JSON; `image_uri` and `image_sha256` are the first one's.
+    numbers as JSON; `image_uri` and `image_sha256` are the first one's. `image_uri` is None where frame 0 was made, and
+    `source_uri` and `source_sha256` are there where another video was read.
     """
     row: dict[str, Any] = {
         "file_name": file_name,
         "id": request.id,
         "text": request.caption,
         "negative_prompt": request.negative_prompt,
-        "image_uri": request.image_uri or request.image,
+        "image_uri": request.image_uri or request.image or None,
         "seed": request.seed,
         "num_frames": written.num_frames,
         "fps": written.fps,
@@ -80,7 +83,8 @@ def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, f
     known = {**row, **facts}
     frames = [0, *(given.frame for given in request.given)]
     given = {"given_frames": canonical_json(frames).decode()} if request.given else {}
-    return {**{name: known.get(name) for name in METADATA_TYPES}, **given, **request.extra}
+    source = {"source_uri": request.source.uri, "source_sha256": request.source.sha256} if request.source else {}
+    return {**{name: known.get(name) for name in METADATA_TYPES}, **given, **source, **request.extra}
 
 
 def failure_row(
@@ -90,6 +94,8 @@ def failure_row(
     plain = request.to_json()
     settings = {name: value for name, value in {**plain, **plain["params"]}.items() if name in COLUMN_TYPES}
     columns = {**settings, **request.extra, "image": request.image_uri or request.image}
+    if request.source:
+        columns[str(request.params.spec.source)] = request.source.uri
     if request.given:
         later = [{"frame": given.frame, "image": given.image_uri} for given in request.given]
         columns["images"] = columns["image"] if request.is_clip else [{"frame": 0, "image": columns["image"]}, *later]

@@ -73,6 +73,10 @@ def dataset_card(rows: list[dict[str, Any]], table: bytes, videos: str = "videos
     seconds = sum(row["duration_s"] for row in rows)
     models = sorted({row["model_id"] for row in rows if row["model_id"]})
     samplers = sorted({row["sampler"] for row in rows})
+    made_from, first = "an image and a prompt", "Frame 0 of a video is its input image."
+    if any(row.get("image_uri", "") is None for row in rows):
+        made_from = "a prompt, and an image or another video where one was given,"
+        first = "Frame 0 of a video with an\n`image_uri` is that image."
     return f"""---
 tags:
 - synthetic
@@ -90,14 +94,14 @@ configs:
 ---
 # Synthetic videos
 
-{len(rows)} videos, {seconds:.1f} seconds, each made from an image and a prompt by a diffusion model.
+{len(rows)} videos, {seconds:.1f} seconds, each made from {made_from} by a diffusion model.
 They are synthetic: none shows anything that happened.
 
 - Models: {", ".join(models) or "none yet"}. The licence of the weights may limit how these videos may be used.
 - Samplers: {", ".join(samplers) or "none yet"}.
 
 `metadata.parquet` has one row per video: `file_name`, `text` (the prompt), `seed`, size, model, sampler and its
-settings, hashes, and the columns that the manifest passed through. Frame 0 of a video is its input image.
+settings, hashes, and the columns that the manifest passed through. {first}
 Each mp4 carries what makes it again (id, prompt, seed, model, sampler) as JSON in its `comment` tag.
 
 ```python

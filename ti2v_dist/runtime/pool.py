@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError, UserError
-from ti2v_dist.latents import NonFiniteLatents
+from ti2v_dist.latents import BrokenVideo
 from ti2v_dist.runtime import ray_internals
 from ti2v_dist.runtime.deaths import ENDS, LIVES, death
 from ti2v_dist.runtime.outages import OUTAGES, Outages
@@ -35,7 +35,7 @@ INPUT_S = 300.0
 """How long an image may be asked for in vain, while the run's own store answers; then its video has had an attempt."""
 CONTROL = "control"
 """The concurrency group in which a worker answers during a call."""
-VIDEO_ERRORS = (InputError, CorruptRecord, NonFiniteLatents)
+VIDEO_ERRORS = (InputError, CorruptRecord, BrokenVideo)
 """What is wrong with a video itself: trying again would not help. Any other error counts as an attempt.
 """
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ti2v_dist.canonical import differences
 from ti2v_dist.config import RunConfig
-from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
+from ti2v_dist.latents import BrokenVideo, Chunk, VideoState
 from ti2v_dist.outputs import dataset
 from ti2v_dist.runtime.account import Account
 from ti2v_dist.runtime.classes import Classes
@@ -158,9 +158,9 @@ class Videos:
             return
         results, seconds = done
         frames: dict[str, int] = {}
-        failed: list[NonFiniteLatents] = []
+        failed: list[BrokenVideo] = []
         for video, result in zip(videos, results, strict=True):
-            if isinstance(result, NonFiniteLatents):
+            if isinstance(result, BrokenVideo):
                 if video.is_void:
                     frames[result.video_id] = result.frame
                 else:

@@ -18,7 +18,9 @@ from ti2v_dist import __version__
 from ti2v_dist.canonical import canonical_json, canonical_sha256
 from ti2v_dist.config import RunConfig, keyframe_interval
 from ti2v_dist.inputs.clips import load_given
-from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
+from ti2v_dist.inputs.images import ImageError
+from ti2v_dist.inputs.sources import KEPT, SourceFrames
+from ti2v_dist.latents import BrokenSource, BrokenVideo, Chunk, Encoded, VideoState
 from ti2v_dist.outputs import codec, dataset
 from ti2v_dist.scheduling.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.state.checkpoint import CheckpointStore
@@ -47,6 +49,7 @@ class Worker:
         if log_fields is not None:
             begin(**log_fields)
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
+        self.sources = SourceFrames(config.allow_http, config.images_below, max(KEPT, config.engine.slots))
         self.leaving = False
 
     def open(self, largest: VideoRequest | None = None) -> dict[str, Any]:
@@ -83,19 +86,35 @@ class Worker:
         images = self._origins_images(request)
         if images is None:
             images = load_given(request, self.config.allow_http, self.config.images_below)
+        source = self.sources.of(request, [0]) if request.source else None
         with self._device_errors():
-            return self.engine.encode(request, *images), time.perf_counter() - began
+            return self.engine.encode(request, *images, source_FHWC=source), time.perf_counter() - began
 
-    def advance(self, states: list[VideoState]) -> tuple[list[Chunk | NonFiniteLatents], float]:
-        """The next chunk of each video, in one batch."""
+    def advance(self, states: list[VideoState]) -> tuple[list[Chunk | BrokenVideo], float]:
+        """The next chunk of each video, in one batch; what is wrong with one video alone in the place of its chunk."""
         began = self._begin()
-        with self._device_errors():
-            results = self.engine.advance(states)
+        read = [self._source(state) for state in states]
+        usable = [number for number, source in enumerate(read) if not isinstance(source, BrokenVideo)]
+        results: list[Any] = [*read]
+        if usable:
+            with self._device_errors():
+                made = self.engine.advance([states[n] for n in usable], [results[n] for n in usable])
+            for number, result in zip(usable, made, strict=True):
+                results[number] = result
         seconds = time.perf_counter() - began
         log = os.environ.get(FRAME_LOG)
         if log:
             _append_frames(log, results)
         return results, seconds
+
+    def _source(self, state: VideoState) -> np.ndarray | BrokenSource | None:
+        """The frames of its source that a video's next chunk takes."""
+        if not state.request.source:
+            return None
+        try:
+            return self.sources.of(state.request, self.engine.source_frames(state))
+        except ImageError as error:
+            return BrokenSource(state.request.id, state.frame + 1, str(error))
 
     def finish(self, request: VideoRequest, facts: dict[str, Any]) -> tuple[dict[str, Any], float]:
         """Decode the settled latents into an mp4 of the data set; returns its metadata row.
@@ -152,7 +171,7 @@ class Worker:
     def _origins_images(self, request: VideoRequest) -> list[np.ndarray] | None:
         """What a fork was given, as long as its origin has it: the files that it came from may be gone."""
         try:
-            return list(self.store.images(request.origin.id).values()) if request.origin else None
+            return list(self.store.images(request.origin.id).values()) if request.origin and request.image else None
         except KeyError:
             return None
 
@@ -198,7 +217,7 @@ class Worker:
             raise
 
 
-def _append_frames(path: str, results: list[Chunk | NonFiniteLatents]) -> None:
+def _append_frames(path: str, results: list[Chunk | BrokenVideo]) -> None:
     lines = [
         f"{chunk.video_id} {frame} {os.getpid()}\n"
         for chunk in results

@@ -16,7 +16,7 @@ from ti2v_dist.canonical import differences
 from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
 from ti2v_dist.state import fingerprints, keys
 from ti2v_dist.state.record import BrokenChain, CorruptRecord, RecipeMismatch, Record, Tip, follower, tip_of
-from ti2v_dist.state.requests import DROPPED, FramesDropped, RequestStore
+from ti2v_dist.state.requests import DROPPED, FramesDropped, RequestStore, located
 from ti2v_dist.video import VideoRequest
 
 
@@ -282,7 +282,7 @@ class FrameStore(RequestStore):
     def _recipes(self, video_id: str) -> dict[str, str]:
         """The recipes that the records of a video may have, each with its fingerprint's sha256."""
         first = self._first(video_id, self.store.get(keys.frame(video_id, 0)))
-        request = self._request_of(keys.frame(video_id, 0), {**(first.request or {}), "image": ""})
+        request = self._request_of(keys.frame(video_id, 0), located(first.request or {}))
         return fingerprints.recipes(self.store, request, first.encoded.image_HWC, first.encoded.given_images_NHWC)
 
     def _check_start(self, record: Record, request: VideoRequest, encoded: Encoded, fingerprint_sha256: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ti2v_dist.canonical import canonical_json, differences
 from ti2v_dist.errors import InputError
+from ti2v_dist.specs import NEEDED, SAMPLERS
 from ti2v_dist.state import keys
 from ti2v_dist.state.record import CorruptRecord, parse_json
 from ti2v_dist.storage.objects import Store
@@ -30,6 +31,16 @@ class FramesDropped(InputError):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.video_id,)
+
+
+def located(identity: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a request from what is its identity, which does not say where files lie today: nowhere."""
+    spec = SAMPLERS.get(identity.get("params", {}).get("sampler"))
+    has_image = identity.get("image_uri") or (spec and spec.image == NEEDED)
+    found = {**identity, "image": "nowhere" if has_image else ""}
+    if identity.get("source"):
+        found["source"] = {**identity["source"], "url": "nowhere"}
+    return found
 
 
 class RequestStore:

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import posixpath
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from ti2v_dist.errors import InputError, UserError
@@ -20,8 +22,11 @@ SILENCE_S = 10.0
 READ_S = 300.0
 """A read that takes longer is given up, however much still arrives."""
 MAX_REDIRECTS = 5
+PART_BYTES = 16 * 2**20
+"""Of a file that is fetched, so much is in memory at once."""
 _REDIRECTS = {301, 302, 303, 307, 308}
 _CLIENTS = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure", "httpx", "httpx2"}
+_T = TypeVar("_T")
 
 
 class Unreachable(UserError, ConnectionError):
@@ -64,24 +69,70 @@ def read_bytes(url: str, limit: int | None = None, allow_http: bool = False, bel
     `PermissionError` for what is not permitted, another OSError if the file cannot be read, `Unreachable` when no try
     had a whole answer, and `StoreDenied` where a store refuses whoever asks, whatever is asked for.
     """
-    target = confined(absolute_url(check_url(url, allow_http)), below)
-    scheme = target.split("://")[0] if "://" in target else "file"
+    target = opened(url, allow_http, below)
+    scheme = _scheme(target)
+    end = None if limit is None else limit + 1
+    data = _answer(url, scheme, _reader(url, target, scheme, 0, end, below), b"")
+    if limit is not None and len(data) > limit:
+        raise _too_large(url, limit)
+    return data
+
+
+def fetch(url: str, path: Path, limit: int, allow_http: bool = False, below: tuple[str, ...] = ()) -> None:
+    """Copy a file to a local `path` a part at a time; raises as `read_bytes` does.
+
+    Only the body of a web address is in memory whole: not every server sends a part.
+    """
+    target = opened(url, allow_http, below)
+    scheme, size, is_whole = _scheme(target), 0, False
+    step = limit + 1 if scheme in HTTP_SCHEMES else PART_BYTES
+    with path.open("wb") as file:
+        while not is_whole:
+            data = _answer(url, scheme, _reader(url, target, scheme, size, size + step, below), b"")
+            size, is_whole = size + len(data), len(data) < step
+            if size > limit:
+                raise _too_large(url, limit)
+            file.write(data)
+
+
+def list_folder(url: str, allow_http: bool = False, below: tuple[str, ...] = ()) -> list[str] | None:
+    """Names of the files right in a folder, None for what is a file; raises as `read_bytes` does.
+
+    A web address is a file: web servers have no listing.
+    """
+    target = opened(url, allow_http, below)
+    scheme = _scheme(target)
+    return None if scheme in HTTP_SCHEMES else _answer(url, scheme, _lister(url, target, scheme), None)
+
+
+def opened(url: str, allow_http: bool = False, below: tuple[str, ...] = ()) -> str:
+    """The absolute path or URL by which a file is opened; `UrlRefused` if it may not be."""
+    return confined(absolute_url(check_url(url, allow_http)), below)
+
+
+def _scheme(target: str) -> str:
+    return target.split("://")[0] if "://" in target else "file"
+
+
+def _too_large(url: str, limit: int) -> InputError:
+    return InputError(f"{url!r} has more than the allowed {limit:,} bytes")
+
+
+def _answer(url: str, scheme: str, operation: Callable[[], _T], nothing: _T) -> _T:
+    """What an operation returns, `nothing` where the server says that there is not even a first byte."""
     try:
-        data = persist(url, _reader(url, target, scheme, limit, below), transport_errors(scheme))
+        return persist(url, operation, transport_errors(scheme))
     except StoreUnavailable as exc:
         raise _unreachable(url, scheme, f"no answer in {ATTEMPTS} tries", exc.__cause__ or exc) from exc
     except _GaveUp as exc:
         raise _unreachable(url, scheme, f"not whole after {READ_S:.0f} s", exc) from exc
     except Exception as exc:
         cause = exc.__cause__ if isinstance(exc, StoreDenied) and isinstance(exc.__cause__, Exception) else exc
-        if status_of(cause) == 416:  # how stores say that not even the first byte is there
-            return b""
+        if status_of(cause) == 416:  # how stores say so
+            return nothing
         if (named := _named(url, cause, is_answer=cause is not exc)) is exc:
             raise
         raise named from exc
-    if limit is not None and len(data) > limit:
-        raise InputError(f"{url!r} has more than the allowed {limit:,} bytes")
-    return data
 
 
 def _unreachable(url: str, scheme: str, what: str, cause: BaseException) -> Unreachable:
@@ -91,38 +142,70 @@ def _unreachable(url: str, scheme: str, what: str, cause: BaseException) -> Unre
     return error
 
 
-def _reader(url: str, target: str, scheme: str, limit: int | None, below: tuple[str, ...]) -> Callable[[], bytes]:
-    """One try of a read of no more than a byte above `limit`."""
-    end = None if limit is None else limit + 1
+def _reader(
+    url: str, target: str, scheme: str, start: int, end: int | None, below: tuple[str, ...]
+) -> Callable[[], bytes]:
+    """One try of a read from byte `start` up to `end`; of a web address from its first byte."""
     if scheme == "file":
-        return lambda: _read_file(url, target, end)
+        return lambda: _read_file(url, target, start, end)
+    fs, path = _client(target, scheme)
+    if scheme in HTTP_SCHEMES:
+        return lambda: _in_time(fs, _read_http, fs, target, end, below)
+    if fs.async_impl:
+        return lambda: _in_time(fs, fs._cat_file, path, start=start, end=end)
+    return lambda: fs.cat_file(path, start=start, end=end)
+
+
+def _lister(url: str, target: str, scheme: str) -> Callable[[], list[str] | None]:
+    """One try of a listing."""
+    if scheme == "file":
+        return lambda: _list_local(url, target)
+    fs, path = _client(target, scheme)
+
+    def names() -> list[str] | None:
+        fs.invalidate_cache()
+        entries = _in_time(fs, fs._ls, path, detail=True) if fs.async_impl else fs.ls(path, detail=True)
+        files = [entry["name"] for entry in entries if entry["type"] == "file"]
+        return None if [name.strip("/") for name in files] == [path.strip("/")] else [*map(posixpath.basename, files)]
+
+    return names
+
+
+def _list_local(url: str, path: str) -> list[str] | None:
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{url!r} does not exist")
+    if not os.path.isdir(path):
+        return None
+    with os.scandir(path) as entries:
+        return [entry.name for entry in entries if entry.is_file()]
+
+
+def _client(target: str, scheme: str) -> tuple[Any, str]:
+    """The file system in which tries are counted here alone, and the path in it."""
     options: dict[str, Any] = {}
-    if scheme == "s3":  # tries are counted here alone
+    if scheme == "s3":
         options["config_kwargs"] = {"read_timeout": SILENCE_S, "retries": {"total_max_attempts": 1}}
     fs, path = open_filesystem(target, allow_http=True, **options)
     if scheme == "s3":
         fs.retries = 1
-    if scheme in HTTP_SCHEMES:
-        return lambda: _in_time(fs, _read_http, fs, target, end, below)
-    if fs.async_impl:
-        return lambda: _in_time(fs, fs._cat_file, path, start=0, end=end)
-    return lambda: fs.cat_file(path, start=0, end=end)
+    return fs, path
 
 
-def _read_file(url: str, path: str, end: int | None) -> bytes:
+def _read_file(url: str, path: str, start: int, end: int | None) -> bytes:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{url!r} is not a file" if os.path.exists(path) else f"{url!r} does not exist")
     with open(path, "rb") as file:
-        return file.read(-1 if end is None else end)
+        file.seek(start)
+        return file.read(-1 if end is None else end - start)
 
 
-def _in_time(fs: Any, call: Callable[..., Any], *arguments: Any, **options: Any) -> bytes:
+def _in_time(fs: Any, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Wait for a coroutine of the file system's loop, so that Ctrl-C is heard meanwhile."""
     from fsspec.asyn import sync
 
     began = time.monotonic()
     try:
-        return cast(bytes, sync(fs.loop, call, *arguments, timeout=READ_S, **options))
+        return sync(fs.loop, call, *arguments, timeout=READ_S, **options)
     except TimeoutError as exc:
         if time.monotonic() - began < READ_S:  # the client's own
             raise TimeoutError(str(exc) or "it did not answer in time") from exc
