@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ti2v_dist.models.folder import SHAPES_FOLDER
-from ti2v_dist.shapes.train_images import ImageConfig, train
+from ti2v_dist.shapes.train_images import VIDEO_MODEL, ImageConfig, train
 
 
 def main() -> None:
@@ -17,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, required=True, help="folder of the training's own state")
     parser.add_argument("--output", type=Path, required=True, help="folder in which image/ and instruct/ are written")
-    parser.add_argument("--video-model", type=Path, default=SHAPES_FOLDER, help="whose VAE and text encoder they share")
+    parser.add_argument("--video-model", type=Path, default=VIDEO_MODEL, help="whose VAE and text encoder they share")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     for name in ("image_steps", "control_steps", "instruct_steps"):

@@ -40,7 +40,7 @@ NOUNS = {
     "config",
     "tally",
 }
-NUMERIC = {"shapes", "models", "samplers", "engine"}
+NUMERIC = {"shapes", "models", "samplers", "numerics", "engine"}
 MAY_IMPORT = {
     "errors": set(),
     "prompts": {"errors"},
@@ -49,8 +49,8 @@ MAY_IMPORT = {
     "specs": set(),
     "params": {"errors", "settings", "specs"},
     "columns": {"video"},
-    "video": {"errors", "prompts", "canonical", "settings", "specs", "params"},
     "schedules": {"errors", "params"},
+    "video": {"errors", "prompts", "canonical", "settings", "specs", "params", "schedules"},
     "latents": {"errors", "prompts", "video"},
     "config": {"errors", "prompts", "canonical", "settings", "specs", "video"},
     "tally": {"video"},
@@ -62,7 +62,8 @@ MAY_IMPORT = {
     "models": NOUNS | {"shapes"},
     "evaluation": NOUNS,
     "samplers": NOUNS,
-    "engine": NOUNS | {"models", "samplers"},
+    "numerics": set(),
+    "engine": NOUNS | {"models", "samplers", "numerics"},
     "scheduling": NOUNS,
     "telemetry": NOUNS | {"scheduling"},
     "runtime": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "scheduling", "telemetry"},

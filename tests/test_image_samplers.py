@@ -128,7 +128,7 @@ def test_few_steps_take_the_nearest_timesteps_and_too_few_are_refused() -> None:
     assert 881 in timesteps(params)
     assert motion_pair(params) == (881, 961)
     with pytest.raises(InputError, match=r"num_inference_steps is 5.*801 is the nearest to motion_t0, 881, and 801 to"):
-        asked("text2video_zero", motion_t0=881, motion_t1=941)
+        motion_pair(asked("text2video_zero", motion_t0=881, motion_t1=941).params)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

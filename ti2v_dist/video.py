@@ -139,8 +139,6 @@ class VideoRequest:
         check_range("seed", self.seed, 0, MAX_SEED)
         self._check_given()
         self._check_source()
-        if "motion_t0" in spec.reads:
-            motion_pair(self.params)
 
     def _check_source(self) -> None:
         spec, named = self.params.spec, f"sampler {self.params.sampler!r}"
@@ -216,6 +214,8 @@ class VideoRequest:
         for name, size in (("height", self.height), ("width", self.width)):
             if size % multiple:
                 raise InputError(f"{name} is {size}; it must be a multiple of {multiple}")
+        if "motion_t0" in spec.reads:
+            motion_pair(self.params)
         low, high = (spec.anchor, spec.anchor) if spec.anchor else (1, window - 1)
         check_range("context_frames", self.params.context_frames, low, high)
         if self.given and model.frames_per_latent > 1:

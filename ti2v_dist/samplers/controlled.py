@@ -27,12 +27,12 @@ from ti2v_dist.schedules import timestep_pairs
 
 def begin_controlled(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Tensor:
     """Frame 0, clean, anchor_BC1HW. S evaluations."""
-    return _begin(model, batch, params, guided_frames(model, batch, _controls(batch)))
+    return _begin(model, batch, params, guided_frames(model, batch, _pictures(batch)))
 
 
 def sample_controlled(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Sample:
     """The next chunk, each frame after the control of its own. S evaluations for each, and for the anchor."""
-    return _sample(model, batch, params, guided_frames(model, batch, _controls(batch)))
+    return _sample(model, batch, params, guided_frames(model, batch, _pictures(batch)))
 
 
 def begin_instructed(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Tensor:
@@ -63,25 +63,37 @@ def _start(batch: Batch) -> Tensor:
     return batch.noise.shared().draw(Purpose.INIT, 0, 0, 1)[:, :, 0]
 
 
-def _controls(batch: Batch) -> Tensor:
+def _pictures(batch: Batch) -> Tensor:
     assert batch.sources_BFHWC is not None
     return as_pictures(batch.sources_BFHWC)
 
 
 def _instructed(model: ImageBackbone, batch: Batch) -> Evaluate:
-    """Guidance of text and of picture (Brooks et al. 2023, eq. 3): one call of 3B rows, those that know least first."""
-    pictures_BFCHW = _controls(batch) * 2 - 1
-    latents = [model.encode_picture(picture_BCHW) for picture_BCHW in pictures_BFCHW.unbind(1)]
-    text_RLD = torch.cat([batch.negative_text_BLD, batch.negative_text_BLD, batch.text_BLD])
+    """Guidance of text and of picture (Brooks et al. 2023, eq. 3): one call of 3B rows, those that know least first.
+
+    An odd number of rows gets one more: there a row's bits would depend on its place.
+    """
+    pictures_BFCHW = _pictures(batch) * 2 - 1
+    # One at a time, as the first frames of videos are encoded: the shape of the batch decides bits.
+    latents_BFCHW = torch.stack(
+        [torch.cat([model.encode_picture(one[None]) for one in frames_FCHW]) for frames_FCHW in pictures_BFCHW]
+    )
+    text_RLD = _even([batch.negative_text_BLD, batch.negative_text_BLD, batch.text_BLD])
     g_text = batch.guidance_B.float().view(-1, 1, 1, 1)
     chosen = [request.params.image_guidance_scale if request else 1.0 for request in batch.requests]
     g_image = torch.tensor(chosen, device=g_text.device).view(-1, 1, 1, 1)
 
     def evaluate(x_BCHW: Tensor, t: int, frame: int, keys: Any) -> tuple[Tensor, Any]:
-        picture = latents[frame]
-        pictures = torch.cat([torch.zeros_like(picture), picture, picture])
-        rows, read = model.predict_frames(torch.cat([x_BCHW] * 3), t, text_RLD, keys, None, pictures)
-        uncond, seen, told = rows.float().chunk(3)
+        picture = latents_BFCHW[:, frame]
+        pictures_RCHW = _even([torch.zeros_like(picture), picture, picture])
+        rows, read = model.predict_frames(_even([x_BCHW] * 3), t, text_RLD, keys, None, pictures_RCHW)
+        uncond, seen, told = rows[: 3 * len(x_BCHW)].float().chunk(3)
         return uncond + g_image * (seen - uncond) + g_text * (told - seen), read
 
     return evaluate
+
+
+def _even(parts: list[Tensor]) -> Tensor:
+    """The rows of all parts, and one of zeros if they are odd."""
+    rows = torch.cat(parts)
+    return torch.cat([rows, torch.zeros_like(rows[:1])]) if len(rows) % 2 else rows

@@ -24,6 +24,8 @@ from ti2v_dist.shapes.network import new_image_unet, new_schedule
 from ti2v_dist.shapes.stage import Stage, TrainConfig
 from ti2v_dist.shapes.train import TRAIN_SPLIT
 
+VIDEO_MODEL = Path(__file__).parent / "weights"
+"""The embedded video model, whose VAE, text encoder and tokenizer the image models share."""
 VARIANTS = 3
 """Of each scene: as it is, in another colour, in another shape."""
 IMAGE_FACTS = {"guidance_scale": 3.0, "fps": 8, "motion_t0": 881, "motion_t1": 941}
