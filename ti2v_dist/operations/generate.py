@@ -123,7 +123,8 @@ def _requested(config: RunConfig, store: CheckpointStore, row: dict[str, Any]) -
     """The request of the row, with a warning for each word that the model does not know."""
     info = read_info(config.model.id, config.model.revision)
     defaults = request_defaults(config, info)
-    given, source = read_images(row, defaults.spec()), read_source(row, defaults.spec())
+    spec = defaults.spec(row.get("sampler"))
+    given, source = read_images(row, spec), read_source(row, spec)
     begun = store.first_request(row["id"]) if store.read_run() else None
     places, count, footage = (config.allow_http, config.images_below), 0, None
     if given.is_clip:  # which may be gone once its frames are in the store
