@@ -1,4 +1,4 @@
-"""Draws the example images and their manifest, byte for byte the same each time.
+"""Draws the example images and their manifests, byte for byte the same each time.
 
     python examples/make_examples.py [FOLDER]
 
@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -82,6 +83,39 @@ def drawn_image(color: str, shape: str, center: tuple[float, float], half: float
     return picture.resize((DRAWN_SIZE, DRAWN_SIZE), Image.Resampling.BOX)
 
 
+FOLDER = "moving-circle"
+"""A source video as a folder of pictures: a red circle that moves to the right."""
+SOURCE_FRAMES = 16
+IMAGE_ROWS: tuple[dict[str, Any], ...] = (
+    {"id": "text-right", "prompt": "a red circle", "motion_dx": 3, "motion_dy": 0},
+    {"id": "text-down", "prompt": "a blue square", "motion_dx": 0, "motion_dy": 3},
+    {"id": "text-up-left", "prompt": "a yellow triangle", "motion_dx": -2, "motion_dy": -2},
+    {"id": "image-left", "prompt": "a green triangle", "image": "green-triangle.png", "motion_dx": -3, "motion_dy": 0},
+    {
+        "id": "edges",
+        "prompt": "one orange circle",
+        "sampler": "text2video_zero_control",
+        "control": FOLDER,
+        "control_preprocessor": "canny",
+    },
+)
+INSTRUCT_ROWS: tuple[dict[str, Any], ...] = (
+    {"id": "make-it-blue", "prompt": "make it blue", "source_video": FOLDER},
+    {"id": "into-a-square", "prompt": "turn it into a square", "source_video": FOLDER},
+)
+
+
+def source_frames() -> list[Image.Image]:
+    """The frames of the source video."""
+    scene = world.sample_scenes(1, np.random.default_rng([SPLIT, 99]))
+    words = {"color": list(world.COLORS).index("red"), "shape": 0, "motion": list(world.MOTIONS).index("right")}
+    places = {"center_x": 16.0, "center_y": 34.0, "radius": 11.0}
+    scene = replace(scene, **{name: np.array([value]) for name, value in (words | places).items()})
+    frames_FCHW = world.render(scene, 2.0 * np.arange(SOURCE_FRAMES)[None])[0].numpy()
+    frames_FHWC = (frames_FCHW.transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
+    return [Image.fromarray(frame) for frame in frames_FHWC]
+
+
 def images() -> dict[str, Image.Image]:
     """File name to picture."""
     pictures = {e.image: world_image(e, index) for index, e in enumerate(EXAMPLES) if e.label == "world"}
@@ -95,9 +129,13 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in images().items():
         picture.save(folder / name, optimize=True)
+    (folder / FOLDER).mkdir(exist_ok=True)
+    for number, picture in enumerate(source_frames()):
+        picture.save(folder / FOLDER / f"{number:02d}.png", optimize=True)
     rows = [{"id": e.id, "image": e.image, "prompt": e.prompt, "label": e.label} for e in EXAMPLES]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "manifest.jsonl").write_text(lines, encoding="utf-8", newline="\n")
+    for name, listed in (("manifest", rows), ("image-model", IMAGE_ROWS), ("instruct-model", INSTRUCT_ROWS)):
+        lines = "".join(json.dumps(row) + "\n" for row in listed)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

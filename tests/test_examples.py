@@ -24,9 +24,9 @@ def test_the_script_makes_the_same_bytes_again(tmp_path: Path) -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     script.main(tmp_path)
-    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    kept = [path for path in EXAMPLES.iterdir() if path.suffix in (".png", ".jsonl")]
-    assert written == {path.name: path.read_bytes() for path in kept}
+    written = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*.*")}
+    kept = [path for path in EXAMPLES.rglob("*.*") if path.suffix in (".png", ".jsonl")]
+    assert written == {str(path.relative_to(EXAMPLES)): path.read_bytes() for path in kept}
 
 
 def test_six_rows_cover_every_motion_and_both_makers() -> None:
@@ -59,3 +59,13 @@ def test_the_image_shows_what_the_prompt_names(row: dict[str, str]) -> None:
 def test_the_drawn_images_are_not_of_the_worlds_size() -> None:
     sizes = {(row["label"], Image.open(EXAMPLES / row["image"]).size) for row in ROWS}
     assert sizes == {("world", (64, 64)), ("drawn", (512, 512))}
+
+
+def test_the_words_of_the_image_models_rows_are_known() -> None:
+    for name, words in (("image-model", world.grammar()), ("instruct-model", world.instruction_words())):
+        lines = (EXAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        said = {word for line in lines for word in world.split_words(json.loads(line)["prompt"])}
+        assert said <= set(words), name
+    seen = pixels.segment(np.stack([np.asarray(Image.open(path)) for path in sorted(EXAMPLES.glob("*/*.png"))]) / 255)
+    assert {oracle.nearest_color(hue) for hue in seen.hue_F} == {"red"}
+    assert np.allclose(pixels.moves(seen.mask_FHW), [2.0, 0.0], atol=0.3)

@@ -127,3 +127,11 @@ SAMPLERS: dict[str, SamplerSpec] = {
         num_inference_steps=20,
     ),
 }
+
+
+def needs_of(name: str) -> str:
+    """What a sampler needs of a model and of a row, in a line."""
+    spec = SAMPLERS[name]
+    of_row = {NEEDED: "image", OPTIONAL: "image if there is one", NONE: "no image"}[spec.image]
+    source = f", {spec.source}" if spec.source else ""
+    return f"{name}: a model with {' and '.join(sorted(spec.needs))}; of a row {of_row}{source}"

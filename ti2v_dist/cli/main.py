@@ -17,6 +17,7 @@ from ti2v_dist.cli.terminal import (
     JsonOption,
     follow_and_exit,
     plain_manners,
+    samplers_told,
     show,
 )
 from ti2v_dist.errors import InputError
@@ -57,7 +58,7 @@ def main() -> None:
         app()
 
 
-@app.command()
+@app.command(epilog=samplers_told())
 def generate(
     prompt: Annotated[str, typer.Option(help="What the video shows, or a prompt schedule as JSON.")],
     output: Annotated[str, typer.Option(help="The mp4 to write; its state lies beside it, in OUTPUT.ti2v/.")],
@@ -96,7 +97,7 @@ def generate(
     show(row, as_json, [output])
 
 
-@app.command()
+@app.command(epilog=samplers_told())
 def run(
     manifest: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet with the columns id, image and prompt.")],
     output: OutputOption,
@@ -132,13 +133,14 @@ def run(
 
 
 @app.command()
-def demo(output: OutputOption = "runs/demo", as_json: JsonOption = False) -> None:
-    """Make the embedded examples' videos on the CPU with the embedded model, end to end."""
-    chosen = {"engine.slots": 3, "cluster.workers": 2, "model.device": "cpu"}
-    run_and_exit(str(_examples() / "manifest.jsonl"), output, _config(None, None, chosen), as_json)
+def demo(output: OutputOption = "runs/demo", model: ModelOption = "shapes", as_json: JsonOption = False) -> None:
+    """Make the examples' videos on the CPU with an embedded model: shapes, shapes-image or shapes-instruct."""
+    manifest, sampling = examples_of(model or "shapes")
+    chosen = {"engine.slots": 3, "cluster.workers": 2, "model.device": "cpu", "model.id": model} | sampling
+    run_and_exit(str(_examples() / manifest), output, _config(None, None, chosen), as_json)
 
 
-@app.command()
+@app.command(epilog=samplers_told())
 def validate(
     manifest: Annotated[str, typer.Argument(help="The manifest to check.")],
     model: ModelOption = None,
@@ -249,6 +251,19 @@ def _entry(image: str) -> Any:
         return json.loads(image) if image.startswith("{") else image
     except ValueError:
         return image
+
+
+def examples_of(model: str) -> tuple[str, dict[str, Any]]:
+    """The manifest of the examples that a model can make, and what it is told beside it."""
+    from ti2v_dist.models import read_info
+    from ti2v_dist.specs import IMAGE, INSTRUCT, SAMPLERS
+
+    can = read_info(model).capabilities
+    for need, manifest in ((INSTRUCT, "instruct-model.jsonl"), (IMAGE, "image-model.jsonl")):
+        if need in can:
+            first = next(name for name, spec in SAMPLERS.items() if need in spec.needs)
+            return manifest, {"sampling.sampler": first, "sampling.num_frames": 9}
+    return "manifest.jsonl", {}
 
 
 def _examples() -> Path:

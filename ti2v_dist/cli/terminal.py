@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ti2v_dist.errors import RunBug, UserError
+from ti2v_dist.specs import SAMPLERS, needs_of
 from ti2v_dist.telemetry.log import LOG_FORMAT, begin, keep_traceback, log_bug
 
 BAD_INPUT, SOME_FAILED = 2, 3
@@ -22,6 +23,11 @@ BAD_INPUT, SOME_FAILED = 2, 3
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DetachOption = Annotated[bool, typer.Option("--detach", help="Leave the run going on the joined cluster.")]
 AddressOption = Annotated[str | None, typer.Option(help="Ray cluster to join; default RAY_ADDRESS, else a local one.")]
+
+
+def samplers_told() -> str:
+    """What every sampler needs, a paragraph each, for the end of a verb's help."""
+    return "\n\n".join(["Samplers (sampling.sampler, or a row's column):", *map(needs_of, SAMPLERS)])
 
 
 @contextmanager
