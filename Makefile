@@ -13,7 +13,7 @@ help:
 	@echo "make bench   half an hour of the README's quality table, into runs/"
 	@echo "make simulate N=100000 SEED=0   that many schedules of the checkpoint protocol, from a seed on; FILE=x.json adds up"
 	@echo "make simulate-control N=10000 SEED=0   the same of the whole control plane, in virtual time"
-	@echo "make chaos N=300 SEED=0 MINUTES=30 STORE=local   random faults on real runs, or STORE=s3; the same command adds up"
+	@echo "make chaos N=300 SEED=0 MINUTES=30 STORE=local   random faults on real runs, or STORE=s3, or MODEL=image; the same command adds up"
 	@echo "make clean   remove .venv and the caches; runs/ stays"
 
 demo: $(READY)
@@ -41,7 +41,7 @@ simulate-control: $(READY)
 chaos: STORE ?= local
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos.campaign --faults $(or $(N),300) --seed $(or $(SEED),0) --minutes $(or $(MINUTES),30) \
-	  --store $(STORE) --file $(or $(FILE),runs/chaos-$(STORE).json)
+	  --store $(STORE) --model $(or $(MODEL),window) --file $(or $(FILE),runs/chaos-$(STORE).json)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ SOURCE_STEP_PX = 3.0
 """How far the object of a source moves a frame."""
 STEP_PX = 4.0
 """The motion of the rows that have one, in pixels a frame."""
-MARGIN_PX = 4.0
+MARGIN_PX = 2.0
 """An object that would come nearer to the border than this is not judged for its motion: there it is reflected."""
 NEAR_PX = 2.0
 SHARE = 0.2
@@ -97,6 +97,7 @@ class Row:
     num_frames: int = 9
     is_given: bool = False
     looks_at_itself: bool = False
+    is_turned: bool = True
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -142,8 +143,7 @@ def judge_identity(row: Row, one: Scene, video_FHWC: np.ndarray) -> dict[str, An
 def judge_motion(row: Row, one: Scene, video_FHWC: np.ndarray) -> dict[str, Any]:
     """The object's net displacement is that of the motion; without one it is under 2 px."""
     seen = pixels.segment(video_FHWC / 255)
-    step = np.array([row.settings["motion_dx"], row.settings["motion_dy"]])
-    wanted = step * (len(video_FHWC) - 1)
+    wanted = np.array(motion_of(row, video_FHWC[0])) * (len(video_FHWC) - 1)
     begins = pixels.circular_centroid(seen.mask_FHW[:1])[0]
     radius = np.sqrt(seen.mask_FHW[0].sum() / np.pi) + MARGIN_PX
     ends = begins + wanted
@@ -153,6 +153,13 @@ def judge_motion(row: Row, one: Scene, video_FHWC: np.ndarray) -> dict[str, Any]
     limit = SHARE * np.linalg.norm(wanted) if wanted.any() else NEAR_PX
     off = float(np.linalg.norm(net - wanted))
     return {"passes": off <= limit if is_inside else None, "off_px": off, "net_px": [float(x) for x in net]}
+
+
+def motion_of(row: Row, first_HWC: np.ndarray) -> tuple[float, float]:
+    """The motion of a video, to the side where there is more room."""
+    dx, dy = row.settings["motion_dx"], row.settings["motion_dy"]
+    center_x = pixels.circular_centroid(pixels.segment(first_HWC[None] / 255).mask_FHW)[0][0]
+    return (dx if center_x < world.SIZE / 2 or not row.is_turned else -dx), dy
 
 
 def judge_control(row: Row, one: Scene, video_FHWC: np.ndarray) -> dict[str, Any]:
@@ -185,7 +192,7 @@ ROWS = (
     Row("attention", "text, attention to frame 0", _KEPT, judge_identity, 0.95, settings=_STILL),
     Row("own", "text, each frame by itself", _KEPT, judge_identity, None, looks_at_itself=True, settings=_STILL),
     Row("moving", "text, attention and motion", _KEPT, judge_identity, None, settings=_RIGHT),
-    Row("motion", "text, 4 px a frame to the right", _MOVED, judge_motion, None, num_frames=5, settings=_RIGHT),
+    Row("motion", "text, 4 px a frame to one side", _MOVED, judge_motion, None, num_frames=5, settings=_RIGHT),
     Row("still", "text, no motion", "net displacement under 2 px", judge_motion, None, num_frames=5, settings=_STILL),
     Row("given", "an image", _KEPT, judge_identity, None, is_given=True, settings=_STILL),
     Row(
@@ -229,6 +236,9 @@ def make(engine: Engine, row: Row, scenes: Sequence[Scene]) -> list[np.ndarray]:
         request = request_of(row, one, engine)
         images = [one.frames(1)[0]] if row.is_given else []
         encoded = engine.encode(request, *images, source_FHWC=None if source is None else source[:1])
+        if "motion_dx" in row.settings:
+            dx, dy = motion_of(row, encoded.image_HWC)
+            request = replace(request, params=replace(request.params, motion_dx=dx, motion_dy=dy))
         states.append(VideoState.start(request, encoded))
         videos.append([encoded.image_HWC[None]])
     while not states[0].is_complete:
@@ -325,7 +335,7 @@ def sheet(engines: Engines, path: Path) -> None:
     for looks_at_itself in (False, True):
         for dx, dy in DIRECTIONS.values():
             moving = {"motion_dx": dx, "motion_dy": dy}
-            row = Row("sheet", "", "", judge_motion, looks_at_itself=looks_at_itself, settings=moving)
+            row = Row("sheet", "", "", judge_motion, looks_at_itself=looks_at_itself, settings=moving, is_turned=False)
             rows.append(np.concatenate(list(make(engines.of(row), row, [scene(3)])[0]), axis=1))
     image = Image.fromarray(np.concatenate(rows))
     image.save(path, optimize=True)

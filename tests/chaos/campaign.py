@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -29,6 +30,7 @@ from tests.support import ray_runs
 from tests.support.ceph import KEYS, Ceph, missing
 from tests.support.places import FAULTS, ROOT
 from tests.support.ray_runs import SLOTS, TI2V, free_ports
+from tests.support.tiny_models import write_tiny_image_model
 from ti2v_dist.runtime.worker import FRAME_LOG
 from ti2v_dist.storage.objects import Store
 
@@ -47,14 +49,26 @@ FAILING_STARTS = 0.2
 """Share of the workers that cannot load the model."""
 RATES = (0.05, 0.0, 0.1, 0.02)
 """Share of storage operations that meet a fault, one of these a round in turn."""
-SETTINGS = ("sampling.num_inference_steps=2", "sampling.resample_iterations=1")
+SETTINGS = {
+    "window": ("sampling.num_inference_steps=2", "sampling.resample_iterations=1"),
+    "image": (
+        "sampling.sampler=text2video_zero",
+        "sampling.num_inference_steps=3",
+        "sampling.motion_t0=1",
+        "sampling.motion_t1=334",
+        "sampling.chunk_frames=2",
+    ),
+}
+"""What a round's videos are made with, by the kind of its model: frame by frame after an image, or from text alone."""
 
 
 class Campaign:
     """Clusters, inputs and a reference for as many rounds as are asked for; `close` ends every process."""
 
-    def __init__(self, log: CampaignLog, clusters: int, nodes: int, weights: dict[str, int], videos: int) -> None:
-        self.log, self.weights = log, weights
+    def __init__(
+        self, log: CampaignLog, clusters: int, nodes: int, weights: dict[str, int], videos: int, model: str
+    ) -> None:
+        self.log, self.weights, self.model = log, weights, model
         self.seen = {fault.kind for fault in log.faults}
         self.closing = ExitStack()
         self.folder = Path(self.closing.enter_context(tempfile.TemporaryDirectory(prefix="ti2v-chaos-")))
@@ -72,10 +86,14 @@ class Campaign:
     def _open(self, clusters: int, nodes: int, videos: int) -> None:
         self.bucket = self._serve() if self.log.store == "s3" else None
         self.inputs = ray_runs.inputs(self.folder)
-        rows = [
+        self.model_folder = self.inputs.model
+        rows: list[dict[str, Any]] = [
             {"id": f"v{i:02}", "image": f"{image}.png", "prompt": f"red {i}", "num_frames": 4 + i % 6}
             for i, image in zip(range(videos), [*ray_runs.NUM_FRAMES] * videos, strict=False)
         ]
+        if self.model == "image":
+            self.model_folder = write_tiny_image_model(self.folder / "image-model")
+            rows = [{**row, "image": None} for row in rows]
         self.manifest = self.inputs.other_manifest("chaos.jsonl", rows)
         for letter in "AB"[:clusters]:
             self.clusters.append(Cluster(f"{letter}-{os.getpid()}", nodes, self.environment()))
@@ -120,9 +138,9 @@ class Campaign:
         """The command, the same each time but for where it runs."""
         self.sites += 1
         site, scratch = cluster.name if cluster else f"local-{os.getpid()}-{self.sites}", scratch_folder()
-        command = [str(TI2V), "run", str(self.manifest), "--output", url, "--json", "--model", str(self.inputs.model)]
+        command = [str(TI2V), "run", str(self.manifest), "--output", url, "--json", "--model", str(self.model_folder)]
         command += ["--slots", str(SLOTS), "--workers", str(workers)]
-        command += [word for setting in SETTINGS for word in ("--set", setting)]
+        command += [word for setting in SETTINGS[self.model] for word in ("--set", setting)]
         command += ["--address", cluster.address] if cluster else []
         env = self.environment() | {SITE: site, "RAY_TMPDIR": str(scratch)}
         stderr = self.folder / f"stderr-{self.sites}"
@@ -201,6 +219,7 @@ def main() -> int:
     parser.add_argument("--clusters", type=int, choices=[0, 1, 2], default=2, help="long-lived clusters to join")
     parser.add_argument("--nodes", type=int, default=2, help="nodes of each, beside its head")
     parser.add_argument("--videos", type=int, default=32)
+    parser.add_argument("--model", choices=[*SETTINGS], default="window", help="what kind of model makes them")
     parser.add_argument(
         "--table", type=Path, nargs="+", metavar="FILE", help="print the tables of these files, no more"
     )
@@ -214,7 +233,7 @@ def main() -> int:
         parser.error(f"{path} was begun with --store {log.store} --seed {log.seed}")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that every cluster is ended
     weights = {kind: WEIGHTS[kind] for kind in given.kinds}
-    with closing(Campaign(log, given.clusters, given.nodes, weights, given.videos)) as campaign:
+    with closing(Campaign(log, given.clusters, given.nodes, weights, given.videos, given.model)) as campaign:
         run(campaign, given.faults, given.minutes)
     print(tables([log]))
     return 0 if log.is_clean else 1
