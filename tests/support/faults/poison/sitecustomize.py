@@ -60,12 +60,12 @@ def _poison_engine(module: Any) -> None:
     engine = module.Engine
     advance = engine.advance
 
-    def poisoned(self: Any, states: list[Any]) -> Any:
+    def poisoned(self: Any, states: list[Any], *more: Any) -> Any:
         for state in states:
             kind = poison.get(state.request.id, "")
             if kind and state.frame >= FIRST_FRAME.get(kind, 2) and _strikes(state.request.id, kind):
                 _break(kind.removesuffix("-once"))
-        return advance(self, states)
+        return advance(self, states, *more)
 
     engine.advance = poisoned
     begin = engine.__init__
