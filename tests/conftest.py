@@ -23,6 +23,8 @@ from ti2v_dist.storage.objects import Store
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray starts a process for each CPU before anybody asks for one. Our actors, which have an environment, take none of them.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 
 @pytest.fixture(scope="session")
