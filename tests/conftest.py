@@ -23,6 +23,21 @@ from ti2v_dist.storage.objects import Store
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray starts a process for each CPU before anybody asks; our actors, which have an environment, take none of them.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+
+
+LONGEST = {
+    *("test_pages.py", "test_jobs.py", "test_joined.py", "test_golden.py", "test_run_faults.py", "test_chaos.py"),
+    *("test_control_simulation.py", "test_control_simulation_2.py", "test_simulation.py"),
+}
+"""Files of a minute and more. They begin first: `make test` gives a file to one process, which is not to be left with
+one of these while the other has nothing more to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, and each in its own order."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

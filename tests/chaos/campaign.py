@@ -154,7 +154,7 @@ class Campaign:
     def _undisturbed(self) -> Output:
         self._set_store_faults(0.0, "reference")
         url = str(self.folder / "reference")
-        driver = self.start(url, self.clusters[0] if self.clusters else None, 2)
+        driver = self.start(url, self.clusters[0] if self.clusters else None, 1)
         try:
             assert driver.process.wait(ray_runs.PATIENCE_S) == 0, driver.stderr.read_text()
         finally:

@@ -64,7 +64,7 @@ OTHER_CLASS = {"ATEN_CPU_CAPABILITY": "default"}
 def other_reference(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """The good rows, made by workers of the other class that nobody disturbed."""
     with ray_runs.opened(given, tmp_path_factory.mktemp("other") / "out", **OTHER_CLASS) as run:
-        ended = run.run()
+        ended = run.run(workers=1)
         assert ended.code == 0, ended.stderr
         yield run
 
@@ -78,7 +78,7 @@ def joined(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch, ray_runs.opened(given, made.output) as run:
         for name in [name for name in os.environ if name.startswith("RAY_AUTH")]:
             patch.delenv(name)
-        changes = {"PYTHONPATH": POISON_PATHS}
+        changes = {"PYTHONPATH": POISON_PATHS, "TI2V_TOLD_AFTER_S": "2"}
         changes["TI2V_POISON"] = json.dumps(dict.fromkeys(ray_runs.NUM_FRAMES, "slow"))
         for name, value in {**run.environment, **changes}.items():
             patch.setenv(name, value)
@@ -111,7 +111,7 @@ def joined(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                 cluster.remove_node(others.pop())
 
         def life(manifest: Path, workers: int, output: Path, listener: Any, **options: Any) -> None:
-            config = load_config(None, [*settings, f"cluster.workers={workers}", "cluster.inexact_after_s=25"])
+            config = load_config(None, [*settings, f"cluster.workers={workers}", "cluster.inexact_after_s=7"])
             before = dict(os.environ)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")

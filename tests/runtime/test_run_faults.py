@@ -128,7 +128,8 @@ def last_life(run: Run) -> Life:
     manifest = run.inputs.without_images(run.output.parent / "elsewhere")
     assert {key.partition("/")[0] for key in run.records()} == NUM_FRAMES.keys()
     with socket.create_server(("127.0.0.1", 0)) as other:
-        life.ended = run.run("--set", f"cluster.metrics_port={other.getsockname()[1]}", manifest=manifest)
+        port = f"cluster.metrics_port={other.getsockname()[1]}"
+        life.ended = run.run("--set", port, manifest=manifest, workers=1)
     life.previews = len(list(run.output.glob("report/previews/*")))
     return life
 

@@ -57,7 +57,7 @@ def take_over(url: str, older: Run, newer: Run, gate: Gate) -> TakenOver:
         os.kill(pid, signal.SIGSTOP)
     slept_at, in_mid_write = len(older.frames()), {key_of(path) for path in gate.held}
     settled = Output.read(url).records
-    second = newer.start("--output", url)
+    second = newer.start("--output", url, workers=1)
     newer.await_frames(second, 12)
     ray_runs.wait_until(lambda: Output.read(url).records.keys() >= in_mid_write, "the newer owner's values")
     at_waking, already = Output.read(url).records, len(gate.answers)

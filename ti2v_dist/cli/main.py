@@ -1,5 +1,6 @@
 """The command line. Every verb is a call or two; the heavy libraries are imported when a verb needs them."""
 
+import gc
 import json
 import os
 import warnings
@@ -24,6 +25,9 @@ from ti2v_dist.errors import InputError
 
 if TYPE_CHECKING:
     from ti2v_dist.config import RunConfig
+
+GARBAGE = (100_000, 10, 10)
+"""Thresholds of `gc`: what a command imports stays, and to look through it takes a sixth of a short command's time."""
 
 app = typer.Typer(
     help="Long videos from an image and a prompt with frozen diffusion models, on any number of machines.",
@@ -54,6 +58,7 @@ WorkersOption = Annotated[int | None, typer.Option("--workers", help="Default: a
 
 def main() -> None:
     """Run the command line; exit 2 for bad input, 3 when some rows failed, 130 or 143 when stopped (`stop`: 130)."""
+    gc.set_threshold(*GARBAGE)
     with plain_manners():
         app()
 

@@ -3,12 +3,13 @@
 The coordinator makes it a Ray actor; `generate` uses it in its own process.
 """
 
+import gc
 import hashlib
 import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -46,6 +47,7 @@ class Worker:
 
     def __init__(self, config: RunConfig, output_url: str, log_fields: dict[str, object] | None = None) -> None:
         """`log_fields` are given to an actor, whose process then writes its log."""
+        self._is_actor = log_fields is not None
         if log_fields is not None:
             begin(**log_fields)
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
@@ -57,10 +59,12 @@ class Worker:
 
         On a GPU the batch of `largest` is tried at once: what does not fit must show before the run has a frame.
         """
-        import torch
+        with _lasting() if self._is_actor else nullcontext():  # another process is its caller's
+            import torch
 
-        from ti2v_dist.engine import Engine
-        from ti2v_dist.models import load_model, read_info
+            import ti2v_dist.models.latent_model  # noqa: F401
+            from ti2v_dist.engine import Engine
+            from ti2v_dist.models import load_model, read_info
 
         wanted = self.config.model
         device = wanted.device if wanted.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -215,6 +219,20 @@ class Worker:
             if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
                 raise DeviceFailure(str(error)) from error
             raise
+
+
+@contextmanager
+def _lasting() -> Iterator[None]:
+    """What is imported inside stays to the end of this process: nobody looks for garbage in it, now or later.
+
+    To look through torch and diffusers again and again takes a quarter of the time until the first frame.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _append_frames(path: str, results: list[Chunk | BrokenVideo]) -> None:

@@ -6,13 +6,17 @@ Everything the embedded model ever saw is rendered here, so the truth about any 
 Suffixes: N scenes, F frames, C channels, H height, W width.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIZE = 64
 COLORS = {
@@ -73,7 +77,7 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.shape)
 
-    def __getitem__(self, index: np.ndarray) -> "Scenes":
+    def __getitem__(self, index: np.ndarray) -> Scenes:
         """Select scenes with an index array."""
         return Scenes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
@@ -101,6 +105,7 @@ def render(scenes: Scenes, travel_NF: np.ndarray) -> Tensor:
 
     Returns float32 frames_NFCHW in [0, 1] on a torus of `SIZE` x `SIZE` pixels.
     """
+    import torch  # slow to load, and a command that asks for the world's words alone needs none
 
     def column(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(values, dtype=np.float32))[:, None, None, None]

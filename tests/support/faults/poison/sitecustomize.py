@@ -4,6 +4,7 @@ TI2V_POISON is a JSON object of ids: `exit` ends the process, `oom` and `cuda` r
 while, `bug` is one of ours as the coordinator loads the video; `-once` does so a single time in all processes, which is
 what the folder TI2V_POISON_MARKS is for.
 TI2V_POISON_START is what every worker does as it loads its model: `fail`, `exit`, or meet a `bug` of ours.
+TI2V_TOLD_AFTER_S is how soon a run tells of a class that has no worker.
 """
 
 import importlib.util
@@ -60,12 +61,12 @@ def _poison_engine(module: Any) -> None:
     engine = module.Engine
     advance = engine.advance
 
-    def poisoned(self: Any, states: list[Any]) -> Any:
+    def poisoned(self: Any, states: list[Any], *more: Any) -> Any:
         for state in states:
             kind = poison.get(state.request.id, "")
             if kind and state.frame >= FIRST_FRAME.get(kind, 2) and _strikes(state.request.id, kind):
                 _break(kind.removesuffix("-once"))
-        return advance(self, states)
+        return advance(self, states, *more)
 
     engine.advance = poisoned
     begin = engine.__init__
@@ -80,6 +81,10 @@ def _poison_engine(module: Any) -> None:
         begin(self, *arguments, **options)
 
     engine.__init__ = poisoned_begin
+
+
+def _hasten(classes: Any) -> None:
+    classes.TOLD_AFTER_S = float(told_after_s)
 
 
 def _strikes(video_id: str, kind: str) -> bool:
@@ -107,7 +112,10 @@ def _break(kind: str) -> None:
 
 poison = json.loads(os.environ.get("TI2V_POISON", "{}"))
 start = os.environ.get("TI2V_POISON_START")
+told_after_s = os.environ.get("TI2V_TOLD_AFTER_S", "")
 if poison or start:
     sys.meta_path.insert(0, After("ti2v_dist.engine", _poison_engine))
 if "bug" in poison.values():
     sys.meta_path.insert(0, After("ti2v_dist.state.checkpoint", _poison_store))
+if told_after_s:
+    sys.meta_path.insert(0, After("ti2v_dist.runtime.classes", _hasten))
