@@ -51,7 +51,7 @@ def changes() -> Iterator[dict[str, str]]:
 
 @pytest.mark.parametrize("command", tried())
 def test_a_command_of_a_page_works(command: str, place: Path, changes: dict[str, str]) -> None:
-    """With fewer evaluations and workers where videos are made: `make demo` makes them with all."""
+    """With fewer evaluations where videos are made: `make demo` makes them with all."""
     done = run(command, place, changes)
     assert done.returncode == 0, done.stdout + done.stderr
 

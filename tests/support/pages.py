@@ -66,14 +66,10 @@ def _is_closed(command: str) -> bool:
 
 
 def run(command: str, place: Path, changes: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command of a page as bash does, with this interpreter's programs.
-
-    Videos are made with few evaluations, and those of a run by one worker: each takes seconds to load its libraries.
-    """
+    """Run a command of a page as bash does, with this interpreter's programs. Videos are made with few evaluations."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **changes}
     few = shlex.join(FAST) if command.startswith(("ti2v generate", "ti2v run")) else ""
-    few += " --workers 1" if command.startswith("ti2v run") else ""
     return subprocess.run(
         ["bash", "-c", f"{command} {few}".strip()],
         cwd=place,
