@@ -152,7 +152,7 @@ def judge_motion(row: Row, one: Scene, video_FHWC: np.ndarray) -> dict[str, Any]
     net = pixels.moves(seen.mask_FHW).sum(0)
     limit = SHARE * np.linalg.norm(wanted) if wanted.any() else NEAR_PX
     off = float(np.linalg.norm(net - wanted))
-    return {"passes": off <= limit if is_inside else None, "off_px": off, "net_px": [float(x) for x in net]}
+    return {"passes": bool(off <= limit) if is_inside else None, "off_px": off, "net_px": [float(x) for x in net]}
 
 
 def motion_of(row: Row, first_HWC: np.ndarray) -> tuple[float, float]:

@@ -188,8 +188,11 @@ def test_a_given_image_is_frame_0_and_chunks_of_any_size_are_the_same(models: di
 def test_a_video_depends_neither_on_its_neighbours_nor_on_its_slot(models: dict[str, Any], sampler: str) -> None:
     engine = Engine(models[sampler], slots=3)
     images = ["", "" if SAMPLERS[sampler].source else "/x.png", ""]
+    own: list[dict[str, Any]] = [{"motion_dx": 8.0}, {"motion_dx": -8.0}, {}]
+    if SAMPLERS[sampler].source:
+        own = [{}, {"image_guidance_scale": 2.0} if "image_guidance_scale" in SAMPLERS[sampler].reads else {}, {}]
     requests = [
-        asked(sampler, 4, id=str(i), prompt=prompt, seed=i, chunk_frames=3, image=image)
+        asked(sampler, 4, id=str(i), prompt=prompt, seed=i, chunk_frames=3, image=image, **own[i])
         for i, (prompt, image) in enumerate(zip(["a red ball", "sky", "a dog"], images, strict=True))
     ]
     states = [begun(engine, request) for request in requests]

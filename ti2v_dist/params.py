@@ -46,9 +46,16 @@ class SamplingParams:
         high=512,
         kept=float,
         of_model=lambda info: info.width * 12 / 512,
+        is_shared=False,
     )
     motion_dy: float | None = some_setting(
-        12.0, "pixels a frame down [δy]", low=-512, high=512, kept=float, of_model=lambda info: info.height * 12 / 512
+        12.0,
+        "pixels a frame down [δy]",
+        low=-512,
+        high=512,
+        kept=float,
+        of_model=lambda info: info.height * 12 / 512,
+        is_shared=False,
     )
     motion_t0: int | None = some_setting(
         881, "where the picture moves [T']", low=1, high=999, of_model=lambda info: info.motion_t0, is_column=False
@@ -56,8 +63,12 @@ class SamplingParams:
     motion_t1: int | None = some_setting(
         941, "to where it is noised again [T]", low=1, high=999, of_model=lambda info: info.motion_t1, is_column=False
     )
-    control_preprocessor: str | None = some_setting("none", "what is made of a control frame", choices=PREPROCESSORS)
-    image_guidance_scale: float | None = some_setting(1.5, "weight of the source's frames", above=0, kept=float)
+    control_preprocessor: str | None = some_setting(
+        "none", "what is made of a control frame", choices=PREPROCESSORS, is_shared=False
+    )
+    image_guidance_scale: float | None = some_setting(
+        1.5, "weight of the source's frames", above=0, kept=float, is_shared=False
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -199,8 +199,14 @@ MISTAKES = [
     (["validate", "M", "--set", "engine.slots"], "write it as section.key=value"),
     (["validate", "M", "--set", "engine.slots=0"], "engine.slots is 0"),
     (["validate", "M", "--config", "none.yaml"], "config 'none.yaml' cannot be read"),
-    (["validate", "M", "--model", "no such model"], 'give "shapes", a local folder in the diffusers layout, or a hub'),
-    (["validate", "M", "--model", "nobody/nothing"], 'give "shapes", a local folder in the diffusers layout, or a hub'),
+    (
+        ["validate", "M", "--model", "no such model"],
+        'give "shapes", "shapes-image", "shapes-instruct", a local folder',
+    ),
+    (
+        ["validate", "M", "--model", "nobody/nothing"],
+        'give "shapes", "shapes-image", "shapes-instruct", a local folder',
+    ),
     (["validate", "M", "--model", "."], "is not a text-to-video model in the diffusers layout"),
     (["validate", "none.jsonl"], "'none.jsonl' does not exist"),
     (["run", "none.jsonl", "--output", "out"], "'none.jsonl' does not exist"),

@@ -140,9 +140,11 @@ def run(
 @app.command()
 def demo(output: OutputOption = "runs/demo", model: ModelOption = "shapes", as_json: JsonOption = False) -> None:
     """Make the examples' videos on the CPU with an embedded model: shapes, shapes-image or shapes-instruct."""
+    from ti2v_dist.operations.examples import examples_of
+
     manifest, sampling = examples_of(model or "shapes")
     chosen = {"engine.slots": 3, "cluster.workers": 2, "model.device": "cpu", "model.id": model} | sampling
-    run_and_exit(str(_examples() / manifest), output, _config(None, None, chosen), as_json)
+    run_and_exit(str(manifest), output, _config(None, None, chosen), as_json)
 
 
 @app.command(epilog=samplers_told())
@@ -256,26 +258,6 @@ def _entry(image: str) -> Any:
         return json.loads(image) if image.startswith("{") else image
     except ValueError:
         return image
-
-
-def examples_of(model: str) -> tuple[str, dict[str, Any]]:
-    """The manifest of the examples that a model can make, and what it is told beside it."""
-    from ti2v_dist.models import read_info
-    from ti2v_dist.specs import IMAGE, INSTRUCT, SAMPLERS
-
-    can = read_info(model).capabilities
-    for need, manifest in ((INSTRUCT, "instruct-model.jsonl"), (IMAGE, "image-model.jsonl")):
-        if need in can:
-            first = next(name for name, spec in SAMPLERS.items() if need in spec.needs)
-            return manifest, {"sampling.sampler": first, "sampling.num_frames": 9}
-    return "manifest.jsonl", {}
-
-
-def _examples() -> Path:
-    """In a wheel the examples lie in the package, in a checkout beside it."""
-    package = Path(__file__).parent.parent
-    inside = package / "examples"
-    return inside if inside.exists() else package.parent / "examples"
 
 
 def _config(path: Path | None, settings: list[str] | None, chosen: dict[str, Any]) -> "RunConfig":

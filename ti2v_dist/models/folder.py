@@ -77,7 +77,8 @@ def weight_files(folder: Path, part: str) -> tuple[str | None, list[Path]]:
 
 
 def _choices() -> str:
-    return f"give {' or '.join(EMBEDDED)}, a local folder in the diffusers layout, or a hub id such as {MODELSCOPE}"
+    named = ", ".join(f'"{name}"' for name in EMBEDDED)
+    return f"give {named}, a local folder in the diffusers layout, or a hub id such as {MODELSCOPE}"
 
 
 def _fetch(model_id: str, revision: str | None, parts: Iterable[str]) -> Path:

@@ -1,0 +1,28 @@
+"""The examples that come with the package: which of their manifests a model can make."""
+
+from pathlib import Path
+from typing import Any
+
+import ti2v_dist
+from ti2v_dist.models import read_info
+from ti2v_dist.specs import IMAGE, INSTRUCT, SAMPLERS
+
+FRAMES = 9
+"""Of the videos of an image model: frame 0 and a chunk."""
+
+
+def examples_of(model: str) -> tuple[Path, dict[str, Any]]:
+    """The manifest for a model, and the settings that it needs beside it."""
+    can = read_info(model).capabilities
+    for need, manifest in ((INSTRUCT, "instruct-model.jsonl"), (IMAGE, "image-model.jsonl")):
+        if need in can:
+            first = next(name for name, spec in SAMPLERS.items() if need in spec.needs)
+            return _folder() / manifest, {"sampling.sampler": first, "sampling.num_frames": FRAMES}
+    return _folder() / "manifest.jsonl", {}
+
+
+def _folder() -> Path:
+    """In a wheel the examples lie in the package, in a checkout beside it."""
+    package = Path(ti2v_dist.__file__).parent
+    inside = package / "examples"
+    return inside if inside.exists() else package.parent / "examples"
