@@ -41,7 +41,9 @@ MARGIN_PX = 2.0
 """An object that would come nearer to the border than this is not judged for its motion: there it is reflected."""
 NEAR_PX = 2.0
 SHARE = 0.2
-DIRECTIONS = {"right": (STEP_PX, 0.0), "left": (-STEP_PX, 0.0), "down": (0.0, STEP_PX), "up": (0.0, -STEP_PX)}
+SHEET_SCENE, SHEET_FRAMES = 5, 5
+"""One whose object is in the middle."""
+DIRECTIONS = {"right": (3.0, 0.0), "left": (-3.0, 0.0), "down": (0.0, 3.0), "up": (0.0, -3.0)}
 
 
 class LooksAtItself:
@@ -330,15 +332,25 @@ class Engines:
 
 
 def sheet(engines: Engines, path: Path) -> None:
-    """One scene in four motion fields, a row each; the frames by themselves below those that look at frame 0."""
-    rows = []
+    """One scene in four motion fields, a row each; on the right the same frames, each by itself."""
+    halves = []
     for looks_at_itself in (False, True):
+        rows = []
         for dx, dy in DIRECTIONS.values():
-            moving = {"motion_dx": dx, "motion_dy": dy}
-            row = Row("sheet", "", "", judge_motion, looks_at_itself=looks_at_itself, settings=moving, is_turned=False)
-            rows.append(np.concatenate(list(make(engines.of(row), row, [scene(3)])[0]), axis=1))
-    image = Image.fromarray(np.concatenate(rows))
-    image.save(path, optimize=True)
+            row = Row(
+                "sheet",
+                "",
+                "",
+                judge_motion,
+                num_frames=SHEET_FRAMES,
+                looks_at_itself=looks_at_itself,
+                is_turned=False,
+                settings={"motion_dx": dx, "motion_dy": dy},
+            )
+            rows.append(np.concatenate(list(make(engines.of(row), row, [scene(SHEET_SCENE)])[0]), axis=1))
+        halves.append(np.concatenate(rows))
+    gap = np.full((len(halves[0]), 16, 3), 255, np.uint8)
+    Image.fromarray(np.concatenate([halves[0], gap, halves[1]], axis=1)).save(path, optimize=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -141,13 +142,13 @@ def test_the_metric_has_every_reason() -> None:
 )
 def test_torchs_errors_of_a_device_are_told_apart(raised: Exception, named: type, tmp_path: Path) -> None:
     class Broken:
-        def advance(self, states: list) -> None:
+        def advance(self, states: list, sources: list) -> None:
             raise raised
 
     worker: Any = Worker(load_config(None, ["engine.slots=7"]), str(tmp_path))
     worker.engine = Broken()
     with pytest.raises(named) as caught:
-        worker.advance([])
+        worker.advance([SimpleNamespace(request=SimpleNamespace(source=None))])
     assert caught.type is named
     assert ("engine.slots is 7" in str(caught.value)) == (named is DeviceOutOfMemory)
 
