@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ti2v_dist.inputs.edges import edges
 from ti2v_dist.shapes import world
 
 SPLIT = 3
@@ -83,8 +84,8 @@ def drawn_image(color: str, shape: str, center: tuple[float, float], half: float
     return picture.resize((DRAWN_SIZE, DRAWN_SIZE), Image.Resampling.BOX)
 
 
-FOLDER = "moving-circle"
-"""A source video as a folder of pictures: a red circle that moves to the right."""
+FOLDER, EDGES = "moving-circle", "moving-circle-edges"
+"""A source video as a folder of pictures: a red circle that moves to the right; and its edges."""
 SOURCE_FRAMES = 16
 IMAGE_ROWS: tuple[dict[str, Any], ...] = (
     {"id": "text-right", "prompt": "a red circle", "motion_dx": 3, "motion_dy": 0},
@@ -95,8 +96,7 @@ IMAGE_ROWS: tuple[dict[str, Any], ...] = (
         "id": "edges",
         "prompt": "one orange circle",
         "sampler": "text2video_zero_control",
-        "control": FOLDER,
-        "control_preprocessor": "canny",
+        "control": EDGES,
     },
 )
 INSTRUCT_ROWS: tuple[dict[str, Any], ...] = (
@@ -129,9 +129,12 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in images().items():
         picture.save(folder / name, optimize=True)
-    (folder / FOLDER).mkdir(exist_ok=True)
+    for name in (FOLDER, EDGES):
+        (folder / name).mkdir(exist_ok=True)
     for number, picture in enumerate(source_frames()):
         picture.save(folder / FOLDER / f"{number:02d}.png", optimize=True)
+        drawn = Image.fromarray(edges(np.asarray(picture)))
+        drawn.convert("L").save(folder / EDGES / f"{number:02d}.png", optimize=True)
     rows = [{"id": e.id, "image": e.image, "prompt": e.prompt, "label": e.label} for e in EXAMPLES]
     for name, listed in (("manifest", rows), ("image-model", IMAGE_ROWS), ("instruct-model", INSTRUCT_ROWS)):
         lines = "".join(json.dumps(row) + "\n" for row in listed)

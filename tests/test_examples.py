@@ -66,6 +66,7 @@ def test_the_words_of_the_image_models_rows_are_known() -> None:
         lines = (EXAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         said = {word for line in lines for word in world.split_words(json.loads(line)["prompt"])}
         assert said <= set(words), name
-    seen = pixels.segment(np.stack([np.asarray(Image.open(path)) for path in sorted(EXAMPLES.glob("*/*.png"))]) / 255)
+    frames = [np.asarray(Image.open(path)) for path in sorted(EXAMPLES.glob("moving-circle/*.png"))]
+    seen = pixels.segment(np.stack(frames) / 255)
     assert {oracle.nearest_color(hue) for hue in seen.hue_F} == {"red"}
     assert np.allclose(pixels.moves(seen.mask_FHW), [2.0, 0.0], atol=0.3)

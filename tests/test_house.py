@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "prompts": {"errors"},
     "canonical": set(),
     "settings": {"errors"},
-    "specs": set(),
+    "specs": {"errors"},
     "params": {"errors", "settings", "specs"},
     "columns": {"video"},
     "schedules": {"errors", "params"},

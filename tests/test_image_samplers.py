@@ -26,7 +26,7 @@ from ti2v_dist.samplers.frames import warp
 from ti2v_dist.samplers.noise import KeyedNoise, Purpose
 from ti2v_dist.schedules import motion_pair, timesteps
 from ti2v_dist.specs import SAMPLERS
-from ti2v_dist.video import Source, VideoRequest
+from ti2v_dist.video import Given, Source, VideoRequest
 
 FEW: dict[str, Any] = {"num_inference_steps": 5, "motion_t0": 401, "motion_t1": 601}
 """Few steps, 1, 201, ... 801, of which the motion takes two."""
@@ -251,6 +251,11 @@ def test_a_frame_costs_48_evaluations_and_the_anchor_as_many_a_chunk(models: dic
     assert len(counted.calls) / 8 == 54
 
 
+@pytest.mark.parametrize("sampler", KINDS)
+def test_an_engine_warms_up_with_every_sampler(models: dict[str, Any], sampler: str) -> None:
+    Engine(models[sampler], slots=2).warm_up(asked(sampler, 9, num_inference_steps=5))
+
+
 def test_the_last_frame_may_be_the_next_anchor(models: dict[str, Any]) -> None:
     engine = Engine(models["text2video_zero"])
     last, first = (
@@ -290,6 +295,9 @@ def test_what_a_sampler_and_a_model_need_of_each_other_is_said(models: dict[str,
         request.check_against_model(info)
     with pytest.raises(InputError, match=r"image is '/x\.png'; sampler .* makes the first frame"):
         asked("text2video_zero_control", image="/x.png")
+    several = asked("text2video_zero", image="/x.png")
+    with pytest.raises(InputError, match="images are 2; sampler 'text2video_zero' goes on from one"):
+        replace(several, given=(Given(1, "/y.png", "y.png"),))
     with pytest.raises(InputError, match="frame 9 is missing"):
         replace(asked("instruct_pix2pix_video", 9), num_frames=12)
     with pytest.raises(InputError, match=r"motion_dx is 3\.0; sampler 'ti2v_zero' does not read it"):

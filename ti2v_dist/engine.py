@@ -56,7 +56,11 @@ class Engine:
 
         Later batches of this shape need no more memory. Raises what torch raises where it does not suffice.
         """
-        params = replace(largest.params, t_start=1, num_inference_steps=1, resample_iterations=1)
+        moves = "motion_t0" in largest.params.spec.reads
+        few = {"motion_t0": 1, "motion_t1": 2} if moves else {}
+        steps = 2 if moves else 1
+        chosen = {"t_start": steps, "num_inference_steps": steps, "resample_iterations": 1, **few}
+        params = replace(largest.params, **chosen)
         request = replace(largest, params=params)
         image = np.zeros((request.height, request.width, 3), np.uint8)
         images = [image] * (1 + len(request.given)) if request.image else []

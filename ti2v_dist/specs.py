@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from ti2v_dist.errors import InputError
+
 if TYPE_CHECKING:
     from ti2v_dist.params import SamplingParams
 
@@ -127,6 +129,14 @@ SAMPLERS: dict[str, SamplerSpec] = {
         num_inference_steps=20,
     ),
 }
+
+
+def check_needs(name: str, capabilities: frozenset[str]) -> None:
+    """Raise `InputError` where a model of these capabilities has not what a sampler needs."""
+    if lacking := sorted(SAMPLERS[name].needs - capabilities):
+        able = [other for other, spec in SAMPLERS.items() if spec.needs <= capabilities]
+        problem = f"sampler is {name!r}; the model has no {' and no '.join(lacking)}"
+        raise InputError(f"{problem}: choose one of {', '.join(able)}")
 
 
 def needs_of(name: str) -> str:

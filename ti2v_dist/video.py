@@ -25,7 +25,7 @@ from ti2v_dist.settings import (
     settings_of,
     shared,
 )
-from ti2v_dist.specs import NEEDED, NONE, SAMPLERS, Limits
+from ti2v_dist.specs import NEEDED, NONE, SAMPLERS, Limits, check_needs
 
 MAX_SEED = 2**64 - 1
 _NTSC = (24, 30, 48, 60, 120)
@@ -90,12 +90,14 @@ class Source:
     """A video that another one is made after, frame by frame: where it lies, as `image` and `image_uri` tell it.
 
     It had so many `frames` when it was looked at; `sha256` is that of its file, or of the files of its folder.
+    `drawn_by` is the version of what draws its frames anew, where something does: other versions draw other lines.
     """
 
     url: str
     uri: str
     frames: int
     sha256: str
+    drawn_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,8 @@ class VideoRequest:
             raise InputError(f"image is missing; {named} goes on from one")
         if self.image and spec.image == NONE:
             raise InputError(f"image is {self.image!r:.200}; {named} makes the first frame itself: leave it out")
-        if not self.image and self.given:
-            raise InputError("images begin after frame 0; give that one too")
+        if self.given and spec.anchor:
+            raise InputError(f"images are {1 + len(self.given)}; {named} goes on from one: give the first one alone")
         if bool(spec.source) is not bool(self.source):
             what = f"{spec.source} is missing; {named} makes a video after one"
             raise InputError(what if spec.source else f"source is {self.source!r:.200}; {named} reads none")
@@ -206,10 +208,7 @@ class VideoRequest:
         Sizes must be even too, for 4:2:0 video. A prompt changes where a chunk begins.
         """
         spec, window = self.params.spec, model.window
-        if lacking := sorted(spec.needs - model.capabilities):
-            able = [name for name, other in SAMPLERS.items() if other.needs <= model.capabilities]
-            problem = f"sampler is {self.params.sampler!r}; the model has no {' and no '.join(lacking)}"
-            raise InputError(f"{problem}: choose one of {', '.join(able)}")
+        check_needs(self.params.sampler, model.capabilities)
         multiple = math.lcm(model.vae_factor, 2)
         for name, size in (("height", self.height), ("width", self.width)):
             if size % multiple:
@@ -286,6 +285,7 @@ class VideoRequest:
             decides["given"] = [[frame.frame, image] for frame, image in zip(self.given, images, strict=True)]
         if self.source:
             decides["source_sha256"] = self.source.sha256
+            decides["drawn_by"] = self.source.drawn_by
         return canonical_sha256(decides)
 
 

@@ -1,7 +1,7 @@
 """Rows of image models: which give an image, which another video, and what becomes of a row that gives it wrongly."""
 
-import importlib.util
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -161,8 +161,7 @@ def test_each_source_is_looked_at_once(folder: Path, monkeypatch: pytest.MonkeyP
 def test_edges_need_opencv_before_anything_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = {"control": "frames", "control_preprocessor": "canny"}
     assert made(folder, STEERED, **columns).params.control_preprocessor == "canny"
-    find = importlib.util.find_spec
-    monkeypatch.setattr(edges, "find_spec", lambda name: None if name == "cv2" else find(name))
+    monkeypatch.setitem(sys.modules, "cv2", None)
     (failure,) = read(folder, row(STEERED, **columns)).failures
     assert failure.field == "control_preprocessor"
     assert failure.error_message == edges.LACKING
@@ -229,13 +228,16 @@ def test_the_row_of_a_video_names_its_source_and_no_image(folder: Path) -> None:
 def test_settings_of_a_run_are_tried_without_its_rows(sampler: str) -> None:
     defaults = RequestDefaults(8, 8, {**DEFAULTS.settings, "sampler": sampler}, capabilities=ABLE)
     try_settings(defaults)
+    lacking = RequestDefaults(8, 8, defaults.settings)
+    try_settings(lacking)  # rows may name other samplers
     with pytest.raises(ValueError, match=f"sampler is '{sampler}'; the model has no"):
-        try_settings(RequestDefaults(8, 8, defaults.settings))
+        lacking.spec()
 
 
 def test_one_video_is_refused_by_the_same_checks(folder: Path) -> None:
-    def refused(said: str, image: str | None, source: str | None, sampler: str) -> None:
-        config: RunConfig = load_config(None, [f"sampling.sampler={sampler}", "sampling.num_frames=4"])
+    def refused(said: str, image: str | None, source: str | None, sampler: str, model: str = "shapes") -> None:
+        chosen = [f"sampling.sampler={sampler}", "sampling.num_frames=4", f"model.id={model}"]
+        config: RunConfig = load_config(None, chosen)
         with pytest.raises(ValueError, match=said):
             generate(image, "a red circle", folder / "out.mp4", source=source, config=config)
         assert not (folder / "out.mp4.ti2v").exists()
@@ -243,8 +245,8 @@ def test_one_video_is_refused_by_the_same_checks(folder: Path) -> None:
     picture, clip = str(folder / "a.png"), str(folder / "clip.mkv")
     refused("image is missing", None, None, "ti2v_zero")
     refused("source is .*; sampler 'ti2v_zero' reads none", picture, clip, "ti2v_zero")
-    refused("control is missing", None, None, STEERED)
-    refused("the row's sampler makes frame 0", picture, clip, STEERED)
-    refused("source cannot be read", None, f"{clip}-gone", STEERED)
+    refused("control is missing", None, None, STEERED, "shapes-image")
+    refused("the row's sampler makes frame 0", picture, clip, STEERED, "shapes-image")
+    refused("source cannot be read", None, f"{clip}-gone", STEERED, "shapes-image")
     refused("sampler is 'text2video_zero_control'; the model has no", None, clip, STEERED)
     refused("sampler is 'text2video_zero'; the model has no", None, None, MADE)

@@ -212,6 +212,15 @@ def test_a_clip_that_is_changed_while_it_is_read_is_refused(clip: Path, reader: 
         read(reader, source, 1)
 
 
+def test_a_decoder_gives_nothing_of_what_was_written_behind_its_back(tmp_path: Path, reader: SourceFrames) -> None:
+    long = write_lossless(tmp_path / "long.mkv", [10] * 600)
+    source = Source(str(long), "long.mkv", *inspect_source(str(long)))
+    assert reader.frames(source, [5], 16, 16).mean() == pytest.approx(10, abs=1)
+    long.write_bytes(write_lossless(tmp_path / "other.mkv", [200] * 600).read_bytes())
+    with pytest.raises(ImageError, match="was changed while it was read"):
+        reader.frames(source, [500], 16, 16)
+
+
 def test_a_folder_that_is_changed_is_refused(folder: Path, reader: SourceFrames) -> None:
     source = source_at(folder)
     read(reader, source, 0, 1)

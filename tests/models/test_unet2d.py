@@ -114,6 +114,12 @@ def edited(folder: Path, tmp_path: Path, part: str, **entries: Any) -> Path:
             "in_channels 9, but vae/config.json has latent_channels 4",
         ),
         ("image", "unet/config.json", {"addition_embed_type": "text_time"}, "as in Stable Diffusion 1 and 2"),
+        (
+            "control",
+            "controlnet/config.json",
+            {"cross_attention_dim": 24},
+            "cross_attention_dim 24, but unet/",
+        ),
         ("control", "controlnet/config.json", {"_class_name": "ControlNetXS"}, "only ControlNetModel can be used"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.config import RunConfig
 from ti2v_dist.params import SamplingParams
-from ti2v_dist.specs import FRAME_BY_FRAME, SAMPLERS, SamplerSpec
+from ti2v_dist.specs import FRAME_BY_FRAME, SAMPLERS, SamplerSpec, check_needs
 from ti2v_dist.video import SETTINGS, VideoRequest
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ class RequestDefaults:
     def spec(self, sampler: Any = None) -> SamplerSpec:
         """What is known of a row's sampler, by default the run's. Raises `ValueError` for a name that there is not."""
         one = SETTINGS["sampler"]
-        return SAMPLERS[one.checked(self.settings.get("sampler", one.default) if sampler is None else sampler)]
+        name = one.checked(self.settings.get("sampler", one.default) if sampler is None else sampler)
+        check_needs(name, self.capabilities)
+        return SAMPLERS[name]
 
     def request(self, **given: Any) -> VideoRequest:
         """A request with the run's settings but for `given`, field names of `VideoRequest` and `SamplingParams`.

@@ -1,6 +1,6 @@
 """Edges of a picture by Canny (1986), as the published edge ControlNets of Stable Diffusion take them."""
 
-from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
@@ -11,16 +11,20 @@ LOW, HIGH = 100, 200
 LACKING = "edges are drawn by OpenCV: pip install 'ti2v-dist[control]', or give the edges"
 
 
-def can_draw() -> bool:
-    """Whether OpenCV is installed."""
-    return find_spec("cv2") is not None
+def drawn_by() -> str:
+    """The library that draws them, and its version. Raises `InputError` where it is not installed."""
+    return f"opencv {_opencv().__version__}"
 
 
 def edges(image_HWC: np.ndarray) -> np.ndarray:
     """White lines on black, uint8 RGB of the image's size. Raises `InputError` where OpenCV is not installed."""
+    drawn_HW = _opencv().Canny(image_HWC, LOW, HIGH)
+    return np.repeat(drawn_HW[:, :, None], 3, axis=2)
+
+
+def _opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
         raise InputError(LACKING) from error
-    drawn_HW = cv2.Canny(image_HWC, LOW, HIGH)
-    return np.repeat(drawn_HW[:, :, None], 3, axis=2)
+    return cv2

@@ -50,6 +50,7 @@ class Clip:
         self._url, self._path = url, path
         self._readers: list[_Reader] = []
         self._hashed: tuple[str, object] = "", None
+        """The sha256, and the state of the file that has it."""
         stack.callback(self._close)
 
     def inspect(self) -> tuple[int, str]:
@@ -75,24 +76,34 @@ class Clip:
             self._readers.remove(reader := max(behind, key=lambda reader: reader.number))
         else:
             reader = self._begin()
-        with clip_errors(self._url):
-            frame_HWC = reader.read(number)
-        if frame_HWC is None:
-            raise ImageError(f"clip {self._url!r} has no frame {number}")
+        try:
+            with clip_errors(self._url):
+                frame_HWC = reader.read(number)
+                if frame_HWC is None:
+                    raise ImageError(f"clip {self._url!r} has no frame {number}")
+                self._check_same()  # a decoder reads what was written behind its back
+        except ImageError:
+            reader.close()
+            self._close()
+            raise
         self._readers.append(reader)
         return Image.fromarray(frame_HWC)
 
     def _begin(self) -> "_Reader":
         """A decoder at the first frame. A file that was touched since it was hashed is hashed anew."""
-        sha256, state = self._hashed
         with clip_errors(self._url):
-            now = self._state()
-            if now != state and self._hash() != sha256:
-                raise ImageError(f"clip {self._url!r} was changed while it was read")
-            self._hashed = sha256, now
+            self._check_same()
         if len(self._readers) >= MAX_READERS:
             self._readers.pop(0).close()  # the one that was asked longest ago
         return _Reader(self._decode())
+
+    def _check_same(self) -> None:
+        """Raise `ImageError` for another file than was hashed. One that was touched since then is hashed anew."""
+        sha256, state = self._hashed
+        now = self._state()
+        if now != state and self._hash() != sha256:
+            raise ImageError(f"clip {self._url!r} was changed while it was read")
+        self._hashed = sha256, now
 
     def _hash(self) -> str:
         if self._path.stat().st_size > MAX_SOURCE_BYTES:

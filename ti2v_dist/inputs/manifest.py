@@ -26,7 +26,7 @@ from ti2v_dist.inputs.checks import (
     warn_near_names,
 )
 from ti2v_dist.inputs.defaults import RequestDefaults, derive_seed
-from ti2v_dist.inputs.edges import LACKING, can_draw
+from ti2v_dist.inputs.edges import drawn_by
 from ti2v_dist.inputs.given import read_images, read_source
 from ti2v_dist.inputs.images import ImageError
 from ti2v_dist.inputs.inspection import Inspected, inspect
@@ -34,6 +34,7 @@ from ti2v_dist.inputs.rows import MAX_BYTES, Row, check_count, parse_rows
 from ti2v_dist.inputs.sources import PREPARED
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import entries, read_prompt
+from ti2v_dist.schedules import motion_pair
 from ti2v_dist.settings import settings_of
 from ti2v_dist.specs import COMMON, NEEDED
 from ti2v_dist.storage.addresses import UrlRefused, absolute_url
@@ -156,9 +157,12 @@ def make_request(
         own["source"] = Source(url, source.place, *footage)
     own |= {"extra": {name: value for name, value in columns.items() if name not in COLUMN_TYPES}}
     request = defaults.request(**{**own, "prompt": read_prompt(own["prompt"])})
-    if request.params.control_preprocessor in PREPARED and not can_draw():
-        raise BadValue("control_preprocessor", LACKING)
-    return request
+    if not request.source or request.params.control_preprocessor not in PREPARED:
+        return request
+    try:
+        return replace(request, source=replace(request.source, drawn_by=drawn_by()))
+    except ValueError as exc:
+        raise BadValue("control_preprocessor", str(exc)) from exc
 
 
 def problem_table(manifest: Manifest) -> list[dict[str, Any]]:
@@ -188,6 +192,7 @@ def _fill(manifest: Manifest, asked: list[Asked], folder: str, defaults: Request
             manifest.warnings += _warn_size(request, one.row.line, defaults)
             manifest.warnings += _warn_unreached(request, one.row.line)
             manifest.warnings += _warn_unread(request, one.row)
+            manifest.warnings += _warn_nearest(request.params)
         else:
             manifest.failures.append(_failure(one.row, one.id, errors))
     manifest.warnings = list(_distinct(manifest.warnings))
@@ -255,6 +260,13 @@ def _warn_unread(request: VideoRequest, row: Row) -> Iterator[str]:
     for name in sorted(settings_of(SamplingParams).keys() - read):
         if row.columns.get(name) is not None:
             yield f"line {row.line}: sampler {request.params.sampler!r} does not read {name}"
+
+
+def _warn_nearest(params: SamplingParams) -> Iterator[str]:
+    asked = params.motion_t0, params.motion_t1
+    if "motion_t0" in params.spec.reads and (taken := motion_pair(params)) != asked:
+        steps = f"{params.num_inference_steps} steps have no timesteps {asked[0]} and {asked[1]}"
+        yield f"{steps}: the motion is at the nearest ones, {taken[0]} and {taken[1]}"
 
 
 def _distinct(items: Iterable[T]) -> list[T]:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from ti2v_dist.inputs.edges import edges
+from ti2v_dist.inputs.edges import drawn_by, edges
 from ti2v_dist.inputs.footage import open_footage
 from ti2v_dist.inputs.images import ImageError, fitted
 from ti2v_dist.video import Source, VideoRequest
@@ -33,9 +33,9 @@ def inspect_source(url: str, allow_http: bool = False, below: tuple[str, ...] = 
 
 
 class SourceFrames:
-    """Reads frames of sources. What is asked for in order is decoded once, whoever asks in between.
+    """Reads frames of sources. The newest `kept` stay open: what is asked of them in order is decoded once.
 
-    The newest `kept` sources stay open. Safe to use from several threads, one at a time.
+    Safe to use from several threads, one at a time.
     """
 
     def __init__(self, allow_http: bool = False, below: tuple[str, ...] = (), kept: int = KEPT) -> None:
@@ -59,6 +59,9 @@ class SourceFrames:
     def of(self, request: VideoRequest, numbers: Sequence[int]) -> np.ndarray:
         """Frames of a request's source, in its size and prepared as it says."""
         assert request.source, request.id
+        before = request.source.drawn_by
+        if before and (here := drawn_by()) != before:
+            raise ImageError(f"source {request.source.url!r} is drawn by {here} here, and was drawn by {before}")
         return self.frames(request.source, numbers, request.height, request.width, request.params.control_preprocessor)
 
     def _opened(self, source: Source) -> "_Opened":

@@ -13,10 +13,12 @@ Suffixes: R rows, B batch, C channels, F frames, H height, W width, L tokens, D 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ti2v_dist.models.animatediff import JOINED, SCHEDULERS, check_plain
-from ti2v_dist.models.family import CLASSES, SCHEDULE, Family
+from ti2v_dist.models.animatediff import BLOCKS, JOINED, SCHEDULERS, check_plain
+from ti2v_dist.models.checks import check_same
+from ti2v_dist.models.family import CLASSES, SCHEDULE, Configs, Family
 from ti2v_dist.schedules import PREDICTIONS
 from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, PICTURES
 
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ti2v_dist.models.base import ModelInfo, VideoModel
+
+
+_ALIKE = {
+    "in_channels": 4,
+    "cross_attention_dim": 1280,
+    "block_out_channels": list(BLOCKS),
+    "layers_per_block": 2,
+}
+"""In what a ControlNet and its UNet must agree, with diffusers' defaults."""
 
 
 def _load_unet(info: ModelInfo, dtype: torch.dtype) -> Any:
@@ -40,6 +51,12 @@ def _predict(unet: Any, x_BCFHW: Tensor, t: Tensor, text_BLD: Tensor) -> Tensor:
     frames = x_BCFHW.shape[2]
     rows = unet(x_BCFHW.transpose(1, 2).flatten(0, 1), t, text_BLD.repeat_interleave(frames, 0), return_dict=False)[0]
     return rows.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def _check_controlled(folder: Path, configs: Configs) -> None:
+    check_plain(folder, configs)
+    for key, default in _ALIKE.items():
+        check_same(folder, configs, ("controlnet", key, default), ("unet", key, default))
 
 
 def _load(info: ModelInfo, family: Family, device: str, dtype: str, attention: str) -> VideoModel:
@@ -62,6 +79,7 @@ _IMAGE = Family(
 )
 CONTROLLED = replace(
     _IMAGE,
+    check=_check_controlled,
     classes={**_IMAGE.classes, "controlnet": ("ControlNetModel",)},
     capabilities=_IMAGE.capabilities | {CONTROL},
     suits=lambda folder, unet: (folder / "controlnet").is_dir(),

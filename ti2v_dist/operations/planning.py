@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from ti2v_dist import __version__
@@ -18,7 +19,7 @@ from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.outputs.dataset import is_stored, stored_ids
 from ti2v_dist.runtime.work import Work
-from ti2v_dist.specs import NONE, WINDOW
+from ti2v_dist.specs import NONE, SAMPLERS, WINDOW
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.ledger import FEW_VIDEOS, Ledger
@@ -61,13 +62,20 @@ def check_manifest(
     defaults = request_defaults(config, info)
     try_settings(defaults)
     manifest = read_manifest(url, defaults, config.variations, needs_image, takes, begun)
+    if not manifest.requests:
+        defaults.spec()  # where the model cannot run the run's sampler, no row has to be told
     prompts = (prompt for request in manifest.requests for prompt in (*request.texts, request.negative_prompt))
     manifest.warnings += lost_words(info, prompts)
     return manifest
 
 
 def try_settings(defaults: RequestDefaults) -> None:
-    """Settings that no row could be made with are the run's mistake, not each row's."""
+    """Settings that no row could be made with are the run's mistake, not each row's.
+
+    A sampler that the model cannot run is one only for the rows that name no other.
+    """
+    if not SAMPLERS[defaults.settings["sampler"]].needs <= defaults.capabilities:
+        return
     spec, num_frames = defaults.spec(), defaults.settings["num_frames"]
     given = range(2, num_frames) if spec.looks_ahead else ()
     source = Source("/x", "/x", num_frames, "") if spec.source else None
@@ -102,10 +110,12 @@ def prepare(
         check_whole(output_url)
     store = CheckpointStore(output_url)
     run = store.read_run()  # of a format that is not known, nothing else may be looked at
-    imaged = store.imaged_ids()
-    manifest = check_manifest(
-        manifest_url, config, lambda video_id: video_id not in imaged, taken(facts), store.first_request
-    )
+    imaged, begun_ids = store.imaged_ids(), cache(store.begun_ids)
+
+    def begun(video_id: str) -> VideoRequest | None:
+        return store.first_request(video_id) if video_id in begun_ids() else None
+
+    manifest = check_manifest(manifest_url, config, lambda video_id: video_id not in imaged, taken(facts), begun)
     for warning in manifest.warnings:
         warnings.warn(warning, stacklevel=2)
     raise_unusable(manifest_url, manifest)
@@ -134,6 +144,10 @@ def _with_edits(store: CheckpointStore, requests: dict[str, VideoRequest]) -> di
             store.claim_request(requests[video_id])
         found = store.read_request(video_id)
         assert found, video_id
+        today = requests.get(video_id) or requests.get(found.origin.id if found.origin else "")
+        places = today.source if today else None
+        if found.source and places and found.source == replace(places, url=found.source.url):
+            return replace(found, source=places)  # which may lie elsewhere by now
         return found
 
     edited = store.edits()

@@ -13,7 +13,7 @@ from ti2v_dist.canonical import canonical_sha256, differences
 from ti2v_dist.config import stored_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import check_whole
-from ti2v_dist.latents import Chunk
+from ti2v_dist.latents import BrokenVideo, Chunk
 from ti2v_dist.outputs import dataset
 from ti2v_dist.outputs.codec import read_video
 from ti2v_dist.runtime.worker import Worker
@@ -133,7 +133,10 @@ def _compute_again(store: CheckpointStore, last_frames: dict[str, int]) -> Itera
                 continue
             seen.add(first)
             ((chunk,), _) = worker.advance([loaded[0]])
-            same = isinstance(chunk, Chunk) and _is_settled(store, chunk)
+            if isinstance(chunk, BrokenVideo):
+                yield _problem(video_id, f"frame {first} cannot be computed again: {chunk.problem}")
+                continue
+            same = _is_settled(store, chunk)
             yield None if same else _problem(video_id, f"frame {first} computed again has other bits")
 
 

@@ -18,14 +18,15 @@ import numpy as np
 from ti2v_dist import __version__
 from ti2v_dist.canonical import canonical_json, canonical_sha256
 from ti2v_dist.config import RunConfig, keyframe_interval
+from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.clips import load_given
-from ti2v_dist.inputs.images import ImageError
 from ti2v_dist.inputs.sources import KEPT, SourceFrames
 from ti2v_dist.latents import BrokenSource, BrokenVideo, Chunk, Encoded, VideoState
 from ti2v_dist.outputs import codec, dataset
 from ti2v_dist.scheduling.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.fingerprints import differing
+from ti2v_dist.storage.urls import HostUnreachable
 from ti2v_dist.telemetry.log import LOG, begin
 from ti2v_dist.video import VideoRequest
 
@@ -51,7 +52,7 @@ class Worker:
         if log_fields is not None:
             begin(**log_fields)
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
-        self.sources = SourceFrames(config.allow_http, config.images_below, max(KEPT, config.engine.slots))
+        self.sources = SourceFrames(config.allow_http, config.images_below, max(KEPT, 4 * config.engine.slots))
         self.leaving = False
 
     def open(self, largest: VideoRequest | None = None) -> dict[str, Any]:
@@ -117,7 +118,7 @@ class Worker:
             return None
         try:
             return self.sources.of(state.request, self.engine.source_frames(state))
-        except ImageError as error:
+        except (InputError, HostUnreachable) as error:  # of this video, and none of its neighbours'
             return BrokenSource(state.request.id, state.frame + 1, str(error))
 
     def finish(self, request: VideoRequest, facts: dict[str, Any]) -> tuple[dict[str, Any], float]:

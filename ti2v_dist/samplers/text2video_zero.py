@@ -56,7 +56,7 @@ def sample_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingP
         frames.append(schedule.renoise(moved, t1, t0, fresh))
     steps = [(t, t_next) for t, t_next in timestep_pairs(params) if t <= t1]
     slots = zip(batch.requests, batch.frames_B, strict=True)
-    is_given_B = [bool(request and request.image) and (first == 1 or not is_last) for request, first in slots]
+    is_given_B = [bool(request and request.image) or (is_last and first > 1) for request, first in slots]
     anchor = _anchor(schedule, x_t1, z_0, t1, is_given_B)
     made = denoise_beside(schedule, steps, anchor, frames, guided_frames(model, batch))
     context = torch.stack([moved_t0[-1], frames[-1], made[-1]], 2) if is_last else None
@@ -74,10 +74,10 @@ def _moved(model: ImageBackbone, x_CHW: Tensor, frames: int, request: VideoReque
 
 
 def _anchor(schedule: VP, x_t1: Tensor, z_0: Tensor, t1: int, is_given_B: list[bool]) -> Anchor:
-    """Frame 0 at each step. One that was made goes its own way again; a given one stays itself, ever less noisy.
+    """The anchor at each step. A frame 0 that was made goes its own way again; what is given stays itself.
 
     Between the image and its inversion at T it is the image under the noise that the inversion found: guidance would
-    lead it away from the image.
+    lead it away from the image. So it is with the last frame of a chunk, which took over the look of another one.
     """
     own = stepped(schedule, x_t1)
     noise = schedule.noise_between(z_0, x_t1, t1)
