@@ -49,7 +49,7 @@ def main() -> None:
         (PLACE / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(12))
         _make()
         _anonymize()
-        (HERE / f"{name}.tar.gz").write_bytes(_packed())
+        (HERE / f"{name}.tar.gz").write_bytes(packed())
     finally:
         shutil.rmtree(PLACE)
 
@@ -88,7 +88,7 @@ def _anonymize() -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "host": "golden"}, sort_keys=True))
 
 
-def _packed() -> bytes:
+def packed() -> bytes:
     """The files by name, without owners and times: equal files make equal bytes."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
