@@ -60,7 +60,7 @@ def read_settings(folder: Path, family: Family, configs: Configs) -> dict[str, A
     path = folder / "ti2v.json"
     given = read_json(path) if path.exists() else {}
     has_window = WINDOW in family.capabilities
-    known = (*SETTINGS, *(OF_WINDOWS if has_window else OF_IMAGES))
+    known = (*OF_WINDOWS, *SETTINGS) if has_window else (*SETTINGS, *OF_IMAGES)
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ModelFolderError(f"{path} has {', '.join(unknown)}; it may state {', '.join(known)}")
