@@ -194,6 +194,7 @@ ROWS = (
     Row("attention", "text, attention to frame 0", _KEPT, judge_identity, 0.95, settings=_STILL),
     Row("own", "text, each frame by itself", _KEPT, judge_identity, None, looks_at_itself=True, settings=_STILL),
     Row("moving", "text, attention and motion", _KEPT, judge_identity, None, settings=_RIGHT),
+    Row("smoothed", "the same, background smoothed", _KEPT, judge_identity, settings={**_RIGHT, "smoothing": 0.6}),
     Row("motion", "text, 4 px a frame to one side", _MOVED, judge_motion, None, num_frames=5, settings=_RIGHT),
     Row("still", "text, no motion", "net displacement under 2 px", judge_motion, None, num_frames=5, settings=_STILL),
     Row("given", "an image", _KEPT, judge_identity, None, is_given=True, settings=_STILL),
@@ -208,7 +209,8 @@ ROWS = (
 def request_of(row: Row, one: Scene, engine: Engine) -> VideoRequest:
     """What is asked for of a held-out scene."""
     info, spec = engine.model.info, row.spec
-    own = {name: getattr(info, name) for name in ("motion_t0", "motion_t1") if name in spec.reads}
+    own: dict[str, Any] = {name: getattr(info, name) for name in ("motion_t0", "motion_t1") if name in spec.reads}
+    own |= {"subject": one.shape} if "smoothing" in row.settings else {}
     params = SamplingParams(
         row.sampler,
         num_inference_steps=spec.num_inference_steps,

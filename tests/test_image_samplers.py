@@ -24,6 +24,7 @@ from ti2v_dist.models.base import FrameKeys
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers.frames import warp
 from ti2v_dist.samplers.noise import KeyedNoise, Purpose
+from ti2v_dist.samplers.text2video_zero import _smoothed
 from ti2v_dist.schedules import motion_pair, timesteps
 from ti2v_dist.specs import SAMPLERS
 from ti2v_dist.video import Given, Source, VideoRequest
@@ -249,6 +250,31 @@ def test_a_frame_costs_48_evaluations_and_the_anchor_as_many_a_chunk(models: dic
     assert counted.calls.count((4, True)) == 8 * 48
     assert counted.calls.count((4, False)) == 48
     assert len(counted.calls) / 8 == 54
+
+
+def test_the_background_is_smoothed_and_the_foreground_is_not(models: dict[str, Any]) -> None:
+    engine = Engine(models["text2video_zero"], slots=2)
+    chosen: dict[str, Any] = {"size": 2 * SIZE, "motion_dx": 8.0, "motion_dy": 0.0}
+    smoothed = {**chosen, "smoothing": 0.6, "subject": "ball"}
+    whole = made(engine, asked("text2video_zero", 7, chunk_frames=6, **smoothed))
+    assert np.array_equal(made(engine, asked("text2video_zero", 7, chunk_frames=2, **smoothed)), whole)
+    assert not np.array_equal(whole, made(engine, asked("text2video_zero", 7, chunk_frames=6, **chosen)))
+    states = [begun(engine, asked("text2video_zero", 7, chunk_frames=6, **one)) for one in (chosen, smoothed)]
+    assert np.array_equal(advanced(engine, states)[1].latents_FCHW, whole), "a neighbour may have none"
+    map_RLHW = models["text2video_zero"].text_attention(torch.randn(2, 4, 4, 4), 301, torch.randn(2, 77, 16))
+    assert map_RLHW.shape == (2, 77, 4, 4)
+    assert torch.allclose(map_RLHW.sum(1), torch.ones(2, 4, 4), atol=1e-5)
+    assert models["text2video_zero"].tokens_of("a red ball, of red", "red") != []
+    mask, x, moved = torch.zeros(1, 4, 4), torch.ones(4, 4, 4), torch.zeros(4, 4, 4)
+    mask[:, 1:3, 0:2] = 1
+    request: Any = asked("text2video_zero", 7, **smoothed)
+    mixed = _smoothed(models["text2video_zero"], x, moved, mask, request, 1)
+    assert torch.equal(mixed[0, 1], torch.tensor([1.0, 1.0, 1.0, 0.4])), "the mask moves as the frame does"
+    assert torch.allclose(mixed[0, 0], torch.full((4,), 0.4))
+    with pytest.raises(InputError, match="give subject too"):
+        asked("text2video_zero", smoothing=0.6)
+    with pytest.raises(InputError, match="subject is 'dog'; prompt 'a red ball' has no dog"):
+        asked("text2video_zero", smoothing=0.6, subject="dog")
 
 
 @pytest.mark.parametrize("sampler", KINDS)

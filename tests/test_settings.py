@@ -23,6 +23,7 @@ from ti2v_dist.video import SETTINGS, Given, Source, VideoRequest
 INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_factor=8, guidance_scale=3.0, fps=12)
 OTHERS = {"sampler": "replace", "init": "gaussian", "negative_prompt": "blurry"}
 OTHERS |= {"anchor": "last", "control_preprocessor": "canny", "motion_t0": 861, "motion_t1": 961}
+OTHERS |= {"smoothing": 0.5, "subject": "cat"}
 ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs)
 ROOT = Path(video.__file__).parents[1]
 
@@ -58,7 +59,8 @@ def test_a_runs_setting_of_some_samplers_reaches_only_their_rows(name: str) -> N
     assert getattr(defaults.request(id="a", image="/a.png", prompt="a cat").params, name) is None
     spec = SAMPLERS[reader_of(name)]
     source = Source("/a.mp4", "a.mp4", 16, "") if spec.source else None
-    made = defaults.request(id="a", image="", prompt="a cat", sampler=reader_of(name), source=source)
+    subject = {"subject": "cat"} if name == "smoothing" else {}
+    made = defaults.request(id="a", image="", prompt="a cat", sampler=reader_of(name), source=source, **subject)
     assert getattr(made.params, name) == other(name)
 
 
@@ -105,7 +107,7 @@ def test_a_batch_is_of_one_value_of_what_is_shared(name: str) -> None:
     source = Source("/a.mp4", "a.mp4", 16, "") if SAMPLERS[sampler].source else None
     image = "" if source else "/a.png"
     one = VideoRequest("a", image, "a cat", 0, 32, 48, SamplingParams(sampler), source=source)
-    changed: dict[str, Any] = {name: other(name)}
+    changed: dict[str, Any] = {name: other(name), **({"subject": "cat"} if name == "smoothing" else {})}
     is_params = name in settings_of(SamplingParams)
     two = replace(one, params=replace(one.params, **changed)) if is_params else replace(one, **changed)
     assert (one.batch_group != two.batch_group) == SETTINGS[name].is_shared

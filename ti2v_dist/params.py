@@ -63,6 +63,10 @@ class SamplingParams:
     motion_t1: int | None = some_setting(
         941, "to where it is noised again [T]", low=1, high=999, of_model=lambda info: info.motion_t1, is_column=False
     )
+    smoothing: float | None = some_setting(
+        None, "share of frame 0 in the background of the others [α]", low=0, high=1, kept=float, is_shared=False
+    )
+    subject: str | None = some_setting(None, "words of the prompt that name the foreground", is_shared=False)
     control_preprocessor: str | None = some_setting(
         "none", "what is made of a control frame", choices=PREPROCESSORS, is_shared=False
     )
@@ -80,6 +84,16 @@ class SamplingParams:
         if self.t_start is None and self.num_inference_steps == 1:
             raise InputError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
         check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
+
+    def check_subject(self, texts: list[str]) -> None:
+        """Raise `InputError` where a background is to be smoothed and nobody says what stands before it."""
+        if self.smoothing is None:
+            return
+        if not self.subject:
+            raise InputError(f"smoothing is {self.smoothing!r}; give subject too, the words of the prompt in front")
+        for text in texts:
+            if missing := [word for word in self.subject.lower().split() if word not in text.lower().split()]:
+                raise InputError(f"subject is {self.subject!r}; prompt {text!r} has no {' and no '.join(missing)}")
 
     @property
     def spec(self) -> SamplerSpec:

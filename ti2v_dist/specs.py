@@ -90,6 +90,7 @@ class Limits(Protocol):
 
 _QUEUE = frozenset({"resample_iterations", "context_frames", "init"})
 _MOTION = frozenset({"chunk_frames", "anchor", "motion_dx", "motion_dy", "motion_t0", "motion_t1"})
+_MOTION |= {"smoothing", "subject"}
 
 SAMPLERS: dict[str, SamplerSpec] = {
     "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE),

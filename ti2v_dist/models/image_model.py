@@ -11,6 +11,7 @@ Suffixes: R rows, C channels, H height, W width, L tokens of text, D width, T to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import interpolate, scaled_dot_product_attention
 
 from ti2v_dist.models.base import FrameKeys, ModelInfo
 from ti2v_dist.models.family import Family
@@ -66,6 +67,23 @@ class _FramesAttention:
         return attn.to_out[1](attn.to_out[0](mixed))
 
 
+class _TextAttention:
+    """A layer's own processor for attention to the text, which is also looked at where somebody asks for it."""
+
+    def __init__(self, theirs: Any) -> None:
+        self._theirs = theirs
+        self.maps: list[Tensor] | None = None
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *more: Any, **named: Any
+    ) -> Tensor:
+        if self.maps is not None:
+            query, key = attn.to_q(hidden_states).float(), attn.to_k(encoder_hidden_states).float()
+            q, k = (rows.unflatten(2, (attn.heads, -1)).transpose(1, 2) for rows in (query, key))
+            self.maps.append((q @ k.transpose(2, 3) * attn.scale).softmax(-1).mean(1))
+        return self._theirs(attn, hidden_states, encoder_hidden_states, *more, **named)
+
+
 class LatentImageModel(LatentVideoModel):
     """An `ImageModel` made of a UNet2D, perhaps a ControlNet, AutoencoderKL and CLIPTextModel, all frozen."""
 
@@ -82,9 +100,11 @@ class LatentImageModel(LatentVideoModel):
             networks.append(self._control)
         ours = _FramesAttention(self._memory, attention == "sdpa")
         theirs = next(iter(self._unet.attn_processors.values()))
+        self._texts = _TextAttention(theirs)
         for network in networks:
             is_self = {name: name.endswith("attn1.processor") for name in network.attn_processors}
-            network.set_attn_processor({name: ours if own else theirs for name, own in is_self.items()})
+            others = self._texts if network is self._unet else theirs
+            network.set_attn_processor({name: ours if own else others for name, own in is_self.items()})
 
     @torch.inference_mode()
     def predict_frames(
@@ -109,6 +129,30 @@ class LatentImageModel(LatentVideoModel):
                 x = torch.cat([x, picture_RCHW.to(self.device, self.dtype)], 1)
             predicted = self._unet(x, timestep, text, return_dict=False, **residuals)[0].float()
         return predicted, FrameKeys(tuple(read))
+
+    @torch.inference_mode()
+    def text_attention(self, x_RCHW: Tensor, t: int, text_RLD: Tensor) -> Tensor:
+        """How much each place of a noisy latent looks at each token: map_RLHW, the mean of all layers and heads."""
+        self._texts.maps = []
+        try:
+            self.predict_frames(x_RCHW, t, text_RLD)
+            maps, (height, width) = self._texts.maps, x_RCHW.shape[2:]
+        finally:
+            self._texts.maps = None
+        found = []
+        for map_RTL in maps:
+            shrunk = round((height * width / map_RTL.shape[1]) ** 0.5)
+            grid = map_RTL.transpose(1, 2).unflatten(2, (height // shrunk, width // shrunk))
+            found.append(interpolate(grid, (height, width), mode="nearest"))
+        return torch.stack(found).mean(0)
+
+    def tokens_of(self, text: str, words: str) -> list[int]:
+        """The places in a text's tokens of those words of it."""
+        wanted = set(words.lower().split())
+        spans = self._tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        begins = [(match.start(), match.end()) for match in re.finditer(r"\S+", text) if match[0].lower() in wanted]
+        places = [n for n, (a, b) in enumerate(spans) if b > a and any(a < end and b > begin for begin, end in begins)]
+        return [place for place in places if place < self._tokenizer.model_max_length - 1]
 
     @property
     def latent_channels(self) -> int:

@@ -34,6 +34,10 @@ class ImageBackbone(Protocol):
         picture_RCHW: Tensor | None = None,
     ) -> tuple[Tensor, Any]: ...
 
+    def text_attention(self, x_RCHW: Tensor, t: int, text_RLD: Tensor) -> Tensor: ...
+
+    def tokens_of(self, text: str, words: str) -> list[int]: ...
+
     def encode_picture(self, image_BCHW: Tensor) -> Tensor: ...
 
 
@@ -59,11 +63,13 @@ def denoise_beside(
     anchor: Anchor,
     frames: Sequence[Tensor],
     evaluate: Evaluate,
+    blend: Callable[[Tensor, int, int], Tensor] = lambda x, i, t: x,
 ) -> list[Tensor]:
     """New frames, each x_BCHW, whose self-attention reads the anchor's keys and values alone (T2V-Zero, eq. 8).
 
     The anchor is evaluated once a step, so a frame costs an evaluation a step and its share of that one. Every call of
-    the model has the same shape, whatever the number of frames: so a chunk's size decides no bit.
+    the model has the same shape, whatever the number of frames: so a chunk's size decides no bit. `blend(x, i, t)` is
+    what the i-th one goes on with, once it is at t.
     """
     x_0, predicted_0, t_before = None, None, steps[0][0]
     made = list(frames)
@@ -71,7 +77,7 @@ def denoise_beside(
         x_0 = anchor(x_0, predicted_0, t_before, t)
         predicted_0, keys = evaluate(x_0, t, 0, None)
         for i, x in enumerate(made):
-            made[i] = schedule.step(x, evaluate(x, t, 1 + i, keys)[0], t, t_next)
+            made[i] = blend(schedule.step(x, evaluate(x, t, 1 + i, keys)[0], t, t_next), i, t_next)
         t_before = t
     return made
 

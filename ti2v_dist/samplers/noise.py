@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     RENOISE = 2
     NEXT_CONTEXT = 3
     AHEAD = 4
+    SUBJECT = 5
 
 
 def gaussian(key: Sequence[int], seed: int, shape: Sequence[int]) -> np.ndarray:
