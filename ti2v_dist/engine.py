@@ -247,7 +247,7 @@ class Engine:
 
     def _chunk(self, params: SamplingParams) -> int:
         """Latents that one call makes of a video."""
-        return params.spec.chunk_latents(self.model.info.window, params)
+        return params.chunk_latents(self.model.info.window)
 
     def _image(self, image_HWC: np.ndarray, request: VideoRequest) -> Tensor:
         """The encoder's image_1CHW."""

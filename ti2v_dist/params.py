@@ -100,6 +100,10 @@ class SamplingParams:
         """What is known of the sampler."""
         return SAMPLERS[self.sampler]
 
+    def chunk_latents(self, window: int) -> int:
+        """Latents that one call makes with a model of this window."""
+        return self.spec.chunk_latents(window, self.context_frames, self.chunk_frames)
+
     @property
     def first_timestep(self) -> int:
         """t_1, the noisiest timestep."""

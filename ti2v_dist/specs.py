@@ -7,12 +7,9 @@ entry here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ti2v_dist.errors import InputError
-
-if TYPE_CHECKING:
-    from ti2v_dist.params import SamplingParams
 
 WINDOW = "window"
 """A model that predicts a window of noisy latents at one timestep, and encodes a picture."""
@@ -62,10 +59,10 @@ class SamplerSpec:
         """Context latents where nobody chose: all but the new one, or half of a window that reaches as far ahead."""
         return self.anchor or (window // 2 if self.looks_ahead else window - 1)
 
-    def chunk_latents(self, window: int, params: SamplingParams) -> int:
-        """Latents that one call makes with a model of this window."""
-        behind = params.context_frames if "context_frames" in self.reads else 1
-        return self.chunk or params.chunk_frames or window - behind
+    def chunk_latents(self, window: int, context_frames: int, chunk_frames: int | None) -> int:
+        """Latents that one call makes with a model of this window, under these two settings."""
+        behind = context_frames if "context_frames" in self.reads else 1
+        return self.chunk or chunk_frames or window - behind
 
 
 class Limits(Protocol):

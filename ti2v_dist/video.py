@@ -221,7 +221,7 @@ class VideoRequest:
         if self.given and model.frames_per_latent > 1:
             each = f"each latent of the model stands for {model.frames_per_latent} frames"
             raise InputError(f"images are {1 + len(self.given)}; {each}: give the first one alone")
-        chunk = spec.chunk_latents(window, self.params)
+        chunk = self.params.chunk_latents(window)
         for former, later in pairwise([0, *(given.frame for given in self.given)]):
             if spec.looks_ahead and later - former > chunk:
                 problem = f"images at frames {former} and {later} are {later - former} apart"

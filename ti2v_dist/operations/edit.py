@@ -182,7 +182,7 @@ def fork(
     )
     chosen = config_of(store).model
     info = read_info(chosen.id, chosen.revision)
-    chunk = asked.params.spec.chunk_latents(info.window, asked.params)
+    chunk = asked.params.chunk_latents(info.window)
     check_boundary("from_frame is", from_frame, asked.lead, chunk * info.frames_per_latent)
     for warning in lost_words(info, [prompt]):
         warnings.warn(warning, stacklevel=2)
