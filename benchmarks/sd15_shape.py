@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.numerics import make_deterministic
-from ti2v_dist.shapes.network import new_tokenizer
+from ti2v_dist.shapes.network import new_schedule, new_tokenizer
 
 SIZE, STEPS, CHUNK = 512, 48, 8
 """Pixels, the steps from T on, and the frames of a chunk in the paper's settings."""
@@ -47,14 +47,7 @@ def write_folder(folder: Path, dtype: torch.dtype) -> Path:
             CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
         ),
         "tokenizer": tokenizer,
-        "scheduler": DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        "scheduler": new_schedule(),
     }
     unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     StableDiffusionPipeline(**parts, **unused).to(dtype).save_pretrained(folder, safe_serialization=True)

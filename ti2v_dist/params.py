@@ -1,6 +1,7 @@
 """How a video is sampled (`SamplingParams`); a new setting of the samplers is one field."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.settings import check_range, check_settings, setting, settings_of, shared, some_setting
@@ -10,6 +11,8 @@ INIT_NAMES = ("inversion", "gaussian")
 ANCHORS = ("first", "last")
 PREPROCESSORS = ("none", "canny")
 TRAIN_TIMESTEPS = 1000
+
+_PIXELS: dict[str, Any] = {"low": -512, "high": 512, "kept": float, "is_shared": False}
 
 
 @dataclass(frozen=True)
@@ -40,22 +43,10 @@ class SamplingParams:
     chunk_frames: int | None = some_setting(8, "frames of an image model made at once", low=1, is_column=False)
     anchor: str | None = some_setting("first", "whose look the frames take over", choices=ANCHORS, is_column=False)
     motion_dx: float | None = some_setting(
-        12.0,
-        "pixels a frame to the right [δx]",
-        low=-512,
-        high=512,
-        kept=float,
-        of_model=lambda info: info.width * 12 / 512,
-        is_shared=False,
+        12.0, "pixels a frame to the right [δx]", of_model=lambda info: info.width * 12 / 512, **_PIXELS
     )
     motion_dy: float | None = some_setting(
-        12.0,
-        "pixels a frame down [δy]",
-        low=-512,
-        high=512,
-        kept=float,
-        of_model=lambda info: info.height * 12 / 512,
-        is_shared=False,
+        12.0, "pixels a frame down [δy]", of_model=lambda info: info.height * 12 / 512, **_PIXELS
     )
     motion_t0: int | None = some_setting(
         881, "where the picture moves [T']", low=1, high=999, of_model=lambda info: info.motion_t0, is_column=False
@@ -102,7 +93,8 @@ class SamplingParams:
 
     def chunk_latents(self, window: int) -> int:
         """Latents that one call makes with a model of this window."""
-        return self.spec.chunk_latents(window, self.context_frames, self.chunk_frames)
+        behind = self.context_frames if "context_frames" in self.spec.reads else 1
+        return self.spec.chunk or self.chunk_frames or window - behind
 
     @property
     def first_timestep(self) -> int:

@@ -59,11 +59,6 @@ class SamplerSpec:
         """Context latents where nobody chose: all but the new one, or half of a window that reaches as far ahead."""
         return self.anchor or (window // 2 if self.looks_ahead else window - 1)
 
-    def chunk_latents(self, window: int, context_frames: int, chunk_frames: int | None) -> int:
-        """Latents that one call makes with a model of this window, under these two settings."""
-        behind = context_frames if "context_frames" in self.reads else 1
-        return self.chunk or chunk_frames or window - behind
-
 
 class Limits(Protocol):
     """What a model can do, of everything that a request must be checked against.

@@ -51,9 +51,9 @@ def sample_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingP
     assert params.chunk_frames is not None
     schedule, is_last = model.schedule, params.anchor == "last"
     x_t0, x_t1, z_0 = batch.context_BCKHW.unbind(2)
+    fars = [[1 + i if is_last else first + i for first in batch.frames_B] for i in range(params.chunk_frames)]
     moved_t0, frames = [], []
-    for i in range(params.chunk_frames):
-        far = [1 + i if is_last else first + i for first in batch.frames_B]
+    for i, far in enumerate(fars):
         slots = zip(x_t0, far, batch.requests, strict=True)
         moved = torch.stack([_moved(model, x_CHW, k, request) for x_CHW, k, request in slots])
         fresh = batch.noise.later(i).draw(Purpose.RENOISE, 0, 0, 1)[:, :, 0]
@@ -69,20 +69,12 @@ def sample_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingP
         """Eq. 10 and 11: at T' the background is in part that of the anchor, moved as the frame is."""
         if t != t0:
             return x
-        rows = zip(x, moved_t0[i], masks, batch.requests, batch.frames_B, strict=True)
-        far = 1 + i if is_last else None
-        return torch.stack(
-            [_smoothed(model, own, moved, mask, request, far or first + i) for own, moved, mask, request, first in rows]
-        )
+        rows = zip(x, moved_t0[i], masks, batch.requests, fars[i], strict=True)
+        return torch.stack([_smoothed(model, *row) for row in rows])
 
-    smooth = blend if any(mask is not None for mask in masks) else _as_it_is
-    made = denoise_beside(schedule, steps, anchor, frames, guided_frames(model, batch), smooth)
+    made = denoise_beside(schedule, steps, anchor, frames, guided_frames(model, batch), blend)
     context = torch.stack([moved_t0[-1], frames[-1], made[-1]], 2) if is_last else None
     return Sample(torch.stack(made, 2), context)
-
-
-def _as_it_is(x: Tensor, i: int, t: int) -> Tensor:
-    return x
 
 
 def _subjects(model: ImageBackbone, batch: Batch, z_0: Tensor) -> list[Tensor | None]:

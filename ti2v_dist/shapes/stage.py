@@ -15,23 +15,29 @@ from ti2v_dist.shapes.muon import Muon
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One training: lengths in optimiser steps, sizes in clips or frames."""
+class StageConfig:
+    """What every training has: the rates of its optimizers, and how often it saves and tells, in steps."""
 
     seed: int = 0
-    vae_steps: int = 5000
-    vae_batch: int = 32
     adamw_lr: float = 2e-3
     muon_lr: float = 2e-3
+    text_dropout: float = 0.1
+    save_every: int = 250
+    log_every: int = 50
+
+
+@dataclass(frozen=True)
+class TrainConfig(StageConfig):
+    """One training of the video model: lengths in optimiser steps, sizes in clips or frames."""
+
+    vae_steps: int = 5000
+    vae_batch: int = 32
     trajectories: int = 5000
     trajectory_frames: int = 24
     text_steps: int = 1000
     text_batch: int = 256
     unet_steps: int = 7600
     unet_batch: int = 16
-    text_dropout: float = 0.1
-    save_every: int = 250
-    log_every: int = 50
 
 
 def _rate(step: int, steps: int, warmup: int = 100, decay: float = 0.1) -> float:
@@ -52,7 +58,7 @@ class Stage:
     """One resumable optimisation: modules, their running average, optimizers, a log that goes on where it stopped."""
 
     def __init__(
-        self, folder: Path, name: str, modules: Any, steps: int, config: TrainConfig, muon_lr: float = 0.0
+        self, folder: Path, name: str, modules: Any, steps: int, config: StageConfig, muon_lr: float = 0.0
     ) -> None:
         self.path, self.name, self.steps, self.config = folder / f"{name}.pt", name, steps, config
         self.modules, self.average = modules, copy.deepcopy(modules).requires_grad_(False)

@@ -21,7 +21,7 @@ from ti2v_dist.inputs.edges import edges
 from ti2v_dist.shapes import world
 from ti2v_dist.shapes.export import export_image_model
 from ti2v_dist.shapes.network import new_image_unet, new_schedule
-from ti2v_dist.shapes.stage import Stage, TrainConfig
+from ti2v_dist.shapes.stage import Stage, StageConfig
 from ti2v_dist.shapes.train import TRAIN_SPLIT
 
 VIDEO_MODEL = Path(__file__).parent / "weights"
@@ -35,7 +35,7 @@ _STAGES = {"pictures": 10, "image": 11, "control": 12, "instruct": 13}
 
 
 @dataclass(frozen=True)
-class ImageConfig(TrainConfig):
+class ImageConfig(StageConfig):
     """One training of the three networks: lengths in optimiser steps, sizes in pictures."""
 
     scenes: int = 12_000
