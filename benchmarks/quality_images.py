@@ -257,11 +257,12 @@ def make(engine: Engine, row: Row, scenes: Sequence[Scene]) -> list[np.ndarray]:
 
 def summary(videos: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A row's figures over its videos: the share that passes with its interval, and the means of the others."""
-    judged = [video["passes"] for video in videos if video["passes"] is not None]
-    low, high = quality_table.wilson(sum(judged), len(judged))
-    share = sum(judged) / len(judged) if judged else 0.0
+    judged = [video for video in videos if video["passes"] is not None]
+    passed = sum(video["passes"] for video in judged)
+    low, high = quality_table.wilson(passed, len(judged))
+    share = passed / len(judged) if judged else 0.0
     names = [name for name in videos[0] if name in ("off_px", "background", "color")]
-    means = {name: round(float(np.mean([video[name] for video in videos])), 4) for name in names}
+    means = {name: round(float(np.mean([video[name] for video in judged])), 4) for name in names}
     return {"n": len(judged), "share": round(share, 4), "low": round(low, 4), "high": round(high, 4), **means}
 
 
