@@ -148,7 +148,7 @@ def test_noise_is_pinned() -> None:
     """Another numpy, key layout or purpose number must not change the videos of a seed unnoticed."""
     expected = [-0.99120766, -0.92406476, 0.17938925, -0.45241556]
     assert gaussian((1, 2, 3, Purpose.INIT), 7, (4,)).tolist() == pytest.approx(expected)
-    assert [purpose.value for purpose in Purpose] == [0, 1, 2, 3, 4]
+    assert [purpose.value for purpose in Purpose] == [0, 1, 2, 3, 4, 5]
 
 
 def test_noise_of_a_row_does_not_depend_on_its_batch() -> None:

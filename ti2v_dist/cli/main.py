@@ -4,15 +4,26 @@ import gc
 import json
 import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from ti2v_dist.cli import edit_verbs, read_verbs
+from ti2v_dist.cli.options import (
+    BelowOption,
+    ConfigOption,
+    FramesOption,
+    ModelOption,
+    OutputOption,
+    SeedOption,
+    SetOption,
+    SlotsOption,
+    SourceOption,
+    WorkersOption,
+    chosen_config,
+)
 from ti2v_dist.cli.terminal import (
     BAD_INPUT,
-    SOME_FAILED,
     AddressOption,
     DetachOption,
     JsonOption,
@@ -38,22 +49,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; repeatable.")]
-ModelOption = Annotated[str | None, typer.Option("--model", help="shapes, a diffusers-layout folder, or a hub id.")]
-SlotsOption = Annotated[int | None, typer.Option("--slots", help="Videos in one batch.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Default: derived from the id.")]
-FramesOption = Annotated[int | None, typer.Option("--num-frames", help="Frames of a video.")]
-SourceOption = Annotated[
-    str | None, typer.Option(help="A clip or a folder of pictures that the video is made after, frame by frame.")
-]
-OutputOption = Annotated[str, typer.Option("--output", help="Folder or URL of the data set.")]
-BelowOption = Annotated[
-    list[str] | None,
-    typer.Option("--images-below", metavar="PLACE", help="Folder or URL that images must lie below; repeatable."),
-]
-WorkersOption = Annotated[int | None, typer.Option("--workers", help="Default: as many as the cluster has room for.")]
 
 
 def main() -> None:
@@ -89,7 +84,7 @@ def generate(
     from ti2v_dist.operations.generate import generate_row, images
 
     chosen = {"sampling.num_frames": num_frames, "model.id": model, "engine.slots": slots}
-    resolved = _config(config, settings, chosen)
+    resolved = chosen_config(config, settings, chosen)
     given = image[0] if image and len(image) == 1 else image and [_entry(one) for one in image]
     columns = {**images(given or None), "prompt": prompt, "seed": seed}
     with ProgressLog() as log:
@@ -133,7 +128,7 @@ def run(
         "images_below": images_below or None,
     }
     joining: dict[str, Any] = {"address": address, "detach": detach, "takeover": takeover, "shard": shard}
-    resolved = _config(config, settings, chosen)
+    resolved = chosen_config(config, settings, chosen)
     run_and_exit(manifest, output, resolved, as_json, allow_inexact=allow_inexact, **joining)
 
 
@@ -144,7 +139,7 @@ def demo(output: OutputOption = "runs/demo", model: ModelOption = "shapes", as_j
 
     manifest, sampling = examples_of(model or "shapes")
     chosen = {"engine.slots": 3, "cluster.workers": 2, "model.device": "cpu", "model.id": model} | sampling
-    run_and_exit(str(manifest), output, _config(None, None, chosen), as_json)
+    run_and_exit(str(manifest), output, chosen_config(None, None, chosen), as_json)
 
 
 @app.command(epilog=samplers_told())
@@ -161,7 +156,7 @@ def validate(
     from ti2v_dist.operations.planning import check_manifest
 
     chosen = {"model.id": model, "images_below": images_below or None}
-    checked = check_manifest(manifest, _config(config, settings, chosen))
+    checked = check_manifest(manifest, chosen_config(config, settings, chosen))
     rows = problem_table(checked)
     counts = {"rows": checked.rows, "usable": checked.usable}
     summary = {**counts, "problems": rows, "warnings": checked.warnings}
@@ -173,42 +168,12 @@ def validate(
 
 
 @app.command()
-def status(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: JsonOption = False) -> None:
-    """Show a run's progress, from its store alone."""
-    from ti2v_dist.outputs import views
-
-    found = views.status(output)
-    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
-
-
-@app.command()
-def merge(output: Annotated[str, typer.Argument(help="The output of shards.")], as_json: JsonOption = False) -> None:
-    """Make one data set of what the shards of an output have finished so far; no video is copied."""
-    from ti2v_dist.outputs import views
-
-    found = views.merge(output)
-    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
-
-
-@app.command()
 def stop(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: JsonOption = False) -> None:
     """Ask a running run to stop cleanly, from anywhere that reaches its output."""
     from ti2v_dist.outputs import views
 
     epoch = views.stop(output)
     show({"output": output, "epoch": epoch}, as_json, [f"{output} will stop after the frames in hand"])
-
-
-@app.command()
-def replay(
-    log: Annotated[str, typer.Argument(help="A file that `ti2v run --event-log` has left.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Decide once more what a run has decided; exit 1 and name the first step that comes out differently."""
-    from ti2v_dist.telemetry.event_log import replay
-
-    steps = replay(log)
-    show({"steps": steps}, as_json, [f"{steps} steps, each with the recorded commands"])
 
 
 @app.command("spot-watch")
@@ -229,22 +194,6 @@ def spot_watch(
     show(told, as_json, [f"draining: {notice.message}, {notice.remaining_s:.0f} s left"])
 
 
-@app.command()
-def verify(
-    output: Annotated[str, typer.Argument(help="The output of a run.")],
-    deep: Annotated[bool, typer.Option("--deep", help="Compute sampled frames again and compare bits.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Check every record, finished file and table of a run; exit 3 if anything is wrong."""
-    from ti2v_dist.operations.verify import verify
-
-    found = verify(output, deep)
-    lines = [f"{problem['id']}: {problem['problem']}" for problem in found["problems"]]
-    counts = [f"{key}: {value}" for key, value in found.items() if key != "problems"]
-    show(found, as_json, [*lines, *counts, f"problems: {len(lines)}"])
-    raise SystemExit(SOME_FAILED if lines else 0)
-
-
 def run_and_exit(manifest: str, output: str, config: "RunConfig", as_json: bool, **joining: Any) -> NoReturn:
     """Run a manifest with progress on stderr, print the summary and end with the run's exit code."""
     from ti2v_dist.operations.driver import run
@@ -258,13 +207,6 @@ def _entry(image: str) -> Any:
         return json.loads(image) if image.startswith("{") else image
     except ValueError:
         return image
-
-
-def _config(path: Path | None, settings: list[str] | None, chosen: dict[str, Any]) -> "RunConfig":
-    from ti2v_dist.config import load_config
-
-    flags = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
-    return load_config(path, [*flags, *(settings or [])])
 
 
 for _verb in (*edit_verbs.VERBS, *read_verbs.VERBS):

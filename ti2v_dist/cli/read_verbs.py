@@ -21,6 +21,48 @@ def evaluate(
     raise SystemExit(SOME_FAILED if found["problems"] else 0)
 
 
+def status(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: JsonOption = False) -> None:
+    """Show a run's progress, from its store alone."""
+    from ti2v_dist.outputs import views
+
+    found = views.status(output)
+    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
+
+
+def merge(output: Annotated[str, typer.Argument(help="The output of shards.")], as_json: JsonOption = False) -> None:
+    """Make one data set of what the shards of an output have finished so far; no video is copied."""
+    from ti2v_dist.outputs import views
+
+    found = views.merge(output)
+    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
+
+
+def replay(
+    log: Annotated[str, typer.Argument(help="A file that `ti2v run --event-log` has left.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Decide once more what a run has decided; exit 1 and name the first step that comes out differently."""
+    from ti2v_dist.telemetry.event_log import replay
+
+    steps = replay(log)
+    show({"steps": steps}, as_json, [f"{steps} steps, each with the recorded commands"])
+
+
+def verify(
+    output: Annotated[str, typer.Argument(help="The output of a run.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Compute sampled frames again and compare bits.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every record, finished file and table of a run; exit 3 if anything is wrong."""
+    from ti2v_dist.operations.verify import verify
+
+    found = verify(output, deep)
+    lines = [f"{problem['id']}: {problem['problem']}" for problem in found["problems"]]
+    counts = [f"{key}: {value}" for key, value in found.items() if key != "problems"]
+    show(found, as_json, [*lines, *counts, f"problems: {len(lines)}"])
+    raise SystemExit(SOME_FAILED if lines else 0)
+
+
 def _table(found: dict[str, Any]) -> list[str]:
     """A line a problem, a line a video, and a line that says what each column is."""
     names = list(found["metrics"])
@@ -34,4 +76,4 @@ def _table(found: dict[str, Any]) -> list[str]:
     return [*lines, *(f"{name}: {metric['about']}, {metric['unit']} ({metric['figure']})" for name, metric in told)]
 
 
-VERBS = (evaluate,)
+VERBS = (status, merge, evaluate, verify, replay)
