@@ -1,0 +1,34 @@
+"""Options that several verbs have, and the settings that come of them."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ti2v_dist.config import RunConfig
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; repeatable.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="shapes, a diffusers-layout folder, or a hub id.")]
+SlotsOption = Annotated[int | None, typer.Option("--slots", help="Videos in one batch.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Default: derived from the id.")]
+FramesOption = Annotated[int | None, typer.Option("--num-frames", help="Frames of a video.")]
+SourceOption = Annotated[
+    str | None, typer.Option(help="A clip or a folder of pictures that the video is made after, frame by frame.")
+]
+OutputOption = Annotated[str, typer.Option("--output", help="Folder or URL of the data set.")]
+BelowOption = Annotated[
+    list[str] | None,
+    typer.Option("--images-below", metavar="PLACE", help="Folder or URL that images must lie below; repeatable."),
+]
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Default: as many as the cluster has room for.")]
+
+
+def chosen_config(path: Path | None, settings: list[str] | None, chosen: dict[str, Any]) -> "RunConfig":
+    """The settings of a file, with the flags that were given, by their keys, and those of --set over both."""
+    from ti2v_dist.config import load_config
+
+    flags = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
+    return load_config(path, [*flags, *(settings or [])])
