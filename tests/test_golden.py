@@ -26,7 +26,7 @@ from ti2v_dist import generate
 from ti2v_dist.canonical import canonical_json, canonical_sha256, differences
 from ti2v_dist.cli import main as cli
 from ti2v_dist.config import ConfigError, RunConfig, load_config
-from ti2v_dist.operations import collect, edit, planning, repair
+from ti2v_dist.operations import collect, edit, planning, recording, repair
 from ti2v_dist.operations.verify import verify
 from ti2v_dist.outputs import views
 from ti2v_dist.outputs.dataset import read_rows
@@ -148,7 +148,7 @@ def test_the_same_command_goes_on_with_it_where_it_lies_now(golden: Golden) -> N
     assert planning.check_manifest(str(golden.manifest), golden.config).usable == 3, "what `validate` says"
     assert work.plan.lines == {"bad": 1, "done": 2, "grown": 3, "half": 4}
     assert golden.is_unchanged()
-    with pytest.raises(planning.RunMismatch, match="seed: stored 0, now 5"):
+    with pytest.raises(recording.RunMismatch, match="seed: stored 0, now 5"):
         planning.prepare(str(golden.manifest), str(golden.output), golden.config.model_copy(update={"seed": 5}))
 
 
@@ -307,7 +307,7 @@ def test_a_setting_that_a_version_did_not_have_has_its_default(newest: Golden) -
     newest.describe(**described)
     assert planning.prepare(str(newest.manifest), str(newest.output), newest.config).final == {"done", "grown"}
     other = load_config(None, [*SETTINGS, "sampling.init=gaussian"])
-    with pytest.raises(planning.RunMismatch, match=r"sampling\.init: stored 'inversion', now 'gaussian'"):
+    with pytest.raises(recording.RunMismatch, match=r"sampling\.init: stored 'inversion', now 'gaussian'"):
         planning.prepare(str(newest.manifest), str(newest.output), other)
 
 

@@ -33,7 +33,7 @@ from tests.support.ray_runs import Inputs, Run
 from ti2v_dist.cli import main as cli
 from ti2v_dist.config import load_config
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.operations import edit, planning
+from ti2v_dist.operations import edit, planning, recording
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.storage.addresses import UrlRefused
@@ -257,7 +257,7 @@ def test_a_hub_model_is_pinned_to_its_commit(given: Inputs, tmp_path: Path, monk
     planned = planning.prepare(str(given.manifest), str(tmp_path / "out"), config)
     assert planned.config.model.revision == commits[0]
     (stored / "refs" / "main").write_text(commits[1])
-    with pytest.raises(planning.RunMismatch, match=rf"model\.revision: stored '{commits[0]}', now '{commits[1]}'"):
+    with pytest.raises(recording.RunMismatch, match=rf"model\.revision: stored '{commits[0]}', now '{commits[1]}'"):
         planning.prepare(str(given.manifest), str(tmp_path / "out"), config)
     again = load_config(None, ["model.id=someone/tiny", f"model.revision='{commits[0]}'"])
     assert planning.prepare(str(given.manifest), str(tmp_path / "out"), again).config == planned.config
@@ -273,7 +273,7 @@ def place(tmp_path: Path, given: Inputs, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     store = CheckpointStore(str(tmp_path / "out"))
-    planning.claim(store, load_config(None, [f"model.id={given.model}"]), {"rows": 1})
+    recording.claim(store, load_config(None, [f"model.id={given.model}"]), {"rows": 1})
     store.finish("legal", {"file_name": "x"})
     yield tmp_path
     for number, handler in handlers.items():

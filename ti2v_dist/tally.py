@@ -68,7 +68,9 @@ class Tally:
         self.rate = Rate(clock)
         self.done = self.left = 0
         self._rows: dict[str, _Row] = {}
-        self._ends = {"": 0, "finished": 0, "failed": 0}
+        self._half: dict[str, int] = {}
+        self._failed: set[str] = set()
+        self._finished = 0
 
     @property
     def total(self) -> int:
@@ -78,12 +80,16 @@ class Tally:
     @property
     def finished(self) -> int:
         """Rows that are a video."""
-        return self._ends["finished"]
+        return self._finished
 
     @property
     def failed(self) -> int:
         """Rows that were refused or have failed for good."""
-        return self._ends["failed"]
+        return len(self._failed)
+
+    def expect(self, frames: int) -> None:
+        """So many frames more, or less, are to be made of rows that are not counted yet."""
+        self.left += frames
 
     def want(self, video_id: str, num_frames: int) -> None:
         """A video is to be made, or made longer, or made again."""
@@ -117,9 +123,13 @@ class Tally:
             if row and row.settled is None and row.end != "finished":
                 self._put(video_id, row._replace(settled=min(frame, row.wanted)))
 
-    def ids(self, end: str) -> set[str]:
-        """Ids of the rows that are `finished` or `failed`."""
-        return {video_id for video_id, row in self._rows.items() if row.end == end}
+    def failed_ids(self) -> set[str]:
+        """Ids of the rows that have failed for good."""
+        return set(self._failed)
+
+    def has_finished(self, video_id: str) -> bool:
+        """True for a row that is a video."""
+        return self._rows.get(video_id, _Row()).end == "finished"
 
     def is_final(self, video_id: str) -> bool:
         """True for a row that has finished or failed."""
@@ -128,25 +138,29 @@ class Tally:
 
     def half_made(self) -> dict[str, int]:
         """The last settled frame of each video that has some and is not final."""
-        return {video_id: row.settled for video_id, row in self._rows.items() if row.settled and not row.end}
+        return dict(self._half)
 
     def _put(self, video_id: str, row: _Row) -> None:
         before = self._rows.get(video_id)
         if before:
-            self._ends[before.end] -= 1
+            self._finished -= before.end == "finished"
             self.done, self.left = self.done - before.done, self.left - before.left
         self._rows[video_id] = row
-        self._ends[row.end] += 1
+        self._finished += row.end == "finished"
         self.done, self.left = self.done + row.done, self.left + row.left
+        self._failed.discard(video_id)
+        self._half.pop(video_id, None)
+        if row.end == "failed":
+            self._failed.add(video_id)
+        elif row.settled and not row.end:
+            self._half[video_id] = row.settled
 
 
-def counted(requests: Iterable[VideoRequest], final: Set[str], failed: Set[str]) -> Tally:
-    """The tally of a run at rest: of the `final` rows, and of those without a request, some have failed."""
-    tally = Tally()
+def count(tally: Tally, requests: Iterable[VideoRequest], final: Set[str], failed: Iterable[str]) -> None:
+    """Count rows of a run at rest: of the `final` ones, and of those without a request, some have failed."""
     for request in requests:
         tally.want(request.id, request.num_frames)
         if request.id in final:
             tally.finish(request.id)
     for video_id in failed:
         tally.fail(video_id)
-    return tally

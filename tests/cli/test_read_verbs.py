@@ -16,7 +16,7 @@ from ti2v_dist.cli.main import app
 from ti2v_dist.config import load_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.evaluation import METRICS
-from ti2v_dist.operations import planning
+from ti2v_dist.operations import recording
 from ti2v_dist.operations.evaluate import evaluate
 from ti2v_dist.outputs.codec import write_video
 from ti2v_dist.outputs.dataset import metadata_row, store_video
@@ -36,7 +36,7 @@ def finish(store: CheckpointStore, video_id: str, frames: Iterable[np.ndarray]) 
 
 def begun(url: str) -> CheckpointStore:
     store = CheckpointStore(url)
-    planning.claim(store, load_config(None, ["model.id=shapes"]), {"manifest": "rows.jsonl", "rows": 2})
+    recording.claim(store, load_config(None, ["model.id=shapes"]), {"manifest": "rows.jsonl", "rows": 2})
     return store
 
 

@@ -19,7 +19,7 @@ from ti2v_dist.inputs.manifest import make_request as request_of_row
 from ti2v_dist.latents import Chunk
 from ti2v_dist.models import read_info
 from ti2v_dist.operations import collect, edit, repair
-from ti2v_dist.operations.planning import claim
+from ti2v_dist.operations.recording import claim
 from ti2v_dist.operations.verify import verify
 from ti2v_dist.outputs import views
 from ti2v_dist.runtime.worker import Worker

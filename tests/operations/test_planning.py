@@ -12,7 +12,8 @@ from tests.support.tiny_models import SIZE, write_tiny_model
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.inputs import inspection
 from ti2v_dist.operations import edit
-from ti2v_dist.operations.planning import RunMismatch, prepare
+from ti2v_dist.operations.planning import prepare
+from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.orders import Orders

@@ -23,7 +23,7 @@ from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.numerics import kept_numerics
 from ti2v_dist.operations.generate import generate
-from ti2v_dist.operations.planning import RunMismatch
+from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.outputs.codec import read_video
 from ti2v_dist.state.checkpoint import CheckpointStore, RequestMismatch
 

@@ -16,8 +16,8 @@ from tests.support.chains import make_chunk, make_encoded
 from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.latents import Chunk, VideoState
-from ti2v_dist.operations import planning
-from ti2v_dist.operations.planning import RunMismatch, claim
+from ti2v_dist.operations import recording
+from ti2v_dist.operations.recording import RunMismatch, claim
 from ti2v_dist.outputs import dataset, views
 from ti2v_dist.runtime import classes
 from ti2v_dist.runtime.coordinator import PROTOCOL, Coordinator
@@ -252,7 +252,7 @@ def test_what_decides_only_the_class_may_differ_and_the_run_keeps_its_id(tmp_pat
     other = load_config(None, [setting])
     assert other.run_id(store.url) != config.run_id(store.url)
     assert claim(store, other, {"output": store.url}) == first
-    work = planning.record(store, other, Plan((), {}), {})
+    work = recording.record(store, other, [Plan((), {})], {})
     assert work.identity == {"run_id": config.run_id(store.url), "output": store.url}
     with pytest.raises(RunMismatch):
         claim(store, other, {"output": store.url}, one_class=True)

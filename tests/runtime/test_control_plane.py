@@ -94,7 +94,7 @@ def test_1_a_longer_generation_waits_for_the_end_of_the_shorter_one(world: World
         life = world.begin(world.order(short, other))
         await until(lambda: gate.held, "last frame of ann")
         life.report(world.order(longer))
-        await until(lambda: not life._unread, "the plan")
+        await until(lambda: not life.intake.reading, "the plan")
         world.store.add_request(longer)
         gate.opened.set()
         return await world.end(life)
@@ -118,7 +118,7 @@ def test_2_a_plan_that_comes_too_late_is_told_so(world: World, monkeypatch: pyte
         plan = world.order(first)
         life = world.begin(plan)
         if how == "stopping":
-            await until(lambda: life.upkeep.plans, "plan")
+            await until(lambda: life.upkeep.plans.taken, "plan")
             life.stop()
         elif how == "closing":
             await until(writing.is_set, "writing of the tables")
@@ -226,7 +226,7 @@ def test_7_the_last_view_is_written_last(world: World, monkeypatch: pytest.Monke
     async def run() -> None:
         monkeypatch.setattr(views, "write", slow)
         life = world.begin(world.order(video("ann")))
-        await until(lambda: life.upkeep.plans, "plan")
+        await until(lambda: life.upkeep.plans.taken, "plan")
         refresh = asyncio.ensure_future(life.upkeep.write_views(life.life))
         await until(refreshing.is_set, "refresh")
         refresh.cancel()
@@ -334,7 +334,7 @@ def test_15_failures_count_whichever_life_they_were_in(world: World) -> None:
         life = world.begin(world.order(*videos, refused=refused), "max_failures=0.4")
 
         async def broken(actor: Actor, method: str, arguments: tuple[Any, ...]) -> None:
-            await until(lambda: life.upkeep.knows_what_was_made, "what was made before")
+            await until(lambda: life.upkeep.plans.knows_what_was_made, "what was made before")
             if method == "encode" and arguments[0].id == "bob":
                 raise ValueError("no")
 

@@ -15,7 +15,9 @@ from ti2v_dist.errors import RunBug
 from ti2v_dist.outputs import views
 from ti2v_dist.runtime import session
 from ti2v_dist.runtime.coordinator import Coordinator
+from ti2v_dist.runtime.intake import Intake
 from ti2v_dist.runtime.patience import Patience
+from ti2v_dist.runtime.plans import Plans
 from ti2v_dist.runtime.pool import WorkerPool
 from ti2v_dist.runtime.upkeep import Upkeep
 from ti2v_dist.runtime.videos import Videos
@@ -61,7 +63,7 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = {
-    "1: what is final has no generation": Mutant(1310, Upkeep, "_is_final", ">= request.generation", ">= 0"),
+    "1: what is final has no generation": Mutant(1310, Plans, "_is_final", ">= request.generation", ">= 0"),
     "2: whoever closes its books takes in plans": Mutant(
         *(850, Coordinator, "report"), "and self.accepts", "and not self.summary"
     ),
@@ -78,7 +80,7 @@ MUTANTS = {
         ("late answer", "worker dies"),
     ),
     "4: as many workers as the first plan wants": Mutant(
-        *(80, Coordinator, "_submit"), "more = max(0, ", "more = 0 if self._wanted else max(0, "
+        *(80, Intake, "_submit"), "more = max(0, ", "more = 0 if self.wanted else max(0, "
     ),
     "5: workers start in a closed pool": Mutant(100, WorkerPool, "start", "if self._closed.is_set():", "if False:"),
     "7: whoever was superseded writes the tables": Mutant(

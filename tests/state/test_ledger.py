@@ -12,7 +12,7 @@ from tests.support.chains import make_request
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.config import RunConfig
 from ti2v_dist.operations import edit
-from ti2v_dist.operations.planning import claim, record
+from ti2v_dist.operations.recording import claim, record
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.state import ledger as ledger_module
 from ti2v_dist.state.checkpoint import CheckpointStore
@@ -148,7 +148,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def start(url: str, plan: Plan) -> Work:
-    return record(CheckpointStore(url), RunConfig(), plan, {})
+    return record(CheckpointStore(url), RunConfig(), [plan], {})
 
 
 @contextmanager
@@ -227,7 +227,7 @@ def test_what_is_final_is_the_same_one_by_one_and_from_listings(store: Checkpoin
         store.finish(video_id, row)
     store.store.create("dataset/videos/ab/v0-00000000.mp4", b"x")
     store.fail("v1", failure(attempts=3))
-    work = record(store, RunConfig(), plan_of(5 + others), {})
+    work = record(store, RunConfig(), [plan_of(5 + others)], {})
     assert (work.final, work.plan.remake) == ({"v0", "v1"}, ("v3",))
     assert store.begun_ids() == {"v0", "v1", "v2", "v3"}, "nothing is claimed before it is begun"
 

@@ -128,7 +128,7 @@ def test_16_nobody_speaks_of_a_row_that_was_taken_out_of_the_manifest(world: Wor
     described = json.loads((Path(world.output) / "run.json").read_text())
     (Path(world.output) / "run.json").write_text(json.dumps({**described, "config": {}, "identity": {}}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edit, "record", lambda store, config, plan, facts: plan)
+        patch.setattr(edit, "record", lambda store, config, plans, facts: plans[0])
         asked: Any = edit.retry(world.store)
         assert asked.requests == ()
 
@@ -185,7 +185,7 @@ def test_what_nobody_tells_a_life_of_is_made_before_its_end(world: World) -> Non
 
     async def run() -> dict[str, Any]:
         life = world.begin(world.order(ann))
-        await until(lambda: life.upkeep.plans, "first order")
+        await until(lambda: life.upkeep.plans.taken, "first order")
         world.order(bob)
         return await world.end(life)
 

@@ -17,7 +17,7 @@ from ti2v_dist.runtime import session
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
-from ti2v_dist.tally import counted
+from ti2v_dist.tally import Tally, count
 from ti2v_dist.telemetry.log import log_format
 
 POLL_S = 0.5
@@ -123,18 +123,21 @@ def _told(work: Work, end: dict[str, Any]) -> dict[str, Any]:
 
 def _refresh(work: Work, listener: Listener) -> dict[str, Any]:
     """End a run that has nothing left to make: write what people read of it, where that has changed."""
-    failed = {row["id"] for row in work.plan.refused} | work.final & set(work.store.failed_ids())
-    tally = counted(work.plan.requests, work.final, failed)
+    tally, final, failed = Tally(), dict[str, int](), set(work.store.failed_ids())
+    for part in Ledger(work.store).parts(work.plan):
+        count(tally, part.requests, work.final, {row["id"] for row in part.refused})
+        final |= {request.id: request.generation for request in part.requests if request.id in work.final}
+    for video_id in work.final & failed:
+        tally.fail(video_id)
 
     def tell(phase: str) -> None:
         counts = {"finished": tally.finished, "failed": tally.failed, "frames": tally.done, "frames_left": tally.left}
         listener({**counts, "frames_per_second": 0.0, "phase": phase, "note": None})
 
     summary = dataset.read_summary(work.store.url)
-    if not (work.plan.requests or work.plan.refused) and summary.get("status") == "finished":
+    if not (work.plan.videos or work.plan.has_refused) and summary.get("status") == "finished":
         return summary  # nothing was asked for, and nothing is to be told
     order = _order_of(work)
-    final = {request.id: request.generation for request in work.plan.requests if request.id in work.final}
     summary = views.refresh(work.store, Orders(work.store).lines().keys(), final, tell)
     if order is not None:
         Orders(work.store).end(order, summary["status"])

@@ -18,7 +18,8 @@ from ti2v_dist.inputs.manifest import Manifest
 from ti2v_dist.inputs.shards import check_whole, taken
 from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
-from ti2v_dist.operations.planning import STORE_THREADS, ManifestError, check_manifest, raise_unusable, record
+from ti2v_dist.operations.planning import ManifestError, check_manifest, raise_unusable
+from ti2v_dist.operations.recording import STORE_THREADS, record
 from ti2v_dist.prompts import changed
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.state.checkpoint import CheckpointStore, FramesDropped
@@ -60,7 +61,7 @@ def to_make(
         attempts={video_id: ledger.attempts(video_id) for video_id in ids},
         remake=tuple(ids) if again else (),
     )
-    return record(store, config_of(store), plan, {})
+    return record(store, config_of(store), [plan], {})
 
 
 def retry(store: CheckpointStore) -> Work:

@@ -21,7 +21,8 @@ from ti2v_dist.inputs.sources import inspect_source
 from ti2v_dist.latents import BrokenVideo
 from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
-from ti2v_dist.operations.planning import claim, pinned
+from ti2v_dist.operations.planning import pinned
+from ti2v_dist.operations.recording import claim
 from ti2v_dist.outputs import dataset
 from ti2v_dist.prompts import Prompt
 from ti2v_dist.runtime.worker import Worker

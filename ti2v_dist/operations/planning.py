@@ -1,43 +1,29 @@
 """A manifest against an output: everything that can be checked, and the plan of what is to be done. No GPU, no Ray."""
 
-import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
-from ti2v_dist import __version__
-from ti2v_dist.canonical import differences
-from ti2v_dist.config import RunConfig, stored_identity
+from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.defaults import RequestDefaults, request_defaults
 from ti2v_dist.inputs.manifest import Manifest, read_manifest
 from ti2v_dist.inputs.shards import Shard, check_whole, claim_shard, taken
 from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
-from ti2v_dist.outputs.dataset import is_stored, stored_ids
+from ti2v_dist.operations.recording import STORE_THREADS, raise_mismatch, record, without_class
 from ti2v_dist.runtime.work import Work
-from ti2v_dist.specs import NONE, SAMPLERS, WINDOW
-from ti2v_dist.state import keys
+from ti2v_dist.specs import NONE, SAMPLERS
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import FEW_VIDEOS, Ledger
 from ti2v_dist.state.plan import Plan
 from ti2v_dist.storage.addresses import absolute_url
 from ti2v_dist.video import Given, Source, VideoRequest
 
-STORE_THREADS = 16
-CLASS_SETTINGS = {"model": ("device", "dtype", "attention"), "engine": ("slots", "threads")}
-"""Settings that may differ when a run is resumed: videos stay with workers like those that began them."""
-
 
 class ManifestError(InputError):
     """The manifest is unusable; the message names every line."""
-
-
-class RunMismatch(InputError):
-    """The output belongs to a run with other settings; the message prints the difference."""
 
 
 def pinned(config: RunConfig) -> RunConfig:
@@ -120,13 +106,9 @@ def prepare(
         warnings.warn(warning, stacklevel=2)
     raise_unusable(manifest_url, manifest)
     if run:  # with other settings, nothing is written
-        _raise_mismatch(store, config, run)
-    requests = _with_edits(store, {request.id: request for request in manifest.requests})
-    lines = {**dict.fromkeys(requests, 0), **manifest.lines}
-    refused = tuple(failure.to_row() for failure in manifest.failures)
-    plan = Plan(tuple(requests.values()), lines, refused, allow_inexact=allow_inexact)
+        raise_mismatch(store, config, run)
     facts |= {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
-    return record(store, config, plan, facts, is_whole=True)
+    return record(store, config, plans_of(store, _sliced(manifest), allow_inexact), facts, is_whole=True)
 
 
 def raise_unusable(url: str, manifest: Manifest) -> None:
@@ -136,122 +118,56 @@ def raise_unusable(url: str, manifest: Manifest) -> None:
         raise ManifestError(f"{url} is unusable:\n" + "\n".join(lines))
 
 
-def _with_edits(store: CheckpointStore, requests: dict[str, VideoRequest]) -> dict[str, VideoRequest]:
-    """The manifest's requests, each in its newest generation, and behind them those of forks."""
-
-    def newest(video_id: str) -> VideoRequest:
-        if video_id in requests:
-            store.claim_request(requests[video_id])
-        found = store.read_request(video_id)
-        assert found, video_id
-        today = requests.get(video_id) or requests.get(found.origin.id if found.origin else "")
-        places = today.source if today else None
-        if found.source and places and found.source == replace(places, url=found.source.url):
-            return replace(found, source=places)  # which may lie elsewhere by now
-        return found
-
-    edited = store.edits()
-    with ThreadPoolExecutor(STORE_THREADS) as pool:
-        return requests | dict(zip(edited, pool.map(newest, edited), strict=True))
+def plans_of(store: CheckpointStore, parts: Iterable[Manifest], allow_inexact: bool = False) -> Iterator[Plan]:
+    """A plan for each part of a manifest, each video in its newest generation; the last one has the forks too."""
+    edits, before = _Edits(store), None
+    for part in parts:
+        if before:
+            yield before
+        lines = {**dict.fromkeys((request.id for request in part.requests), 0), **part.lines}
+        refused = tuple(failure.to_row() for failure in part.failures)
+        before = Plan(tuple(edits.newest_of(part.requests)), lines, refused, allow_inexact=allow_inexact)
+    assert before, "a manifest without a row"
+    forks = edits.forks()
+    lines = {**before.lines, **{request.id: 0 for request in forks}}
+    yield replace(before, requests=(*before.requests, *forks), lines=lines) if forks else before
 
 
-def record(
-    store: CheckpointStore, config: RunConfig, plan: Plan, facts: dict[str, Any], is_whole: bool = False
-) -> Work:
-    """Compare a plan with what the output holds, and keep both the plan and the run's description there.
+class _Edits:
+    """What later commands made of a run's videos: longer ones, and forks, which no manifest has."""
 
-    What is final costs nothing: the newest hint of this very plan names it. Without one, or when nothing seems left to
-    do, the records are looked at, and the requests that were begun are compared.
-    """
-    ledger = Ledger(store)
-    work = Work(store, config, plan, ledger.hinted(plan) or set(), is_whole)
-    is_known = bool(work.final) and not work.is_done
-    if not is_known:
-        if lost := _lost(store, plan) - set(plan.remake):  # a file that was lost is made again
-            plan = replace(plan, remake=tuple(sorted({*plan.remake, *lost})))
-        work = Work(store, config, plan, ledger.scan(plan), is_whole)
-    if not work.is_done:
-        store.probe()
-    run = claim(store, config, {"output": store.url, "argv": sys.argv, **facts})
-    if not is_known:
-        begun = _begun(store, plan)
+    def __init__(self, store: CheckpointStore) -> None:
+        self.store, edits = store, store.edits()
         with ThreadPoolExecutor(STORE_THREADS) as pool:
-            list(pool.map(store.claim_request, (request for request in plan.requests if request.id in begun)))
-            list(pool.map(lambda row: _refuse(store, row), plan.refused))
-    if not work.is_done:
-        ledger.write_plan(plan)
-    return replace(work, run_id=run["run_id"])
+            found = dict(zip(edits, pool.map(store.read_request, edits), strict=True))
+        self.newest: dict[str, VideoRequest] = {video_id: request for video_id, request in found.items() if request}
+        self.places: dict[str, Source | None] = {
+            request.origin.id: None for request in self.newest.values() if request.origin
+        }
+        """Where the sources of the videos that were forked lie today."""
+
+    def newest_of(self, requests: Iterable[VideoRequest]) -> Iterator[VideoRequest]:
+        """A manifest's requests, each in its newest generation."""
+        for request in requests:
+            if request.id in self.places:
+                self.places[request.id] = request.source
+            if newest := self.newest.pop(request.id, None):
+                self.store.claim_request(request)
+                yield _at(newest, request.source)
+            else:
+                yield request
+
+    def forks(self) -> list[VideoRequest]:
+        """What is left: videos of which no row of the manifest speaks."""
+        return [_at(one, self.places.get(one.origin.id) if one.origin else None) for one in self.newest.values()]
 
 
-def _lost(store: CheckpointStore, plan: Plan) -> set[str]:
-    """Finished videos of the plan without their file."""
-    if len(plan.requests) > FEW_VIDEOS:
-        return (set(store.done_ids()) - stored_ids(store.url)) & plan.lines.keys()
-
-    def is_lost(request: VideoRequest) -> bool:
-        row = store.read_done(request.id)
-        return row is not None and not is_stored(store.url, row["file_name"])
-
-    return _those(plan, is_lost)
+def _at(request: VideoRequest, source: Source | None) -> VideoRequest:
+    """The request with its source where that lies by now."""
+    if request.source and source and request.source == replace(source, url=request.source.url):
+        return replace(request, source=source)
+    return request
 
 
-def _begun(store: CheckpointStore, plan: Plan) -> set[str]:
-    if len(plan.requests) > FEW_VIDEOS:
-        return store.begun_ids()
-    return _those(plan, lambda request: store.read_request(request.id, 0) is not None)
-
-
-def _those(plan: Plan, is_one: Callable[[VideoRequest], bool]) -> set[str]:
-    """Ids of the plan's videos of which this is true, asked of a few at once."""
-    with ThreadPoolExecutor(STORE_THREADS) as pool:
-        found = zip(plan.requests, pool.map(is_one, plan.requests), strict=True)
-        return {request.id for request, is_true in found if is_true}
-
-
-def _refuse(store: CheckpointStore, row: dict[str, Any]) -> None:
-    if row not in store.read_failures(row["id"]):
-        store.fail(row["id"], row)
-
-
-def claim(store: CheckpointStore, config: RunConfig, facts: dict[str, Any], one_class: bool = False) -> dict[str, Any]:
-    """Settle `run.json`: what the run is, with `facts` beside it; returns what is there.
-
-    Raises `RunMismatch` where it is another run's. Settings of the workers alone make another class of the same run,
-    unless it is to have `one_class`.
-    """
-    stored = store.read_run() or store.claim_run({**_described(store, config), **facts})
-    _raise_mismatch(store, config, stored, one_class)
-    return stored
-
-
-def _described(store: CheckpointStore, config: RunConfig) -> dict[str, Any]:
-    """What `run.json` says of a new run."""
-    info = read_info(config.model.id, config.model.revision)
-    several = keys.FORMAT_OF_MANY if info.frames_per_latent > 1 else keys.FORMAT
-    return {
-        "format": several if WINDOW in info.capabilities else keys.FORMAT_OF_ANCHORS,
-        "run_id": config.run_id(store.url),
-        "identity": config.identity(),
-        "config": config.model_dump(mode="json"),
-        "versions": {"ti2v_dist": __version__, "python": sys.version.split()[0]},
-    }
-
-
-def _raise_mismatch(store: CheckpointStore, config: RunConfig, stored: dict[str, Any], one_class: bool = False) -> None:
-    identities = (stored_identity(stored), config.identity())
-    lines = differences(*(one if one_class else without_class(one) for one in identities))
-    if config.output.keyframe_interval:  # left out, it is the run's
-        chosen = {"output": config.output.model_dump(mode="json")}
-        lines += differences({"output": stored.get("config", {}).get("output", {})}, chosen)
-    if lines:
-        raise RunMismatch(f"{store.url} was begun with other settings:\n" + "\n".join(lines))
-
-
-def without_class(identity: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings without those that only decide the class of its workers: fingerprints hold these."""
-    return {
-        section: {name: value for name, value in values.items() if name not in CLASS_SETTINGS.get(section, ())}
-        if isinstance(values, dict)
-        else values
-        for section, values in identity.items()
-    }
+def _sliced(manifest: Manifest) -> Iterator[Manifest]:
+    return iter([manifest])

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from ti2v_dist.operations.edit import config_of, known, to_make
-from ti2v_dist.operations.planning import record
+from ti2v_dist.operations.recording import record
 from ti2v_dist.outputs import dataset
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.state.checkpoint import CheckpointStore, FramesDropped
@@ -51,7 +51,7 @@ def _going_on(store: CheckpointStore) -> Work:
     for order in reversed(Orders(store).open()):
         with suppress(CorruptRecord, KeyError):  # whoever owns the run tells of such a plan
             plan = Ledger(store).read_plan(order.plan)
-            work = record(store, config_of(store), plan, {}, order.is_whole)
+            work = record(store, config_of(store), Ledger(store).parts(plan), {}, order.is_whole)
             if not work.is_done:
                 return work
     return to_make(store)

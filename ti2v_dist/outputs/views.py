@@ -13,8 +13,7 @@ from ti2v_dist.state.fingerprints import described
 from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
 from ti2v_dist.storage.addresses import absolute_url
-from ti2v_dist.tally import counted
-from ti2v_dist.video import VideoRequest
+from ti2v_dist.tally import Tally, count
 
 READERS = 16
 WRITING_TABLES, WRITING_REPORT = "writing the tables", "writing the report"
@@ -131,10 +130,13 @@ def status(output: str) -> dict[str, Any]:
     ids = orders.lines().keys()
     done, failed = ids & set(store.done_ids()), ids & set(store.failed_ids())
     frames = {video_id: frame for video_id, frame in store.last_frames().items() if video_id in ids - done - failed}
-    newest: dict[str, VideoRequest] = {}
-    for request in sorted((r for plan in orders.plans() for r in plan.requests), key=lambda r: r.generation):
-        newest[request.id] = request
-    tally = counted(newest.values(), done, failed)
+    tally, newest = Tally(), dict[str, int]()
+    for plan in orders.plans():
+        asked = [request for request in plan.requests if request.generation >= newest.get(request.id, 0)]
+        newest |= {request.id: request.generation for request in asked}
+        count(tally, asked, done, ())
+    for video_id in failed:
+        tally.fail(video_id)
     tally.recall(frames, ())
     run, summary = store.read_run() or {}, dataset.read_summary(store.url)
     known = store.fingerprints()

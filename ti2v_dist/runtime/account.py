@@ -23,7 +23,7 @@ class Account:
 
     def __init__(self, scheduler: Scheduler, upkeep: Upkeep, outages: Outages, endpoint: Endpoint) -> None:
         self.scheduler, self.upkeep, self.outages, self.endpoint = scheduler, upkeep, outages, endpoint
-        self.tally = upkeep.tally
+        self.tally = upkeep.plans.tally
         self.frames = self.finished = self.failed = 0
         self.stopping = False
         self.problem: str | None = None
@@ -38,19 +38,19 @@ class Account:
     def has_finished(self, video_id: str, generation: int) -> None:
         """This life has finished a video, and that is settled."""
         self.finished += 1
-        self.upkeep.is_final(video_id, generation)
+        self.upkeep.plans.is_final(video_id, generation)
         self.tally.finish(video_id)
 
     def has_failed(self, video_id: str, generation: int) -> None:
         """A row has failed for good in this life, and that is settled."""
         self.failed += 1
-        self.upkeep.is_final(video_id, generation)
+        self.upkeep.plans.is_final(video_id, generation)
         self.tally.fail(video_id)
 
     @property
     def failed_of_run(self) -> int:
         """Videos of the run that have failed for good, in whichever life."""
-        return self.tally.failed - len(self.upkeep.refused)
+        return self.tally.failed - len(self.upkeep.plans.refused)
 
     @property
     def phase(self) -> str:
@@ -59,7 +59,7 @@ class Account:
             return self._closing
         if self.scheduler.stopping or self.stopping:
             return f"stopping: {self.scheduler.crew.calls} calls in hand"
-        return "" if self.upkeep.knows_what_was_made else "starting: reading what was made before"
+        return "" if self.upkeep.plans.knows_what_was_made else "starting: reading what was made before"
 
     def progress(self) -> dict[str, Any]:
         """Counts of the run, whichever life made it, its rate of late, and the latest problem."""
@@ -92,7 +92,7 @@ class Account:
     async def close(self, this_life: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Leave the tables, the report and a hint; returns the summary. A run that stops makes no new pictures."""
         try:
-            await self.upkeep.hint()
+            await self.upkeep.plans.hint()
             await self.upkeep.note_usage()
         except OSError as error:  # both help only those who come later
             LOG.warning("no hint is left: %s", error)

@@ -59,15 +59,10 @@ class Classes:
                 self._told.add(kind)
                 self.warnings.append(words := self._words(kind, stranded[kind]))
                 LOG.warning("%s", words)
-            if self.may_change and now - since >= self.patience_s:
+            if self.upkeep.plans.may_change and now - since >= self.patience_s:
                 LOG.warning("%d videos of class %.8s are let go", stranded[kind], kind)
                 self.let_go.add(kind)
                 self.emit(events.ClassGone(kind))
-
-    @property
-    def may_change(self) -> bool:
-        """Whether a plan allows that videos change their class."""
-        return any(plan.allow_inexact for plan in self.upkeep.plans.values())
 
     @property
     def note(self) -> str | None:
@@ -84,6 +79,6 @@ class Classes:
         told = (
             f"{count} video{' waits' if count == 1 else 's wait'} for a worker like those that began {them}: {differs}"
         )
-        if self.may_change:
+        if self.upkeep.plans.may_change:
             return f"{told}; after {self.patience_s:.0f} s (cluster.inexact_after_s) others go on with {them}"
         return f"{told}; `ti2v run --allow-inexact` lets others go on with {them}"

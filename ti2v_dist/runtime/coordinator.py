@@ -6,7 +6,7 @@ waited for on other threads, so it always answers. What it knows is a cache: the
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ray.actor import exit_actor
@@ -17,6 +17,7 @@ from ti2v_dist.errors import UserError
 from ti2v_dist.runtime import ray_internals
 from ti2v_dist.runtime.account import Account
 from ti2v_dist.runtime.classes import Classes
+from ti2v_dist.runtime.intake import Intake
 from ti2v_dist.runtime.outages import Outages
 from ti2v_dist.runtime.pool import WorkerPool
 from ti2v_dist.runtime.threads import use_storage_threads
@@ -25,11 +26,9 @@ from ti2v_dist.runtime.videos import Videos
 from ti2v_dist.scheduling import events
 from ti2v_dist.scheduling.scheduler import Scheduler
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.record import CorruptRecord
 from ti2v_dist.telemetry.event_log import EventLog
 from ti2v_dist.telemetry.log import LOG, begin, log_bug
 from ti2v_dist.telemetry.metrics import Endpoint, Metrics
-from ti2v_dist.video import VideoRequest
 
 PROTOCOL = 2
 """The version of what commands and coordinators say to each other: two different versions do not talk."""
@@ -74,11 +73,7 @@ class Coordinator:
         self.accepts = True
         """Whether it still takes in plans: not once it is stopping, or closes its books."""
         self._queue: asyncio.Queue[tuple[events.Event, ...]] = asyncio.Queue()
-        self._orders: set[int] = set()
-        """Those that this life has taken in."""
-        self._knows_open = False
-        self._unread = 0
-        self._wanted = 0
+        self.intake = Intake(config, workers, self.upkeep.plans, self.videos, self.pool, self._spawn, self._emit)
         self._tasks: set[asyncio.Future[None]] = set()
         self._do: dict[type, Callable[[Any], Awaitable[None]]] = {
             **self.videos.do,
@@ -106,7 +101,7 @@ class Coordinator:
     async def _close(self) -> dict[str, Any]:
         """Write the last views, if they are this life's to write and it knows what to write; returns the summary."""
         try:
-            if not self.upkeep.plans:
+            if not self.upkeep.plans.taken:
                 return {"status": "interrupted"}
             # Once superseded, the views are the new owner's to write.
             if not await self.upkeep.step_down_if_superseded():
@@ -124,7 +119,7 @@ class Coordinator:
         try:
             if await self.upkeep.step_down_if_superseded():
                 return {"status": "superseded"}
-            await self.upkeep.end_orders(self._orders, self.error)
+            await self.upkeep.end_orders(self.intake.orders, self.error)
         except Exception as error:  # then the next command finds it made
             self.pool.warnings.append(f"how the run has ended cannot be written: {error}")
         return summary
@@ -134,14 +129,7 @@ class Coordinator:
         try:
             await self.upkeep.take_over(await ray_internals.is_restarted())
             self.event_log.begin(self.run_id, self.upkeep.epoch)
-            # Where two orders speak of one video, the later one counts.
-            newest: dict[str, VideoRequest] = {}
-            for number in await self.upkeep.open_orders():
-                for request in await self._take_in(number):
-                    if request.generation >= newest.get(request.id, request).generation:
-                        newest[request.id] = request
-            self._submit(newest.values())
-            self._knows_open = True
+            await self.intake.begin(await self.upkeep.open_orders())
             watches = (self.upkeep.watch_store(), self.upkeep.keep_hints(), self.upkeep.refresh_views(self.life))
             watches = (*watches, self.pool.watch_drains(), self.pool.places.watch(), self.endpoint.keep_trying())
             watches = (*watches, self.event_log.keep_writing(), self.classes.watch())
@@ -154,34 +142,6 @@ class Coordinator:
             self.pool.close()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _take_in(self, number: int) -> list[VideoRequest]:
-        """Take in an order's plan, and return what is left to be made of it."""
-        self._orders.add(number)
-        try:
-            found = await self.upkeep.admit(number)
-        except CorruptRecord as error:
-            self.pool.warnings.append(f"a plan that was asked for is not made: {error}")
-            found = None
-        if found is None:
-            self._orders.discard(number)
-        return found or []
-
-    async def _attach(self, number: int) -> None:
-        self._submit(await self._take_in(number))
-        self._unread -= 1
-
-    def _submit(self, requests: Iterable[VideoRequest]) -> None:
-        submitted = self.videos.admit(requests)
-        gc.freeze()  # a plan stays to the end
-        held = self.videos.requests.values()
-        self.pool.largest = max(held, key=lambda asked: asked.height * asked.width, default=None)
-        self._spawn(self.upkeep.recall())
-        full = -(-len(held) // self.config.engine.slots)
-        more = max(0, min(self.target_workers, full) - self._wanted)
-        self._wanted += more
-        # Also where there is none: perhaps there is nothing left to wait for.
-        self._emit(*submitted, events.WorkersWanted(more))
-
     # What drivers ask
 
     def identity(self) -> dict[str, Any]:
@@ -190,23 +150,21 @@ class Coordinator:
 
     def outcome(self, order: int) -> tuple[bool, str | None, int]:
         """Whether it has taken this order in, the status of the run once that is over, and its epoch (0: none yet)."""
-        return order in self._orders, self.summary["status"] if self.summary else None, self.upkeep.epoch
+        return order in self.intake.orders, self.summary["status"] if self.summary else None, self.upkeep.epoch
 
     def report(self, order: int) -> tuple[dict[str, Any], dict[str, Any] | None, bool]:
         """The progress, the summary once the run has ended, and whether both are of this order too.
 
         One that it does not know is taken in, for as long as it accepts any, and once it knows those that are open.
         """
-        if order not in self._orders and self.accepts and self._knows_open:
-            self._orders.add(order)
-            self._unread += 1
-            self._spawn(self._attach(order))
+        if order not in self.intake.orders and self.accepts and self.intake.knows_open:
+            self.intake.attach(order)
         # A life that ends before it knows any order is the end of whatever was asked for.
-        covers = order in self._orders or (self.summary is not None and not self._knows_open)
+        covers = order in self.intake.orders or (self.summary is not None and not self.intake.knows_open)
         summary = self.summary
-        if summary and summary["status"] == "interrupted" and order in self._orders:
+        if summary and summary["status"] == "interrupted" and order in self.intake.orders:
             # The orders of others may have been stopped while this one was made.
-            summary = {**summary, "status": self.upkeep.status_of(order)}
+            summary = {**summary, "status": self.upkeep.plans.status_of(order)}
         return self.progress(), summary, covers
 
     def progress(self) -> dict[str, Any]:
@@ -237,25 +195,25 @@ class Coordinator:
     async def _handle_events(self) -> None:
         while not self.error:
             if self._is_idle:
-                await self._take_in_the_rest()
+                # Before the end, orders that nobody told this life of: their commands may have given up, or died.
+                for number in await self.upkeep.open_orders() if self.accepts else ():
+                    if self.accepts:
+                        await self.intake.take_in(number)
                 if self._is_idle:
                     break
             for command in self.event_log.handle(*await self._queue.get()):
                 self._spawn(self._do[type(command)](command))
+            if self.accepts and self._waiting < self.intake.ahead:
+                self.intake.go_on()
             self._gauge()
         self.accepts = False
 
     @property
     def _is_idle(self) -> bool:
         """Whether nothing is in hand, and nothing on its way: a plan that is being read, or a longer video."""
-        awaited = bool(self._unread) or (bool(self.videos.later) and not self.scheduler.stopping)
+        later = bool(self.videos.later) or self.upkeep.plans.unread is not None
+        awaited = bool(self.intake.reading) or (later and not self.scheduler.stopping)
         return self.scheduler.is_idle and self._queue.empty() and not awaited
-
-    async def _take_in_the_rest(self) -> None:
-        """Before the end, take in orders that nobody told this life of: their commands may have given up, or died."""
-        for number in await self.upkeep.open_orders() if self.accepts else ():
-            if number not in self._orders and self.accepts:
-                self._submit(await self._take_in(number))
 
     def _spawn(self, work: Awaitable[None]) -> asyncio.Future[None]:
         task = asyncio.ensure_future(work)
@@ -283,13 +241,17 @@ class Coordinator:
         self.outages.close()  # what may never come must not keep the end from being told
         self._stop("the run ends")
 
+    @property
+    def _waiting(self) -> int:
+        return len(self.scheduler.waiting) + self.scheduler.kinds.outside
+
     def _emit(self, *happened: events.Event) -> None:
         self._queue.put_nowait(happened)
 
     def _gauge(self) -> None:
         self.metrics.workers.set(len(self.scheduler.crew.workers))
         self.metrics.in_flight.set(len(self.scheduler.videos))
-        self.metrics.waiting.set(len(self.scheduler.waiting) + self.scheduler.kinds.outside)
+        self.metrics.waiting.set(self._waiting)
         self.metrics.slots_used.set(self.scheduler.crew.in_hand)
 
     async def _give_up(self, command: events.GiveUp) -> None:

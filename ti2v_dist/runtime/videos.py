@@ -103,9 +103,9 @@ class Videos:
         kind = ""
         try:
             done = await self.upkeep.storage(self.store.read_done, command.id, request.generation)
-            if done and command.id not in self.upkeep.remake:
+            if done and command.id not in self.upkeep.plans.remake:
                 # Finished since the last hint of it.
-                self.upkeep.is_final(command.id, request.generation)
+                self.upkeep.plans.is_final(command.id, request.generation)
                 self.account.tally.finish(command.id)
                 self.emit(events.AlreadyDone(command.id))
                 return
@@ -238,7 +238,7 @@ class Videos:
         self.emit(events.Finished(command.worker, command.id))
 
     async def _fail(self, command: events.Fail) -> None:
-        request, line = self.requests[command.id], self.upkeep.lines.get(command.id, 0)
+        request, line = self.requests[command.id], self.upkeep.plans.lines.get(command.id, 0)
         failure = dataset.failure_row(request, command.error_type, command.message, command.attempts, line)
         await self.upkeep.storage(self.store.fail, command.id, failure, request.generation)
         self.account.has_failed(command.id, request.generation)
@@ -246,7 +246,7 @@ class Videos:
         self.metrics.count_failure(command.error_type)
         LOG.warning("a video failed: %s", command.error_type, extra={"video": command.id})
         await self._forget(command)
-        failed, rows = self.account.failed_of_run, len(self.upkeep.lines)
+        failed, rows = self.account.failed_of_run, self.upkeep.plans.rows
         if failed > self.config.max_failures * rows:
             self.end(f"{failed} of {rows} videos failed, more than max_failures allows")
 

@@ -34,4 +34,4 @@ class Work:
     @property
     def is_done(self) -> bool:
         """True when nothing is left to do."""
-        return all(request.id in self.final for request in self.plan.requests)
+        return self.plan.videos == len(self.final)

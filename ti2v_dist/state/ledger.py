@@ -6,8 +6,9 @@ A hint follows the records it speaks of, so it may say too little and never too 
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 from ti2v_dist.canonical import canonical_json
@@ -29,6 +30,25 @@ Key = tuple[str, int]
 """An id and its generation."""
 
 
+class Listings:
+    """What a run's listings say, each asked for once: the many parts of a plan are compared with the same."""
+
+    def __init__(self, run: CheckpointStore) -> None:
+        self.run = run
+
+    @cached_property
+    def begun(self) -> set[str]:
+        return self.run.begun_ids()
+
+    @cached_property
+    def done(self) -> set[str]:
+        return set(self.run.done_ids())
+
+    @cached_property
+    def failed(self) -> set[str]:
+        return set(self.run.failed_ids())
+
+
 class Ledger:
     """Plans, hints and final rows of one run. Blocks on storage, and raises as `CheckpointStore` does."""
 
@@ -48,6 +68,13 @@ class Ledger:
         """A plan as it is stored, its requests unread: those of a large run take seconds. Raises as `read_plan`."""
         key = keys.plan(sha256)
         return read_plain_plan(key, self.store.get(key))
+
+    def parts(self, plan: Plan) -> Iterator[Plan]:
+        """The parts of a plan, read one by one; the plan itself where it has none."""
+        if not plan.parts:
+            yield plan
+        for part in plan.parts:
+            yield self.read_plan(part.sha256)
 
     # progress
 
@@ -103,7 +130,7 @@ class Ledger:
         except KeyError:  # another owner's, who deleted it before it could be read
             return False
 
-    def scan(self, plan: Plan) -> set[str]:
+    def scan(self, plan: Plan, listings: Listings | None = None) -> set[str]:
         """Ids of the plan that are final, from the records themselves: what a run without a hint begins with.
 
         A row that was refused before it became a video may have been mended since: it is not final.
@@ -113,11 +140,12 @@ class Ledger:
             with ThreadPoolExecutor(READERS) as pool:
                 final = pool.map(lambda video_id: self._is_final(plan, video_id), ids)
                 return {video_id for video_id, is_final in zip(ids, final, strict=True) if is_final}
-        failed = sorted(set(ids) & set(self.run.failed_ids()))
+        listings = listings or Listings(self.run)
+        failed = sorted(set(ids) & listings.failed)
         with ThreadPoolExecutor(READERS) as pool:
             counts = dict(zip(failed, pool.map(self.attempts, failed), strict=True))
         exhausted = {video_id for video_id, count in counts.items() if count > plan.attempts.get(video_id, 0)}
-        return (set(ids) & set(self.run.done_ids())) - set(plan.remake) | exhausted
+        return (set(ids) & listings.done) - set(plan.remake) | exhausted
 
     def _is_final(self, plan: Plan, video_id: str) -> bool:
         if self.run.read_done(video_id) is not None:

@@ -54,6 +54,7 @@ class Orders:
         self.run, self.store, self.ledger = store, store.store, Ledger(store)
         self._read: dict[int, Order] = {}  # they never change
         self._said: dict[str, _Said] = {}
+        self._parts: dict[str, list[str]] = {}
 
     def place(self, plan: Plan, is_whole: bool) -> int:
         """Ask for a stored plan; its order's number.
@@ -103,7 +104,7 @@ class Orders:
         """The plans that say what the run consists of. One that cannot be read says nothing."""
         for name in self._names(self._standing()):
             with suppress(CorruptRecord, KeyError):
-                yield self.ledger.read_plan(name)
+                yield from self.ledger.parts(self.ledger.read_plan(name))
 
     def lines(self, known: Mapping[str, Plan] | None = None) -> dict[str, int]:
         """Manifest lines of all ids that the run's tables speak of: the newest whole manifest's, and what came later.
@@ -112,16 +113,10 @@ class Orders:
         `known` are plans by name that need not be read again.
         """
         known, standing = known or {}, self._standing()
-
-        def said(name: str) -> _Said | None:
-            with suppress(CorruptRecord, KeyError):
-                if name not in self._said:
-                    of = _Said.by(known[name]) if name in known else _Said.in_store(self.ledger.plain_plan(name))
-                    self._said[name] = of
-            return self._said.get(name)
-
         with ThreadPoolExecutor(READERS) as pool:
-            plans = [found for found in pool.map(said, self._names(standing)) if found]
+            named = pool.map(lambda name: self._part_names(name, known), self._names(standing))
+            parts = dict.fromkeys(part for names in named for part in names)
+            plans = [found for found in pool.map(lambda name: self._said_by(name, known), parts) if found]
         # No manifest has a fork's row, so none takes it out of the run.
         forks = (video_id for video_id, generations in self.run.edits().items() if generations[0] == 0)
         lines = dict.fromkeys(forks, 0) if _has_whole(standing) else self._lines_of_records()
@@ -130,6 +125,30 @@ class Orders:
         named = {lines[video_id] for video_id in made & lines.keys()}
         refused = {video_id for plan in plans for video_id in plan.stand_ins}
         return {key: line for key, line in lines.items() if key not in refused - made or line not in named}
+
+    def _part_names(self, name: str, known: Mapping[str, Plan]) -> list[str]:
+        """The names of a plan's parts; its own where it has none, or cannot be read."""
+        if name in known:
+            return [part.sha256 for part in known[name].parts] or [name]
+        if name not in self._parts and name not in self._said:
+            self._hear(name)
+        return self._parts.get(name, [name])
+
+    def _said_by(self, name: str, known: Mapping[str, Plan]) -> _Said | None:
+        if name not in self._said:
+            if name in known:
+                self._said[name] = _Said.by(known[name])
+            else:
+                self._hear(name)
+        return self._said.get(name)
+
+    def _hear(self, name: str) -> None:
+        with suppress(CorruptRecord, KeyError):
+            plain = self.ledger.plain_plan(name)
+            if parts := plain.get("parts"):
+                self._parts[name] = [sha256 for sha256, *_ in parts]
+            else:
+                self._said[name] = _Said.in_store(plain)
 
     def _lines_of_records(self) -> dict[str, int]:
         """Of a run that an older version made, or that `generate` did: its requests, and its failures' lines."""

@@ -6,7 +6,7 @@ import json
 import zlib
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.state.record import CorruptRecord
@@ -16,16 +16,33 @@ MAX_PLAN_BYTES = 2**31
 """The most bytes of an unzipped plan: a longer one is cut off, and is then no JSON."""
 
 
+PART_ROWS = 2000
+"""Rows of a plan at most: what asks for more is a plan of parts, of which a coordinator holds a few at a time."""
+
 Row = dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A plan that is a part of another one: its name, its videos, their frames to be made, and its refused rows."""
+
+    sha256: str
+    videos: int
+    frames: int
+    refused: int
+
+    @property
+    def rows(self) -> int:
+        return self.videos + self.refused
 
 
 @dataclass(frozen=True)
 class Plan:
     """What one command asked for. A restarted coordinator needs nothing else but the store.
 
-    `lines` are the manifest lines of its rows; `refused` the failure rows of those that cannot become a video.
-    `attempts` are the failures that were on record when a retry began: one more is final. `remake` are finished videos
-    whose file was lost. `allow_inexact` lets videos go on in another class.
+    One of many rows has `parts`, and of the rest nothing but `allow_inexact`. `lines` are the manifest lines of its
+    rows; `refused` the failure rows of those that cannot become a video. `attempts` are the failures that were on
+    record when a retry began: one more is final. `remake` are finished videos whose file was lost. `allow_inexact` lets
+    videos go on in another class.
     """
 
     requests: tuple[VideoRequest, ...]
@@ -34,6 +51,22 @@ class Plan:
     attempts: dict[str, int] = field(default_factory=dict)
     remake: tuple[str, ...] = ()
     allow_inexact: bool = False
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def videos(self) -> int:
+        """How many videos it asks for."""
+        return sum(part.videos for part in self.parts) if self.parts else len(self.requests)
+
+    @property
+    def has_refused(self) -> bool:
+        """Whether some of its rows cannot become a video."""
+        return any(part.refused for part in self.parts) or bool(self.refused)
+
+    def as_part(self) -> Part:
+        """The plan, as another one speaks of it."""
+        frames = sum(request.num_frames - 1 for request in self.requests)
+        return Part(self.sha256, len(self.requests), frames, len(self.refused))
 
     @cached_property
     def data(self) -> bytes:
@@ -47,6 +80,8 @@ class Plan:
         }
         if self.allow_inexact:  # else it has the name that it always had
             plain["allow_inexact"] = True
+        if self.parts:
+            plain["parts"] = [list(part) for part in self.parts]
         return gzip.compress(canonical_json(plain), compresslevel=6, mtime=0)
 
     @cached_property
@@ -68,7 +103,8 @@ class Plan:
         except ValueError as error:
             raise CorruptRecord(key, str(error)) from error
         refused, remake = tuple(plain.pop("refused")), tuple(plain.pop("remake"))
-        return cls(requests=requests, refused=refused, remake=remake, **plain)
+        parts = tuple(Part(*part) for part in plain.pop("parts", ()))
+        return cls(requests=requests, refused=refused, remake=remake, parts=parts, **plain)
 
 
 def read_plain_plan(key: str, data: bytes) -> dict[str, Any]:

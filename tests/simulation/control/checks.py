@@ -7,10 +7,12 @@ import numpy as np
 
 from tests.simulation.control.workers import encoded_of, salt_of
 from tests.simulation.control.world import CONFIG, IDS, Broken, World
-from tests.simulation.simulated import LAST, following
+from tests.simulation.simulated import LAST, ROOT, following
+from ti2v_dist.state import keys
 from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
 from ti2v_dist.state.plan import Plan
+from ti2v_dist.video import VideoRequest
 
 
 async def watch(world: World) -> None:
@@ -20,10 +22,10 @@ async def watch(world: World) -> None:
         for actor in world.at_work():
             life = actor.life
             assert life
-            if life.accepts and life.upkeep.plans and not life._unread and life._queue.empty():
+            if life.accepts and life.upkeep.plans.taken and not life.intake.reading and life._queue.empty():
                 full = -(-len(life.videos.requests) // CONFIG.engine.slots)
-                if life._wanted < min(life.target_workers, full):
-                    raise Broken(f"{life._wanted} workers for {len(life.videos.requests)} videos")
+                if life.intake.wanted < min(life.target_workers, full):
+                    raise Broken(f"{life.intake.wanted} workers for {len(life.videos.requests)} videos")
             assert actor.process
             if life.summary and [worker for worker in actor.process.workers if not worker.is_gone]:
                 raise Broken("a worker outlives its run")
@@ -43,7 +45,7 @@ def check_told(world: World, plan: Plan, status: str) -> None:
     if status not in ("finished", "failed_rows"):
         return
     finished = world.settled("done")
-    for request in plan.requests:
+    for request in _requests(world, plan):
         if (request.id, request.generation) in finished:
             continue
         if status == "failed_rows" and (request.id, request.generation) in world.settled("failed"):
@@ -51,17 +53,23 @@ def check_told(world: World, plan: Plan, status: str) -> None:
         raise Broken(f"told {status}, and {request.id} of generation {request.generation} is not")
 
 
+def _requests(world: World, plan: Plan) -> list[VideoRequest]:
+    names = map(keys.plan, (part.sha256 for part in plan.parts))
+    parts = [Plan.from_bytes(key, world.objects[f"{ROOT}/{key}"]) for key in names] or [plan]
+    return [request for part in parts for request in part.requests]
+
+
 def check(world: World) -> None:
     """Raise `Broken` unless all is made, as an undisturbed run would have made it, and listed so."""
     for _, _, life, began in world.begun:
         if life.bug:
             raise Broken(f"a bug: {life.bug}")
-        if any(at < began and life.upkeep._taken.keys() & stopped for at, stopped in world.stops):
+        if any(at < began and life.upkeep.plans.taken.keys() & stopped for at, stopped in world.stops):
             raise Broken("a life goes on with what was stopped before it began")
     finished = world.settled("done")
     # An order that others have made gets its end when the next life begins.
     for order in Orders(world.store).open():
-        asked = Ledger(world.store).read_plan(order.plan).requests
+        asked = _requests(world, Ledger(world.store).read_plan(order.plan))
         if not {(request.id, request.generation) for request in asked} <= finished:
             raise Broken(f"what was asked for is not made: order {order.number}")
     newest = {video_id: max(g for name, g in finished if name == video_id) for video_id, _ in finished}

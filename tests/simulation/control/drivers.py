@@ -11,10 +11,10 @@ from tests.simulation.control.world import CONFIG, IDS, OUTPUT, Broken, World
 from tests.simulation.simulated import request_of
 from tests.simulation.virtual import blocking
 from ti2v_dist.errors import UserError
-from ti2v_dist.operations import driver, edit, planning
+from ti2v_dist.inputs.manifest import Manifest
+from ti2v_dist.operations import driver, edit, planning, recording
 from ti2v_dist.outputs import views
 from ti2v_dist.runtime.work import Work
-from ti2v_dist.state.plan import Plan
 from ti2v_dist.storage.objects import StoreUnavailable
 
 SILENCE_S = 400.0
@@ -58,17 +58,13 @@ class Drivers:
         driver._signals = signals
         return driver.make(planned, listener=progress.hear, **options)
 
-    def record(self, plan: Plan, is_whole: bool) -> Work:
-        plan = self.world.allowing(plan)
-        return planning.record(
-            self.world.store, CONFIG, plan, {"manifest": "m.jsonl", "rows": len(plan.lines)}, is_whole
-        )
-
     def run(self) -> Work:
-        """The plan of the manifest, with each video in its newest generation."""
-        requests = planning._with_edits(self.world.store, {video_id: request_of(video_id) for video_id in IDS})
-        lines = {name: line for line, name in enumerate(requests, 1)}
-        return self.record(Plan(tuple(requests.values()), lines), is_whole=True)
+        """The plan of the manifest, with each video in its newest generation; in some worlds in parts."""
+        each = [Manifest(requests=[request_of(name)], lines={name: line}) for line, name in enumerate(IDS, 1)]
+        whole = Manifest(requests=list(map(request_of, IDS)), lines={name: line for line, name in enumerate(IDS, 1)})
+        plans = planning.plans_of(self.world.store, each if self.world.has_parts else [whole])
+        facts = {"manifest": "m.jsonl", "rows": len(IDS)}
+        return recording.record(self.world.store, CONFIG, map(self.world.allowing, plans), facts, is_whole=True)
 
     def retry(self) -> Work:
         found = [self.world.store.read_request(video_id) for video_id in self.world.store.failed_ids()]

@@ -14,13 +14,14 @@ from tests.simulation.control.workers import WorkerActor
 from tests.simulation.control.world import CONFIG, IDS, Broken, World
 from tests.simulation.simulated import ROOT, played
 from tests.simulation.virtual import VirtualLoop, wait
-from ti2v_dist.operations import driver, edit, planning
+from ti2v_dist.operations import driver, edit, planning, recording
 from ti2v_dist.outputs import dataset, views
 from ti2v_dist.runtime import (
     account,
     classes,
     coordinator,
     deaths,
+    intake,
     outages,
     patience,
     places,
@@ -70,8 +71,10 @@ def world_of(
     patch.setattr(views, "_opened", world.checkpoint_store)
 
     patch.setattr(
-        edit, "record", lambda store, config, plan, facts: planning.record(store, config, world.allowing(plan), facts)
+        *(edit, "record"),
+        lambda store, config, plans, facts: recording.record(store, config, map(world.allowing, plans), facts),
     )
+    patch.setattr(intake, "AHEAD", 0 if world.has_parts else intake.AHEAD)
     let_go = Scheduler._on_class_gone
 
     def counted(scheduler: Scheduler, event: events.ClassGone) -> list[events.Command]:
@@ -136,10 +139,10 @@ def played_control() -> Iterator[pytest.MonkeyPatch]:
     """What is the same in every world."""
     with played() as patch:
         inline = lambda threads: nullcontext(SimpleNamespace(map=map))  # noqa: E731
-        for room in (planning, views, edit, orders):
+        for room in (planning, recording, views, edit, orders):
             patch.setattr(room, "ThreadPoolExecutor", inline)
         patch.setattr(checkpoint.CheckpointStore, "probe", lambda store: None)
-        patch.setattr(planning, "_lost", lambda store, plan: set())
+        patch.setattr(recording._Recording, "_lost", lambda recording, plan: set())
         patch.setattr(edit, "config_of", lambda store: CONFIG)
         patch.setattr(views, "write_gallery", lambda *arguments: None)
         patch.setattr(coordinator, "begin", lambda **fields: None)

@@ -69,6 +69,8 @@ class World:
         self.failing_starts = failing_starts
         self.random = random.Random(seed)
         self.frames_per_latent = 4 if seed % 4 == 3 else 1
+        self.has_parts = seed % 3 == 1
+        """Whether the plan of the manifest has parts, a video each, and the next is read when nothing waits."""
         self.objects: dict[str, bytes] = {}
         self.in_flight: list[tuple[str, bytes | None]] = []
         self.counts: Counter[str] = Counter()

@@ -1,0 +1,155 @@
+"""Plans of parts: a life holds those that come next, and its run is the one that a whole plan would have made."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.simulation.fake_ray import World, until, video
+from ti2v_dist.config import RunConfig
+from ti2v_dist.inputs.manifest import Manifest
+from ti2v_dist.operations.planning import plans_of
+from ti2v_dist.operations.recording import record
+from ti2v_dist.outputs import views
+from ti2v_dist.outputs.dataset import read_rows
+from ti2v_dist.runtime import intake, upkeep
+from ti2v_dist.runtime.work import Work
+from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.ledger import Ledger
+from ti2v_dist.state.orders import Orders
+from ti2v_dist.video import VideoRequest
+
+VIDEOS = [video(name, 3) for name in ("ann", "bob", "cid", "dan", "eve", "fay")]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intake, "AHEAD", 0)
+        world = World(str(tmp_path / "out"), patch)
+        (tmp_path / "out" / "run.json").unlink()  # the command writes it
+        yield world
+
+
+def in_parts(store: CheckpointStore, requests: list[VideoRequest], size: int = 2) -> Work:
+    """What a command records for a manifest of these videos, a part for every two."""
+    slices = [requests[begin : begin + size] for begin in range(0, len(requests), size)]
+    lines = {request.id: line for line, request in enumerate(requests, 1)}
+    parts = [Manifest(requests=part, lines={one.id: lines[one.id] for one in part}) for part in slices]
+    config = RunConfig.model_validate({"model": {"id": "shapes"}})
+    return record(store, config, plans_of(store, parts), {"manifest": "m.jsonl", "rows": len(requests)}, True)
+
+
+def ordered(world: World, requests: list[VideoRequest] = VIDEOS) -> int:
+    return Orders(world.store).place(in_parts(world.store, requests).plan, True)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(str(tmp_path / "out"))
+
+
+def test_a_plan_of_parts_comes_back_whole(store: CheckpointStore) -> None:
+    work = in_parts(store, VIDEOS)
+    plan = Ledger(store).read_plan(work.plan.sha256)
+    assert (plan, plan.videos, len(plan.parts)) == (work.plan, 6, 3)
+    assert [part.frames for part in plan.parts] == [4, 4, 4]
+    assert [one.id for part in Ledger(store).parts(plan) for one in part.requests] == [one.id for one in VIDEOS]
+    assert in_parts(store, VIDEOS).plan == plan, "the same command asks for the same"
+    assert not in_parts(store, VIDEOS, size=6).plan.parts, "what is small has none"
+    Orders(store).place(plan, True)
+    assert Orders(store).lines() == {one.id: line for line, one in enumerate(VIDEOS, 1)}
+    assert [views.status(store.url)[name] for name in ("rows", "finished", "frames_total")] == [6, 0, 12]
+
+
+def test_every_part_has_a_hint_from_the_start(store: CheckpointStore) -> None:
+    """Else each of very many parts would have all records listed by whoever owns the run."""
+    for name in ("ann", "cid", "dan"):
+        store.claim_request(video(name, 3))
+        store.finish(name, {"id": name, "file_name": "gone.mp4"})
+    store.fail("eve", {"id": "eve", "attempts": 2})
+    work = in_parts(store, VIDEOS)
+    hints = [Ledger(store).hinted(part) for part in Ledger(store).parts(work.plan)]
+    assert (hints, work.final, work.is_done) == ([set(), set(), {"eve"}], {"eve"}, False)
+    assert [part.remake for part in Ledger(store).parts(work.plan)] == [("ann",), ("cid", "dan"), ()]
+
+
+def test_a_run_holds_the_parts_that_come_next(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "HINT_EVERY_S", 0.01)
+    seen: list[tuple[int, int]] = []
+
+    async def hook(actor: Any, method: str, arguments: Any) -> None:
+        if method == "encode":
+            plans = life.upkeep.plans
+            seen.append((len(plans.held), len(plans.taken[order].unread)))
+
+    async def run() -> dict[str, Any]:
+        nonlocal life, order
+        world.ray.hook = hook
+        order = ordered(world)
+        life = world.begin(order)
+        return await world.end(life)
+
+    life: Any = None
+    order = 0
+    summary = asyncio.run(run())
+    assert (summary["status"], summary["finished"]) == ("finished", 6)
+    world.check(*VIDEOS)
+    assert seen[0][1], "it begins before all is read"
+    assert sorted((unread for _, unread in seen), reverse=True) == [unread for _, unread in seen]
+    assert [row["id"] for row in read_rows(world.output)] == sorted(one.id for one in VIDEOS)
+    assert not life.upkeep.plans.held, "what is over is let go of"
+    assert (life.account.tally.total, life.account.tally.left) == (12, 0)
+    assert Orders(world.store).end_of(order) == {"status": "finished"}
+
+
+def test_a_life_goes_on_with_the_parts_of_another(world: World) -> None:
+    async def run() -> dict[str, Any]:
+        order = ordered(world)
+        first = world.begin(order)
+        await until(lambda: first.account.finished == 3, "half of the videos")
+        first._life.cancel()
+        await asyncio.wait([first._life])
+        second = world.begin(order)
+        summary = await world.end(second)
+        assert second.account.finished <= 3
+        return summary
+
+    assert asyncio.run(run())["status"] == "finished"
+    world.check(*VIDEOS)
+
+
+def test_a_stop_takes_in_no_more_parts(world: World) -> None:
+    async def run() -> dict[str, Any]:
+        order = ordered(world)
+        life = world.begin(order)
+        await until(lambda: life.account.finished, "the first video")
+        life.stop()
+        summary = await world.end(life)
+        assert life.upkeep.plans.unread == order
+        return summary
+
+    assert asyncio.run(run())["status"] == "interrupted"
+    assert Orders(world.store).open() == []
+
+
+def test_a_part_that_cannot_be_read_ends_its_order_and_no_other(world: World) -> None:
+    async def run() -> tuple[int, Any]:
+        order = ordered(world)
+        other = world.order(video("gus"))
+        plan = Ledger(world.store).read_plan(Orders(world.store).read(order).plan)  # type: ignore[union-attr]
+        (Path(world.output) / f".ti2v/plans/{plan.parts[1].sha256}").write_bytes(b"x")
+        life = world.begin(other)
+        await world.end(life)
+        return order, life
+
+    order, life = asyncio.run(run())
+    assert [one.id for one in VIDEOS if world.store.read_done(one.id)] == ["ann", "bob"]
+    assert world.store.read_done("gus")
+    end = Orders(world.store).end_of(order) or {}
+    assert end["status"] == "interrupted"
+    assert "its sha256 is not its name" in end["error"]
+    assert "a plan that was asked for is not made" in life.progress()["warnings"][0]
+    assert life.account.tally.left == 0
