@@ -26,7 +26,9 @@ from ti2v_dist import generate
 from ti2v_dist.canonical import canonical_json, canonical_sha256, differences
 from ti2v_dist.cli import main as cli
 from ti2v_dist.config import ConfigError, RunConfig, load_config
+from ti2v_dist.inputs.taking import Taking
 from ti2v_dist.operations import collect, edit, planning, recording, repair
+from ti2v_dist.operations.validate import validate
 from ti2v_dist.operations.verify import verify
 from ti2v_dist.outputs import views
 from ti2v_dist.outputs.dataset import read_rows
@@ -145,7 +147,8 @@ def test_the_same_command_goes_on_with_it_where_it_lies_now(golden: Golden) -> N
     assert [request.id for request in work.plan.requests] == ["done", "grown", "half"]
     assert work.final == {"done", "grown"}
     assert [row["id"] for row in work.plan.refused] == ["bad"]
-    assert planning.check_manifest(str(golden.manifest), golden.config).usable == 3, "what `validate` says"
+    checked = validate(str(golden.manifest), golden.config, Taking())
+    assert checked["usable"] == 3, "what `validate` says"
     assert work.plan.lines == {"bad": 1, "done": 2, "grown": 3, "half": 4}
     assert golden.is_unchanged()
     with pytest.raises(recording.RunMismatch, match="seed: stored 0, now 5"):

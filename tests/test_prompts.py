@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from tests.support.chains import FINGERPRINT, make_encoded, make_request
+from tests.support.manifests import read_manifest
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.inputs.defaults import RequestDefaults
-from ti2v_dist.inputs.manifest import read_manifest
 from ti2v_dist.outputs.dataset import failure_row
 from ti2v_dist.outputs.tables import failures_table
 from ti2v_dist.params import SamplingParams

@@ -390,9 +390,10 @@ def test_every_reader_keeps_images_below_their_place(
     monkeypatch.chdir("/")
     again = edit.retry(CheckpointStore(str(place / "kept")))
     assert (again.plan.requests, len(again.plan.refused)) == ((), 2)
-    (request,) = planning.check_manifest(
-        str(place / "rows.jsonl"), load_config(None, [f"model.id={given.model}", f"images_below=[{secret}]"])
-    ).requests[:1]
+    config = load_config(None, [f"model.id={given.model}", f"images_below=[{secret}]"])
+    with planning.check_manifest(str(place / "rows.jsonl"), config) as manifest:
+        (part,) = manifest.parts()
+        request = part.requests[0]
     with pytest.raises(UrlRefused, match="is not below"):
         Worker(again.config, str(place / "kept")).encode(request)
 

@@ -146,7 +146,7 @@ exec(compile(text.replace(line, added + line), "params.py", "exec"), module.__di
 from ti2v_dist.columns import COLUMN_TYPES
 from ti2v_dist.config import ConfigError, load_config
 from ti2v_dist.inputs.defaults import request_defaults
-from ti2v_dist.inputs.manifest import make_request
+from ti2v_dist.inputs.making import make_request
 from ti2v_dist.models import read_info
 from ti2v_dist.video import VideoRequest
 

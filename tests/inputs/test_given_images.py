@@ -14,11 +14,11 @@ from PIL import Image
 
 from tests.support.clips import moving_square
 from tests.support.drawn import pixels
+from tests.support.manifests import Whole, problem_table, read_manifest
 from ti2v_dist.inputs import clips
 from ti2v_dist.inputs.clips import MAX_GIVEN, clip_frames, load_given
 from ti2v_dist.inputs.defaults import RequestDefaults
 from ti2v_dist.inputs.images import ImageError
-from ti2v_dist.inputs.manifest import Manifest, problem_table, read_manifest
 from ti2v_dist.outputs.codec import write_video
 from ti2v_dist.outputs.dataset import failure_row
 from ti2v_dist.storage.ffmpeg import ffmpeg
@@ -46,7 +46,7 @@ def row(**columns: Any) -> dict[str, Any]:
     return {"id": "a", "prompt": "a red circle", **columns}
 
 
-def read(folder: Path, *rows: dict[str, Any], **more: Any) -> Manifest:
+def read(folder: Path, *rows: dict[str, Any], **more: Any) -> Whole:
     (folder / "m.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     return read_manifest(str(folder / "m.jsonl"), DEFAULTS, **more)
 

@@ -15,10 +15,10 @@ from PIL import Image
 from pyarrow.csv import write_csv
 
 from tests.support.drawn import pixels, png_header
+from tests.support.manifests import problem_table, read_manifest
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.inputs.defaults import RequestDefaults, derive_seed
 from ti2v_dist.inputs.images import load_image
-from ti2v_dist.inputs.manifest import problem_table, read_manifest
 
 DEFAULTS = RequestDefaults(8, 8, {"height": 64, "width": 64, "context_frames": 7}, seed=5)
 

@@ -6,14 +6,16 @@ import decimal
 import io
 import json
 import uuid
+from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs import rows
-from ti2v_dist.inputs.rows import parse_rows
+from ti2v_dist.inputs.rows import Row
 
 LINES = "id,image,prompt\na,ok.png,x\n"
 
@@ -22,6 +24,10 @@ def parquet(**columns: object) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue()
+
+
+def parse_rows(name: str, data: bytes) -> Iterator[Row]:
+    return rows.parse_rows(name, io.BytesIO(data))
 
 
 def columns_of(name: str, data: bytes) -> list[dict]:
@@ -116,9 +122,10 @@ def test_depth_has_a_limit() -> None:
 
 
 def test_files_of_no_end_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = parquet(id=pa.array(["a"] * 3_000_000).dictionary_encode())
+    many = pa.DictionaryArray.from_arrays(pa.array(np.zeros(11_000_000, np.int8)), ["a"])
+    small = parquet(id=many)
     assert len(small) < 200_000
-    with pytest.raises(InputError, match="more than the allowed 1,000,000 rows"):
+    with pytest.raises(InputError, match="more than the allowed 10,000,000 rows"):
         next(parse_rows("m.parquet", small))
     monkeypatch.setattr(rows, "MAX_ROWS", 2)
     for name, data in (("m.jsonl", b"{}\n" * 3), ("m.csv", b"id\na\na\na\n")):
@@ -128,3 +135,7 @@ def test_files_of_no_end_are_refused_before_they_are_read(monkeypatch: pytest.Mo
     monkeypatch.setattr(rows, "MAX_BYTES", 2**20)
     with pytest.raises(InputError, match="unpacks to more than the allowed"):
         list(parse_rows("m.parquet", parquet(id=["x" * 10_000] * 1000)))
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 1000)
+    for name, text in (("m.jsonl", '{"id": "a"}\n{"id": "b' + "x" * 1000), ("m.csv", "id\n" + "x" * 2000)):
+        with pytest.raises(InputError, match="line 2 is longer than the allowed 1,000 bytes"):
+            list(parse_rows(name, text.encode()))

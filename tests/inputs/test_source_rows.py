@@ -13,10 +13,10 @@ from PIL import Image
 
 from tests.support.clips import FACTS, moving_square
 from tests.support.footage import grey, write_lossless, write_pictures
+from tests.support.manifests import Whole, problem_table, read_manifest
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.inputs import edges, inspection
 from ti2v_dist.inputs.defaults import RequestDefaults
-from ti2v_dist.inputs.manifest import Manifest, problem_table, read_manifest
 from ti2v_dist.inputs.sources import inspect_source
 from ti2v_dist.operations.generate import generate
 from ti2v_dist.operations.planning import try_settings
@@ -49,7 +49,7 @@ def row(sampler: str | None, **columns: Any) -> dict[str, Any]:
     return {"id": "a", "prompt": "a red circle", **named, **columns}
 
 
-def read(folder: Path, *rows: dict[str, Any], defaults: RequestDefaults = DEFAULTS, **more: Any) -> Manifest:
+def read(folder: Path, *rows: dict[str, Any], defaults: RequestDefaults = DEFAULTS, **more: Any) -> Whole:
     (folder / "m.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     return read_manifest(str(folder / "m.jsonl"), defaults, **more)
 
@@ -175,7 +175,7 @@ def test_a_video_that_is_begun_is_not_looked_at_again(folder: Path) -> None:
     request = made(folder, STEERED, control="clip.mkv")
     (folder / "clip.mkv").unlink()
 
-    def again(begun: VideoRequest | None, has_frame_0: bool = True, place: str = "clip.mkv") -> Manifest:
+    def again(begun: VideoRequest | None, has_frame_0: bool = True, place: str = "clip.mkv") -> Whole:
         asked = row(STEERED, control=place)
         return read(folder, asked, needs_image=lambda video_id: not has_frame_0, begun=lambda video_id: begun)
 

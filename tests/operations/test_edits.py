@@ -15,7 +15,7 @@ from tests.support.chains import FINGERPRINT, make_chunk, make_encoded, make_req
 from tests.support.tiny_models import SIZE, WINDOW, write_tiny_model
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.inputs.defaults import request_defaults
-from ti2v_dist.inputs.manifest import make_request as request_of_row
+from ti2v_dist.inputs.making import make_request as request_of_row
 from ti2v_dist.latents import Chunk
 from ti2v_dist.models import read_info
 from ti2v_dist.operations import collect, edit, repair

@@ -18,7 +18,7 @@ from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.engine import Engine
 from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.inputs.images import ImageError
-from ti2v_dist.inputs.manifest import make_request
+from ti2v_dist.inputs.making import make_request
 from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.numerics import kept_numerics

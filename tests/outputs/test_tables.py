@@ -16,7 +16,7 @@ from ti2v_dist.canonical import canonical_json
 from ti2v_dist.columns import is_taken
 from ti2v_dist.outputs import dataset
 from ti2v_dist.outputs.tables import METADATA_TYPES, metadata_table
-from ti2v_dist.storage.parquet import text_columns
+from ti2v_dist.storage.parquet import TextColumns
 
 FEW = settings(
     max_examples=6,
@@ -60,8 +60,9 @@ def test_any_json_comes_back(columns: dict[str, list[Any]]) -> None:
     assert metadata_table(rows) == data
     for name, values in columns.items():
         assert same(table[name].to_pylist(), values), name
-    texts = set(text_columns({name: values[at] for name, values in columns.items()} for at in (0, 1)))
-    for name in columns.keys() - texts:
+    texts = TextColumns()
+    texts.add({name: values[at] for name, values in columns.items()} for at in (0, 1))
+    for name in columns.keys() - texts.names():
         assert table[name].to_pylist() == columns[name], name
 
 

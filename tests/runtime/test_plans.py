@@ -9,7 +9,7 @@ import pytest
 
 from tests.simulation.fake_ray import World, until, video
 from ti2v_dist.config import RunConfig
-from ti2v_dist.inputs.manifest import Manifest
+from ti2v_dist.inputs.manifest import Part
 from ti2v_dist.operations.planning import plans_of
 from ti2v_dist.operations.recording import record
 from ti2v_dist.outputs import views
@@ -37,7 +37,7 @@ def in_parts(store: CheckpointStore, requests: list[VideoRequest], size: int = 2
     """What a command records for a manifest of these videos, a part for every two."""
     slices = [requests[begin : begin + size] for begin in range(0, len(requests), size)]
     lines = {request.id: line for line, request in enumerate(requests, 1)}
-    parts = [Manifest(requests=part, lines={one.id: lines[one.id] for one in part}) for part in slices]
+    parts = [Part(requests=part, lines={one.id: lines[one.id] for one in part}) for part in slices]
     config = RunConfig.model_validate({"model": {"id": "shapes"}})
     return record(store, config, plans_of(store, parts), {"manifest": "m.jsonl", "rows": len(requests)}, True)
 

@@ -17,13 +17,13 @@ from PIL import Image
 
 from tests.support.cli_runs import TI2V, environment
 from tests.support.drawn import encoded, pixels
+from tests.support.manifests import read_manifest
 from tests.support.web import Web, refusing_url, serving, wait_for
 from ti2v_dist.config import load_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.defaults import RequestDefaults
 from ti2v_dist.inputs.images import check_image
 from ti2v_dist.inputs.inspection import check_images
-from ti2v_dist.inputs.manifest import read_manifest
 from ti2v_dist.storage import objects, urls
 from ti2v_dist.storage.addresses import UrlRefused, absolute_url, check_url, confined, resolve_url
 from ti2v_dist.storage.urls import HostUnreachable, Unreachable, read_bytes

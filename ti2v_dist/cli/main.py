@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import warnings
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -13,12 +12,16 @@ from ti2v_dist.cli.options import (
     BelowOption,
     ConfigOption,
     FramesOption,
+    LimitOption,
     ModelOption,
+    OnlyOption,
     OutputOption,
     SeedOption,
     SetOption,
+    ShardOption,
     SlotsOption,
     SourceOption,
+    VariationsOption,
     WorkersOption,
     chosen_config,
 )
@@ -109,7 +112,10 @@ def run(
     settings: SetOption = None,
     images_below: BelowOption = None,
     event_log: Annotated[str | None, typer.Option(help="Folder for a record of all decisions; see replay.")] = None,
-    shard: Annotated[str | None, typer.Option(help="As 1/4: every fourth row, with a coordinator of its own.")] = None,
+    variations: VariationsOption = None,
+    limit: LimitOption = None,
+    only: OnlyOption = None,
+    shard: ShardOption = None,
     address: AddressOption = None,
     detach: DetachOption = False,
     takeover: Annotated[bool, typer.Option("--takeover", help="End a coordinator that does not answer.")] = False,
@@ -126,8 +132,10 @@ def run(
         "cluster.workers": workers,
         "cluster.event_log": event_log,
         "images_below": images_below or None,
+        "variations": variations,
     }
     joining: dict[str, Any] = {"address": address, "detach": detach, "takeover": takeover, "shard": shard}
+    joining |= {"limit": limit, "only": tuple(only or ())}
     resolved = chosen_config(config, settings, chosen)
     run_and_exit(manifest, output, resolved, as_json, allow_inexact=allow_inexact, **joining)
 
@@ -149,22 +157,32 @@ def validate(
     config: ConfigOption = None,
     settings: SetOption = None,
     images_below: BelowOption = None,
+    variations: VariationsOption = None,
+    limit: LimitOption = None,
+    only: OnlyOption = None,
+    shard: ShardOption = None,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Read nothing that a row names.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check every row before a GPU is started; exit 2 if anything is wrong."""
-    from ti2v_dist.inputs.manifest import problem_table
-    from ti2v_dist.operations.planning import check_manifest
+    from ti2v_dist.inputs.shards import Shard
+    from ti2v_dist.inputs.taking import Taking
+    from ti2v_dist.operations.validate import validate
 
-    chosen = {"model.id": model, "images_below": images_below or None}
-    checked = check_manifest(manifest, chosen_config(config, settings, chosen))
-    rows = problem_table(checked)
-    counts = {"rows": checked.rows, "usable": checked.usable}
-    summary = {**counts, "problems": rows, "warnings": checked.warnings}
-    for warning in checked.warnings:
-        warnings.warn(warning, stacklevel=2)
-    lines = [f"line {row['line']}: {row['message']}" for row in rows]
-    show(summary, as_json, [*lines, f"{checked.usable} rows are usable, {checked.rows - checked.usable} are not"])
-    raise SystemExit(BAD_INPUT if rows else 0)
+    resolved = chosen_config(
+        config, settings, {"model.id": model, "images_below": images_below or None, "variations": variations}
+    )
+    taking = Taking(resolved.variations, *([Shard.parse(shard).takes] if shard else []), limit=limit, only=only or ())
+
+    def tell(row: dict[str, Any]) -> None:
+        if not as_json:
+            print(f"line {row['line']}: {row['message']}", flush=True)
+
+    found = validate(manifest, resolved, taking, not no_images, tell)
+    unusable = found["rows"] - found["usable"]
+    more = [f"{found['more_problems']:,} more problems are not shown"] if found["more_problems"] else []
+    show(found, as_json, [*more, f"{found['usable']} rows are usable, {unusable} are not"])
+    raise SystemExit(BAD_INPUT if found["problems"] else 0)
 
 
 @app.command()

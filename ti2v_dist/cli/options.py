@@ -23,6 +23,14 @@ BelowOption = Annotated[
     list[str] | None,
     typer.Option("--images-below", metavar="PLACE", help="Folder or URL that images must lie below; repeatable."),
 ]
+VariationsOption = Annotated[
+    int | None, typer.Option("--variations", help="Videos of each row, with seeds of their own.")
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first so many rows.")]
+OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="ID", help="Only this row; repeatable.")]
+ShardOption = Annotated[
+    str | None, typer.Option("--shard", help="As 1/4: every fourth row, with a coordinator of its own.")
+]
 WorkersOption = Annotated[int | None, typer.Option("--workers", help="Default: as many as the cluster has room for.")]
 
 

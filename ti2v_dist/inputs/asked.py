@@ -43,18 +43,18 @@ class Asked:
         if self.source and self.is_watched:
             if error := seen.source_errors.get(self.source_url):
                 found.append(self.source.named(error))
-            elif self.footage not in (None, seen.sources[self.source_url]):
+            elif self.footage not in (None, seen.source_of(self.source_url)):
                 another = f"{self.source.place!r} is another one now than when the video was begun"
                 found.append(self.source.named(ImageError(another)))
         return found
 
     def counted(self, seen: Inspected) -> int:
         """How many frames its clip has."""
-        return self.clip_frames or (seen.clip_frames.get(self.urls[0], 0) if self.urls else 0)
+        return self.clip_frames or (seen.frames_of(self.urls[0]) if self.urls else 0)
 
     def watched(self, seen: Inspected) -> tuple[int, str] | None:
         """How many frames its source has, and the sha256."""
-        return self.footage or seen.sources.get(self.source_url)
+        return self.footage or seen.source_of(self.source_url)
 
 
 def ask(
@@ -65,7 +65,7 @@ def ask(
     needs_image: Callable[[str], bool],
     begun: Callable[[str], VideoRequest | None],
 ) -> Asked:
-    """What a row asks for, relative places taken from `folder`; the last two are as for `read_manifest`."""
+    """What a row asks for, relative places taken from `folder`; the last two are as for `Manifest.parts`."""
     try:
         spec = defaults.spec(row.columns.get("sampler"))
         given, source = read_images(row.columns, spec), read_source(row.columns, spec)

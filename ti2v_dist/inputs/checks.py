@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ti2v_dist.columns import COLUMN_TYPES, LISTS, is_a, is_taken, stand_in
+from ti2v_dist.columns import COLUMN_TYPES, LISTS, is_a, is_taken
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.rows import EXCERPT, Row
 from ti2v_dist.video import check_id
@@ -62,49 +62,9 @@ def check_columns(url: str, lines: dict[str, int], required: Iterable[str] = REQ
         yield Problem(0, None, url, message)
 
 
-def check_twins(rows: list[Row]) -> Iterator[Problem]:
-    """Ids that stand on two lines: nobody can tell which of the two rows is the bad one."""
-    lines: dict[str, int] = {}
-    for row in rows:
-        value = row.columns.get("id")
-        if isinstance(value, str) and _is_id(value) and lines.setdefault(value, row.line) != row.line:
-            yield Problem(row.line, "id", value, f"id {value!r} is on line {lines[value]} and on line {row.line}")
-
-
-def first_lines(rows: list[Row]) -> dict[str, int]:
-    """Every column with the line where it is met first."""
-    lines: dict[str, int] = {}
-    for row in rows:
-        for name in row.columns:
-            lines.setdefault(name, row.line)
-    return lines
-
-
 def warn_near_names(lines: dict[str, int]) -> Iterator[str]:
     """Words on columns that are nearly settings."""
     for name, line in islice(lines.items(), MAX_COLUMNS):
         near = difflib.get_close_matches(name[:EXCERPT].lower().replace("-", "_"), COLUMN_TYPES, n=1, cutoff=0.8)
         if name not in COLUMN_TYPES and near:
             yield f"line {line}: column {name!r} is not a setting and passes through; did you mean {near[0]!r}?"
-
-
-def failure_ids(rows: list[Row]) -> list[str]:
-    """The id of each row; for a row without a legal id, the name under which its failure is kept."""
-    given = [row.columns.get("id") for row in rows]
-    legal = {value for value in given if isinstance(value, str) and _is_id(value)}
-    found = []
-    for row, value in zip(rows, given, strict=True):
-        name = stand_in(row.line)
-        while name in legal:
-            name += "-"
-        found.append(value if isinstance(value, str) and _is_id(value) else name)
-        legal.add(found[-1])
-    return found
-
-
-def _is_id(value: Any) -> bool:
-    try:
-        check_id(value)
-    except ValueError:
-        return False
-    return True

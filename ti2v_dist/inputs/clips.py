@@ -16,6 +16,7 @@ from ti2v_dist.video import VideoRequest
 
 MAX_GIVEN = 256
 """Frames of a video that may be given: all of them are in its first record."""
+LEAST_CLIP = 2
 MAX_CLIP_BYTES = 256 * 2**20
 CONTAINERS = "mov,matroska,avi"
 """ffmpeg's names of what is taken for a clip, MP4 and WebM among them: no playlist, which would name other files."""
@@ -33,8 +34,8 @@ def clip_frames(url: str, allow_http: bool = False, below: tuple[str, ...] = ())
     """
     with _frames(url, allow_http, below) as frames:
         count = sum(1 for _ in frames)
-    if count < 2:
-        raise ImageError(f"clip {url!r} has {count} frames; give at least 2, or a picture as image")
+    if count < LEAST_CLIP:
+        raise ImageError(f"clip {url!r} has {count} frames; give at least {LEAST_CLIP}, or a picture as image")
     if count > MAX_GIVEN:
         raise ImageError(f"clip {url!r} has more than {MAX_GIVEN} frames; cut it")
     return count

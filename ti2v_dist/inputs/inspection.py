@@ -1,13 +1,14 @@
 """The images, clips and sources of a manifest, each read once: in threads that hold no process, past servers away."""
 
+import sys
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ti2v_dist.inputs.clips import clip_frames
+from ti2v_dist.inputs.clips import LEAST_CLIP, clip_frames
 from ti2v_dist.inputs.given import GivenImages
 from ti2v_dist.inputs.images import ImageError, check_image
 from ti2v_dist.inputs.sources import inspect_source
@@ -15,6 +16,8 @@ from ti2v_dist.storage.addresses import UrlRefused, server_of
 from ti2v_dist.storage.urls import HostUnreachable, Unreachable
 
 READERS = 8
+KEPT = 50_000
+"""URLs of each kind whose outcome is remembered, so that a picture that many rows share is read once."""
 MAX_SILENT = 3
 """A server that stays silent for this many of its images in a row is not asked for the others."""
 
@@ -39,11 +42,19 @@ def check_images(
 class Inspected:
     """What was found at URLs: how many frames each clip has, what `inspect_source` says of sources, and all errors."""
 
-    clip_frames: dict[str, int]
-    image_errors: dict[str, ImageError | UrlRefused]
-    clip_errors: dict[str, ImageError | UrlRefused]
-    sources: dict[str, tuple[int, str]]
-    source_errors: dict[str, ImageError | UrlRefused]
+    clip_frames: dict[str, int] = field(default_factory=dict)
+    image_errors: dict[str, ImageError | UrlRefused] = field(default_factory=dict)
+    clip_errors: dict[str, ImageError | UrlRefused] = field(default_factory=dict)
+    sources: dict[str, tuple[int, str]] = field(default_factory=dict)
+    source_errors: dict[str, ImageError | UrlRefused] = field(default_factory=dict)
+
+    def frames_of(self, url: str) -> int:
+        """How many frames a clip has; 0 where it is none that can be read."""
+        return self.clip_frames.get(url, 0)
+
+    def source_of(self, url: str) -> tuple[int, str] | None:
+        """How many frames a source has, and its sha256; None where it is none that can be read."""
+        return self.sources.get(url)
 
     def errors_of(self, given: GivenImages, urls: Sequence[str]) -> Iterator[ImageError | UrlRefused]:
         """What is wrong with the images of a row, each error with the name of its entry."""
@@ -53,20 +64,32 @@ class Inspected:
                 yield given.of_entry(number, errors[url])
 
 
-def inspect(
-    rows: Sequence[tuple[GivenImages, Sequence[str]]],
-    allow_http: bool = False,
-    below: tuple[str, ...] = (),
-    sources: Iterable[str] = (),
-) -> Inspected:
-    """Look at what rows give, and at sources, at each URL once; raises as `check_images` does."""
-    images, clips = ({url for given, urls in rows if given.is_clip is kind for url in urls} for kind in (False, True))
-    image_errors = check_images(images, allow_http, below)
-    counted = _Inspection(lambda url: clip_frames(url, allow_http, below))
-    clip_errors = counted.of(sorted(clips))
-    watched = _Inspection(lambda url: inspect_source(url, allow_http, below), "source")
-    source_errors = watched.of(sorted(set(sources)))
-    return Inspected(counted.results, image_errors, clip_errors, watched.results, source_errors)
+class Unseen(Inspected):
+    """What is taken for true where nothing is looked at: all is good, and long enough."""
+
+    def frames_of(self, url: str) -> int:
+        return LEAST_CLIP
+
+    def source_of(self, url: str) -> tuple[int, str] | None:
+        return sys.maxsize, ""
+
+
+class Inspector:
+    """Looks at what rows give, some rows after others; at a URL that it remembers not again."""
+
+    def __init__(self, allow_http: bool = False, below: tuple[str, ...] = ()) -> None:
+        self._images = _Inspection(lambda url: check_image(url, allow_http, below))
+        self._clips = _Inspection(lambda url: clip_frames(url, allow_http, below))
+        self._sources = _Inspection(lambda url: inspect_source(url, allow_http, below), "source")
+
+    def look(self, rows: Iterable[tuple[GivenImages, Sequence[str]]], sources: Iterable[str] = ()) -> Inspected:
+        """What is there, read in threads; raises as `check_images` does."""
+        given = list(rows)
+        images, clips = ({url for one, urls in given if one.is_clip is kind for url in urls} for kind in (False, True))
+        image_errors = self._images.of(sorted(images))
+        clip_errors = self._clips.of(sorted(clips))
+        source_errors = self._sources.of(sorted(set(sources)))
+        return Inspected(self._clips.results, image_errors, clip_errors, self._sources.results, source_errors)
 
 
 class _Inspection:
@@ -75,11 +98,24 @@ class _Inspection:
     def __init__(self, check: Callable[[str], Any], what: str = "image") -> None:
         self.check, self.what = check, what
         self.results: dict[str, Any] = {}
+        self.known: OrderedDict[str, tuple[Any, ImageError | UrlRefused | None]] = OrderedDict()
         self.todo: SimpleQueue[str] = SimpleQueue()
         self.done: SimpleQueue[tuple[str, BaseException | None]] = SimpleQueue()
         self.silent: Counter[str] = Counter()
+        self.answered: set[str] = set()
 
     def of(self, urls: list[str]) -> dict[str, ImageError | UrlRefused]:
+        """The errors of these URLs; `results` holds what the check returned for the others."""
+        before = {url: self.known[url] for url in urls if url in self.known}
+        self.results = {url: result for url, (result, error) in before.items() if error is None}
+        asked = [url for url in urls if url not in before]
+        found = self._asked(asked)
+        self.known |= {url: (self.results.get(url), found.get(url)) for url in asked}
+        while len(self.known) > KEPT:
+            self.known.popitem(last=False)
+        return found | {url: error for url, (_, error) in before.items() if error}
+
+    def _asked(self, urls: list[str]) -> dict[str, ImageError | UrlRefused]:
         for url in urls:
             self.todo.put(url)
         for _ in range(min(READERS, len(urls))):
@@ -87,7 +123,6 @@ class _Inspection:
             threading.Thread(target=self._work, daemon=True).start()
         found: dict[str, ImageError | UrlRefused] = {}
         unreachable: dict[str, Unreachable] = {}
-        answered: set[str] = set()
         for _ in urls:
             url, error = self.done.get()
             server = server_of(url)
@@ -98,14 +133,14 @@ class _Inspection:
                 unreachable.setdefault(server, error)
                 found[url] = ImageUnreachable(f"{self.what} {error}")
             elif isinstance(error, ImageError | UrlRefused):
-                found[url] = error
-                answered.add(server)
+                found[url] = _bare(error)
+                self.answered.add(server)
             elif error:
                 self._raise(error)
             else:
-                answered.add(server)
+                self.answered.add(server)
         for server, error in unreachable.items():
-            if server not in answered and not isinstance(error, HostUnreachable):
+            if server not in self.answered and not isinstance(error, HostUnreachable):
                 raise error
         return found
 
@@ -138,3 +173,9 @@ class _Inspection:
             return exc
         self.silent[server] = 0
         return None
+
+
+def _bare(error: ImageError | UrlRefused) -> ImageError | UrlRefused:
+    """The error without where it was raised: that would keep the bytes of the file in memory."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error

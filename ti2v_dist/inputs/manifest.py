@@ -1,273 +1,217 @@
-"""Manifests in: rows of JSONL, CSV or Parquet to requests, and everything that is wrong with them.
+"""Manifests in: rows to requests, a slice at a time, and everything that is wrong with them.
 
-A `Problem` makes the manifest itself unusable; a `RowFailure` is one bad row beside which the others run.
+A `Problem` makes the manifest itself unusable; a `RowFailure` is one bad row beside which the others run. A manifest is
+gone through twice: at first for what concerns it as a whole, then for the rows that a command takes.
 """
 
-import hashlib
-import posixpath
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, TypeVar
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
-from ti2v_dist.canonical import canonical_json
-from ti2v_dist.columns import COLUMN_TYPES, SOURCES, RowFailure
-from ti2v_dist.errors import InputError
+from ti2v_dist.columns import RowFailure
 from ti2v_dist.inputs.asked import Asked, ask
-from ti2v_dist.inputs.checks import (
-    REQUIRED,
-    BadValue,
-    Problem,
-    check_columns,
-    check_row,
-    check_twins,
-    failure_ids,
-    first_lines,
-    warn_near_names,
-)
-from ti2v_dist.inputs.defaults import RequestDefaults, derive_seed
-from ti2v_dist.inputs.edges import drawn_by
-from ti2v_dist.inputs.given import read_images, read_source
-from ti2v_dist.inputs.images import ImageError
-from ti2v_dist.inputs.inspection import Inspected, inspect
-from ti2v_dist.inputs.rows import MAX_BYTES, Row, check_count, parse_rows
-from ti2v_dist.inputs.sources import PREPARED
-from ti2v_dist.params import SamplingParams
-from ti2v_dist.prompts import entries, read_prompt
-from ti2v_dist.schedules import motion_pair
-from ti2v_dist.settings import settings_of
-from ti2v_dist.specs import COMMON, NEEDED
-from ti2v_dist.storage.addresses import UrlRefused, absolute_url
+from ti2v_dist.inputs.checks import Problem
+from ti2v_dist.inputs.defaults import RequestDefaults
+from ti2v_dist.inputs.ids import Names
+from ti2v_dist.inputs.inspection import Inspected, Inspector, Unseen
+from ti2v_dist.inputs.making import failure_of, request_of, warnings_of
+from ti2v_dist.inputs.opening import Rows, open_rows
+from ti2v_dist.inputs.rows import Row
+from ti2v_dist.inputs.survey import Survey
+from ti2v_dist.inputs.taking import NoSuchId, Taking
+from ti2v_dist.inputs.told import Told
 from ti2v_dist.storage.objects import StoreDenied
-from ti2v_dist.storage.parquet import text_columns
-from ti2v_dist.storage.urls import Unreachable, read_bytes
-from ti2v_dist.video import Source, VideoRequest
+from ti2v_dist.storage.parquet import TextColumns
+from ti2v_dist.storage.scratch import ScratchFull
+from ti2v_dist.storage.urls import Unreachable
+from ti2v_dist.video import VideoRequest
 
-T = TypeVar("T")
+SLICE = 2000
+"""Videos of a part: so many requests are in memory at once."""
+
+
+@dataclass
+class Part:
+    """Some of a manifest's videos. `lines` maps each id to its line; `warnings` are for the user's eyes only."""
+
+    requests: list[VideoRequest] = field(default_factory=list)
+    failures: list[RowFailure] = field(default_factory=list)
+    lines: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def __iadd__(self, other: "Part") -> "Part":
+        self.requests += other.requests
+        self.failures += other.failures
+        self.lines |= other.lines
+        self.warnings += other.warnings
+        return self
 
 
 @dataclass
 class Manifest:
-    """What a manifest holds. `lines` maps each id to its line; `warnings` are for the user's eyes only.
+    """What a look at a whole manifest has found. With a problem nothing of it is run.
 
-    With a problem nothing of it is run. `rows` counts all its rows, `variations` included.
+    `problems` are the first ones in the order of their lines, and `more_problems` how many there are beside them.
+    `rows` counts all rows that are taken, variations included, and those that are no rows. `is_whole` says that none is
+    left out. `usable` counts the requests that were made so far.
     """
 
+    url: str
     sha256: str = ""
-    requests: list[VideoRequest] = field(default_factory=list)
-    failures: list[RowFailure] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    more_problems: int = 0
     warnings: list[str] = field(default_factory=list)
-    lines: dict[str, int] = field(default_factory=dict)
     rows: int = 0
+    is_whole: bool = True
+    usable: int = 0
+    _reader: "_Reader | None" = None
 
-    @property
-    def usable(self) -> int:
-        """How many rows a run would make."""
-        return 0 if self.problems else len(self.requests)
+    def parts(
+        self,
+        needs_image: Callable[[str], bool] = lambda video_id: True,
+        begun: Callable[[str], VideoRequest | None] = lambda video_id: None,
+        with_images: bool = True,
+    ) -> Iterator[Part]:
+        """The videos that are taken, `SLICE` of them at a time, with the images of those ids that need theirs.
+
+        The request of a video that was `begun` says what is in its clip and its source, which may be gone. Without
+        images nothing that a row names is read, and what cannot be known without is taken for good.
+
+        Never raises for what is wrong with a row: it is in the result. Raises `Unreachable` and `StoreDenied` where a
+        store is away or refuses everything, and `InputError` where the model can make no row at all.
+        """
+        for part in self._reader.parts(needs_image, begun, with_images) if self._reader else ():
+            self.usable += 0 if self.problems else len(part.requests)
+            yield part
 
 
-def read_manifest(
+def joined(parts: Iterable[Part]) -> Part:
+    """All parts as one."""
+    whole = Part()
+    for part in parts:
+        whole += part
+    return whole
+
+
+@contextmanager
+def open_manifest(
     url: str,
     defaults: RequestDefaults,
-    variations: int = 1,
-    needs_image: Callable[[str], bool] = lambda video_id: True,
-    takes: Callable[[int], bool] = lambda line: True,
-    begun: Callable[[str], VideoRequest | None] = lambda video_id: None,
-) -> Manifest:
-    """Read and check a manifest (`.jsonl`, `.csv` or `.parquet`) with the images of those ids that need theirs.
+    taking: Taking | None = None,
+    lost_words: Callable[[Iterable[str]], Iterable[str]] = lambda prompts: (),
+) -> Iterator[Manifest]:
+    """Look at a whole manifest (`.jsonl`, `.csv` or `.parquet`), no image read and no row kept.
 
-    Rows of lines that it does not take make no request; what is wrong with the manifest itself is told all the same.
-    The request of a video that was `begun` says what is in its clip and its source, which may be gone.
-
-    Never raises for what is wrong with the manifest or a row: it is all in the result. Raises `Unreachable` and
-    `StoreDenied` where a store is away or refuses everything.
+    What is wrong with it is in the result. Raises `InputError` for an id that is asked for and not there, `ScratchFull`
+    where this machine has no room for a copy of it, and `Unreachable` and `StoreDenied` where a store is away or
+    refuses everything. `lost_words` says what the model cannot take in of prompts.
     """
-    try:
-        data = read_bytes(url, MAX_BYTES, allow_http=defaults.allow_http)
-        parsed = list(parse_rows(url, data))
-        check_count(len(parsed) * variations)
-    except (Unreachable, StoreDenied):  # which say nothing of the manifest
-        raise
-    except (OSError, ValueError) as exc:
-        return Manifest(problems=[Problem(0, None, url, f"manifest {url!r} cannot be read: {exc}")])
-    manifest = Manifest(hashlib.sha256(data).hexdigest())
-    manifest.problems += [Problem(row.line, None, row.text, row.error) for row in parsed if row.error]
-    if not parsed:
-        manifest.problems.append(Problem(0, None, url, f"manifest {url!r} has no row"))
-    rows = list(expand([row for row in parsed if not row.error], variations))
-    manifest.rows = sum(takes(row.line) for row in rows) + sum(bool(row.error) for row in parsed)
-    columns = first_lines(rows)
-    manifest.warnings += warn_near_names(columns)
-    required = [name for name in REQUIRED if name != "image" or not any(_is_made(row, defaults) for row in rows)]
-    manifest.problems += check_columns(url, columns, required) if rows else []
-    manifest.problems += check_twins(rows)
-    manifest.problems = sorted(_distinct(manifest.problems), key=lambda problem: problem.line)
-    bad_lines = {problem.line for problem in manifest.problems}
-    folder = posixpath.dirname(absolute_url(url))
-    rows = [row for row in rows if takes(row.line) and row.line not in bad_lines]
-    read = partial(ask, folder=folder, defaults=defaults, needs_image=needs_image, begun=begun)
-    _fill(
-        manifest, [read(row, video_id) for row, video_id in zip(rows, failure_ids(rows), strict=True)], folder, defaults
-    )
-    manifest.warnings += _warn_text(manifest.requests)
-    return manifest
-
-
-def expand(rows: Iterable[Row], variations: int) -> Iterator[Row]:
-    """Each row `variations` times with ids `<id>-000`, `<id>-001`, ... and seeds of their own; once means unchanged."""
-    if variations < 1:
-        raise InputError(f"variations is {variations!r}; it must be at least 1")
-    for row in rows:
-        row_id, seed = row.columns.get("id"), row.columns.get("seed")
-        if variations == 1 or not isinstance(row_id, str):
-            yield row
-            continue
-        for number in range(variations):
-            columns = {**row.columns, "id": f"{row_id}-{number:03d}"}
-            if type(seed) is int and seed >= 0:
-                columns["seed"] = derive_seed(seed, columns["id"])
-            yield replace(row, columns=columns)
-
-
-def make_request(
-    columns: dict[str, Any],
-    folder: str,
-    defaults: RequestDefaults,
-    clip_frames: int = 0,
-    footage: tuple[int, str] | None = None,
-) -> VideoRequest:
-    """One row as a request; `ValueError` names the bad value. A relative place is taken from `folder`.
-
-    `clip_frames` is how many frames there are where it gives a clip; `footage` what `inspect_source` says of its
-    source.
-    """
-    own = {name: columns[name] for name in COLUMN_TYPES if columns.get(name) is not None}
-    for name in REQUIRED:
-        if name not in own and name != "image":
-            raise InputError(f"{name} is missing")
-    spec = defaults.spec(columns.get("sampler"))
-    given, source = read_images(columns, spec), read_source(columns, spec)
-    urls = given.urls(folder, defaults.allow_http)
-    own |= {"image": "", "given": given.later(urls, clip_frames)}
-    own |= {"image": urls[0], "image_uri": given.places[0]} if urls else {}
-    if source:
-        url = source.url(folder, defaults.allow_http)
-        assert footage, url
-        own["source"] = Source(url, source.place, *footage)
-    own |= {"extra": {name: value for name, value in columns.items() if name not in COLUMN_TYPES}}
-    request = defaults.request(**{**own, "prompt": read_prompt(own["prompt"])})
-    if not request.source or request.params.control_preprocessor not in PREPARED:
-        return request
-    try:
-        return replace(request, source=replace(request.source, drawn_by=drawn_by()))
-    except ValueError as exc:
-        raise BadValue("control_preprocessor", str(exc)) from exc
-
-
-def problem_table(manifest: Manifest) -> list[dict[str, Any]]:
-    """Everything wrong with a manifest, in the order of its lines: line, id, field, value, message."""
-    table = [
-        {"line": p.line, "id": p.value if p.field == "id" else None, "field": p.field, "value": p.value}
-        | {"message": p.message}
-        for p in manifest.problems
-    ]
-    for failure in manifest.failures:
-        value = failure.columns.get(failure.field) if failure.field else None
-        entry = {"line": failure.line, "id": failure.id, "field": failure.field, "value": value}
-        table.append(entry | {"message": failure.error_message})
-    return sorted(table, key=lambda entry: entry["line"])
-
-
-def _fill(manifest: Manifest, asked: list[Asked], folder: str, defaults: RequestDefaults) -> None:
-    """Sort rows into requests and failures, reading each file that is needed once."""
-    manifest.lines |= {one.id: one.row.line for one in asked}
-    looked_at = [(one.given, one.urls) for one in asked if one.given and one.is_looked_at]
-    watched = {one.source_url for one in asked if one.is_watched}
-    seen = inspect(looked_at, defaults.allow_http, defaults.images_below, watched)
-    for one in asked:
-        request, errors = _request_of(one, seen, folder, defaults)
-        if request and not errors:
-            manifest.requests.append(request)
-            manifest.warnings += _warn_size(request, one.row.line, defaults)
-            manifest.warnings += _warn_unreached(request, one.row.line)
-            manifest.warnings += _warn_unread(request, one.row)
-            manifest.warnings += _warn_nearest(request.params)
+    taking = taking or Taking()
+    with ExitStack() as stack:
+        try:
+            rows = stack.enter_context(open_rows(url, defaults.allow_http))
+            survey = Survey(url, defaults, taking, rows.read)
+        except (Unreachable, StoreDenied, ScratchFull, NoSuchId):  # which say nothing of the manifest
+            raise
+        except (OSError, ValueError) as exc:
+            manifest = Manifest(url, problems=[Problem(0, None, url, f"manifest {url!r} cannot be read: {exc}")])
         else:
-            manifest.failures.append(_failure(one.row, one.id, errors))
-    manifest.warnings = list(_distinct(manifest.warnings))
+            told = Told()
+            manifest = Manifest(
+                url,
+                rows.sha256,
+                survey.problems,
+                survey.more_problems,
+                [*told.news(survey.warnings())],
+                survey.rows,
+                taking.is_whole,
+                _reader=_Reader(rows, survey, defaults, taking, lost_words, told),
+            )
+        yield manifest
 
 
-def _request_of(
-    one: Asked, seen: Inspected, folder: str, defaults: RequestDefaults
-) -> tuple[VideoRequest | None, list[ValueError]]:
-    """The request of a row, and all that is wrong with the row."""
-    errors = one.errors(seen)
-    try:
-        check_row(one.row)
-        if errors and one.may_be_unknown:
-            return None, errors
-        return make_request(one.row.columns, folder, defaults, one.counted(seen), one.watched(seen)), errors
-    except ValueError as exc:
-        return None, [exc, *errors]
+class _Reader:
+    """The second look at a manifest."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        survey: Survey,
+        defaults: RequestDefaults,
+        taking: Taking,
+        lost_words: Callable[[Iterable[str]], Iterable[str]],
+        told: Told,
+    ) -> None:
+        self._rows, self._survey, self._defaults = rows, survey, defaults
+        self._taking, self._lost_words, self._told = taking, lost_words, told
+
+    def parts(
+        self, needs_image: Callable[[str], bool], begun: Callable[[str], VideoRequest | None], with_images: bool
+    ) -> Iterator[Part]:
+        names, texts = Names(self._survey.ids), TextColumns()
+        inspector = Inspector(self._defaults.allow_http, self._defaults.images_below)
+        asked = (
+            ask(row, names.of(row), self._rows.folder, self._defaults, needs_image, begun) for row in self._videos()
+        )
+        made, some = 0, list(islice(asked, SLICE))
+        while some:
+            given = ((one.given, one.urls) for one in some if one.given and one.is_looked_at)
+            seen = (
+                inspector.look(given, (one.source_url for one in some if one.is_watched)) if with_images else Unseen()
+            )
+            part = self._part(some, seen)
+            made += len(part.requests)
+            texts.add(request.extra for request in part.requests)
+            some = list(islice(asked, SLICE))
+            if not some:
+                part.warnings += [*self._told.news(_warn_text(texts)), *self._told.rest()]
+            yield part
+        if not made:
+            self._defaults.spec()  # where the model cannot run the run's sampler, no row has to be told
+
+    def _videos(self) -> Iterator[Row]:
+        for row in self._taking.rows(row for row in self._rows.read() if not row.error):
+            if not self._survey.is_bad(row.line):
+                yield from self._taking.videos(row)
+
+    def _part(self, asked: list[Asked], seen: Inspected) -> Part:
+        """Sort rows into requests and failures."""
+        part = Part(lines={one.id: one.row.line for one in asked})
+        for one in asked:
+            request, errors = request_of(one, seen, self._rows.folder, self._defaults)
+            if request and not errors:
+                part.requests.append(request)
+                part.warnings += self._told.news(warnings_of(request, one.row, self._defaults))
+            else:
+                part.failures.append(failure_of(one.row, one.id, errors))
+        prompts = (text for request in part.requests for text in (*request.texts, request.negative_prompt))
+        part.warnings += self._told.news(self._lost_words(prompts))
+        return part
 
 
-def _is_made(row: Row, defaults: RequestDefaults) -> bool:
-    """Whether the row's sampler may make frame 0."""
-    try:
-        return defaults.spec(row.columns.get("sampler")).image != NEEDED
-    except ValueError:  # which is told when the request is made
-        return False
+def _look(inspector: Inspector, asked: list[Asked]) -> Inspected:
+    given = ((one.given, one.urls) for one in asked if one.given and one.is_looked_at)
+    return inspector.look(given, (one.source_url for one in asked if one.is_watched))
 
 
-def _failure(row: Row, video_id: str, errors: list[ValueError]) -> RowFailure:
-    first, columns = errors[0], row.columns
-    named = first.field if isinstance(first, BadValue) else str(first).split()[0].rstrip(":")
-    if isinstance(first, ImageError | UrlRefused) and named not in SOURCES:
-        named = "image" if columns.get("images") is None else "images"
-    image = columns.get("image") or columns.get("images") or ""
-    return RowFailure(
-        line=row.line,
-        id=video_id,
-        image=image if isinstance(image, str) else canonical_json(image).decode(),
-        columns=columns,
-        error_type=type(first).__name__,
-        error_message="; ".join(map(str, errors)),
-        field=named if named in columns or named in COLUMN_TYPES else None,
-    )
+def problem_row(problem: Problem) -> dict[str, Any]:
+    """A problem for people: line, id, field, value, message."""
+    named = problem.value if problem.field == "id" else None
+    return _told(problem.line, named, problem.field, problem.value, problem.message)
 
 
-def _warn_text(requests: list[VideoRequest]) -> Iterator[str]:
-    for name in text_columns(request.extra for request in requests):
+def failure_row(failure: RowFailure) -> dict[str, Any]:
+    """A failure as `problem_row` tells a problem."""
+    value = failure.columns.get(failure.field) if failure.field else None
+    return _told(failure.line, failure.id, failure.field, value, failure.error_message)
+
+
+def _told(line: int, video_id: Any, field: str | None, value: Any, message: str) -> dict[str, Any]:
+    return {"line": line, "id": video_id, "field": field, "value": value, "message": message}
+
+
+def _warn_text(texts: TextColumns) -> Iterator[str]:
+    for name in texts.names():
         yield f"column {name!r} has values of different types, or of none that Parquet has: its values become JSON text"
-
-
-def _warn_size(request: VideoRequest, line: int, defaults: RequestDefaults) -> list[str]:
-    size, own = f"{request.width}x{request.height}", "{width}x{height}".format(**defaults.settings)
-    return [] if size == own else [f"line {line}: the size {size} is not the run's {own}; quality may suffer"]
-
-
-def _warn_unreached(request: VideoRequest, line: int) -> Iterator[str]:
-    for entry in entries(request.prompt):
-        if entry["from_frame"] >= request.num_frames:
-            begin, count = entry["from_frame"], request.num_frames
-            yield f"line {line}: the prompt from frame {begin} on waits for an extension: the video has {count} frames"
-
-
-def _warn_unread(request: VideoRequest, row: Row) -> Iterator[str]:
-    """Settings of the row that its sampler has no use for. A warning: a run that began with such a row goes on."""
-    read = COMMON | request.params.spec.reads | {"sampler"}
-    for name in sorted(settings_of(SamplingParams).keys() - read):
-        if row.columns.get(name) is not None:
-            yield f"line {row.line}: sampler {request.params.sampler!r} does not read {name}"
-
-
-def _warn_nearest(params: SamplingParams) -> Iterator[str]:
-    asked = params.motion_t0, params.motion_t1
-    if "motion_t0" in params.spec.reads and (taken := motion_pair(params)) != asked:
-        steps = f"{params.num_inference_steps} steps have no timesteps {asked[0]} and {asked[1]}"
-        yield f"{steps}: the motion is at the nearest ones, {taken[0]} and {taken[1]}"
-
-
-def _distinct(items: Iterable[T]) -> list[T]:
-    return list({repr(item): item for item in items}.values())

@@ -1,4 +1,4 @@
-"""Rows of a manifest: JSONL, CSV and Parquet bytes to plain JSON values with their line numbers."""
+"""Rows of a manifest: JSONL, CSV and Parquet files to plain JSON values with their line numbers, a few at a time."""
 
 import codecs
 import csv
@@ -8,7 +8,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import chain, count, islice
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from ti2v_dist.columns import COLUMN_TYPES
 from ti2v_dist.errors import InputError
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 EXCERPT = 80
-MAX_ROWS = 1_000_000
-"""Videos of a manifest: a plan of more would not be read back (`ledger.MAX_PLAN_BYTES`)."""
-MAX_BYTES = 2**29
+MAX_ROWS = 10_000_000
+"""Videos of a manifest: what tells its ids apart takes 16 bytes of each."""
+MAX_ROW_BYTES = 64 * 2**20
+"""Of one line, or of one cell of CSV."""
+MAX_BYTES = 16 * 2**30
 """Of a manifest's file, and of a Parquet file unpacked."""
-PARQUET_BATCH = 256
+BATCH = 256
 """Rows unpacked at once: few, since a small file may hold one long text for all of its rows."""
+PARQUET_BUFFER = 2**20
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,20 @@ class Row:
     faults: tuple[tuple[str, str], ...] = ()
 
 
-def parse_rows(name: str, data: bytes) -> Iterator[Row]:
+def parse_rows(name: str, file: BinaryIO) -> Iterator[Row]:
     """The rows of a manifest whose format is that of the ending of its `name`; `ValueError` for any other.
 
-    Raises `ValueError` too, perhaps after some rows, for a file that is not of that format or too large.
+    The file can be sought in. Raises `ValueError` too, perhaps after some rows, for a file that is not of that format
+    or too large.
     """
-    for ending, parse in PARSERS.items():
-        if name.lower().endswith(ending):
-            return _counted(parse(data))
+    if parse := parser_of(name):
+        return _counted(parse(file))
     raise InputError(f"{name!r} must end in one of {', '.join(PARSERS)}")
+
+
+def parser_of(name: str) -> Callable[[BinaryIO], Iterator[Row]] | None:
+    """What reads a file of this name; None for an ending that no manifest has."""
+    return next((parse for ending, parse in PARSERS.items() if name.lower().endswith(ending)), None)
 
 
 def check_count(rows: int) -> None:
@@ -58,34 +67,52 @@ def check_count(rows: int) -> None:
 
 
 def _counted(rows: Iterator[Row]) -> Iterator[Row]:
-    for count, row in enumerate(rows, start=1):
-        check_count(count)
+    for number, row in enumerate(rows, start=1):
+        check_count(number)
         yield row
 
 
-def _utf8(data: bytes) -> bytes:
-    """Text as UTF-8 without a byte order mark; UTF-16 and UTF-32, which spreadsheets and shells write, by their marks.
+def _encoding(file: BinaryIO) -> str:
+    """The encoding by the file's byte order mark, which spreadsheets and shells write; UTF-8 without one.
 
-    Raises `ValueError` for UTF-16 without one.
+    The file is then at its first character. Raises `ValueError` for UTF-16 without a mark.
     """
-    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+    marks = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
     marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-    encoding = next((name for mark, name in marks.items() if data.startswith(mark)), None)
-    if encoding == "utf-8-sig":
-        return data[len(codecs.BOM_UTF8) :]
-    try:
-        data = data.decode(encoding).encode() if encoding else data
-    except UnicodeDecodeError as exc:
-        raise InputError(f"it begins as {encoding} and goes on otherwise ({exc}); save it as UTF-8") from exc
-    if len(head := data[:2]) == 2 and 0 in head and not encoding:
+    head = file.read(4)
+    encoding = next((name for mark, name in marks.items() if head.startswith(mark)), None)
+    file.seek(len(codecs.BOM_UTF8) if encoding == "utf-8" else 0)
+    if len(head) > 1 and 0 in head[:2] and not encoding:
         raise InputError("it looks like UTF-16 without a byte order mark; save it as UTF-8")
-    return data
+    return encoding or "utf-8"
 
 
-def _parse_jsonl(data: bytes) -> Iterator[Row]:
-    for line, raw in enumerate(io.BytesIO(_utf8(data)), start=1):
-        if raw.strip():
-            yield _json_row(line, raw)
+def _lines(file: IO[Any]) -> Iterator[Any]:
+    """The file's lines. Raises `ValueError` for one that is longer than any row may be."""
+    for line in count(1):
+        text = file.readline(MAX_ROW_BYTES + 1)
+        if not text:
+            return
+        if len(text) > MAX_ROW_BYTES:
+            raise InputError(f"line {line} is longer than the allowed {MAX_ROW_BYTES:,} bytes")
+        yield text
+
+
+def _otherwise(encoding: str, exc: UnicodeDecodeError) -> InputError:
+    return InputError(f"it begins as {encoding} and goes on otherwise ({exc}); save it as UTF-8")
+
+
+def _parse_jsonl(file: BinaryIO) -> Iterator[Row]:
+    encoding = _encoding(file)
+    lines = _lines(file)
+    if encoding != "utf-8":
+        lines = (text.encode() for text in _lines(io.TextIOWrapper(file, encoding, newline="\n")))
+    try:
+        for line, raw in enumerate(lines, start=1):
+            if raw.strip():
+                yield _json_row(line, raw)
+    except UnicodeDecodeError as exc:
+        raise _otherwise(encoding, exc) from exc
 
 
 def _json_row(line: int, raw: bytes) -> Row:
@@ -98,7 +125,7 @@ def _json_row(line: int, raw: bytes) -> Row:
         return Row(line, error=f"not JSON: {exc}", text=excerpt)
     if not isinstance(value, dict):
         return Row(line, error=f"a row must be a JSON object, not {type(value).__name__}", text=excerpt)
-    return _row(line, value)
+    return row_of(line, value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -112,7 +139,7 @@ def _twice(names: Iterable[str]) -> list[str]:
     return sorted(repr(name) for name, count in Counter(names).items() if count > 1)
 
 
-def _row(line: int, columns: dict[str, Any], missing_nan: bool = False) -> Row:
+def row_of(line: int, columns: dict[str, Any], missing_nan: bool = False) -> Row:
     """A row of plain JSON values. `missing_nan` takes NaN for a missing value, as pandas writes one."""
     kept, faults = {}, []
     for name, value in columns.items():
@@ -134,22 +161,41 @@ def _whole(name: str, value: Any) -> Any:
     return int(value) if is_whole else value
 
 
-def _parse_csv(data: bytes) -> Iterator[Row]:
+def _parse_csv(file: BinaryIO) -> Iterator[Row]:
+    encoding = _encoding(file)
+    rows = _csv_rows(_lines(io.TextIOWrapper(file, encoding, newline="")))
     try:
-        text = _utf8(data).decode()
+        while some := _with_long_cells(rows):
+            yield from some
     except UnicodeDecodeError as exc:
-        line = data.count(b"\n", 0, exc.start) + 1
+        if encoding != "utf-8":
+            raise _otherwise(encoding, exc) from exc
+        file.seek(0)
+        line = next((line for line, raw in enumerate(file, start=1) if not _is_utf8(raw)), 0)
         raise InputError(f"line {line} is not UTF-8: {exc}; save it as UTF-8") from exc
-    # The limit of a cell holds for the whole process, so all rows are read before other code can see it raised.
-    previous = csv.field_size_limit(MAX_BYTES)
+
+
+def _with_long_cells(rows: Iterator[Row]) -> list[Row]:
+    """The next rows. The limit of a cell holds for the whole process: it is put back before other code can see it."""
+    previous = csv.field_size_limit(MAX_ROW_BYTES)
     try:
-        return iter(list(_counted(_csv_rows(text))))
+        return list(islice(rows, BATCH))
     finally:
         csv.field_size_limit(previous)
 
 
-def _csv_rows(text: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _csv_rows(lines: Iterator[str]) -> Iterator[Row]:
+    blank = []
+    header = next((line for line in lines if line.strip("\r\n") or blank.append(line)), "")
+    reader = csv.reader(chain(blank, [header], lines), delimiter=_delimiter(header), strict=True)
     names: list[str] = []
     begins = 1
     try:
@@ -171,9 +217,8 @@ def _csv_rows(text: str) -> Iterator[Row]:
         yield Row(reader.line_num, error=f"not CSV: {exc}{where}")
 
 
-def _delimiter(text: str) -> str:
+def _delimiter(header: str) -> str:
     """The comma; or the semicolon or tab, where the header would have only one column otherwise."""
-    header = text.lstrip("\r\n").partition("\n")[0]
     return next((mark for mark in ";\t" if mark in header and "," not in header), ",")
 
 
@@ -195,26 +240,26 @@ def _finite(text: str) -> float:
     return number
 
 
-def _parse_parquet(data: bytes) -> Iterator[Row]:
+def _parse_parquet(raw: BinaryIO) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
+        file = pq.ParquetFile(raw, buffer_size=PARQUET_BUFFER)
         check_count(file.metadata.num_rows)
         if twice := _twice(file.schema_arrow.names):
             raise InputError(f"it has two columns {', '.join(twice)}")
         for column in file.schema_arrow:
             check_type(column.name, column.type)
         line = size = 0
-        for batch in file.iter_batches(PARQUET_BATCH, use_threads=False):
+        for batch in file.iter_batches(BATCH, use_threads=False):
             size += batch.nbytes
             if size > MAX_BYTES:
                 raise InputError(f"it unpacks to more than the allowed {MAX_BYTES:,} bytes")
             columns = {name: _python(name, batch.column(name)) for name in batch.schema.names}
             for values in zip(*columns.values(), strict=True):
                 line += 1
-                yield _row(line, dict(zip(columns, values, strict=True)), missing_nan=True)
+                yield row_of(line, dict(zip(columns, values, strict=True)), missing_nan=True)
     except (pa.ArrowException, OSError) as exc:
         raise InputError(f"not Parquet: {exc}") from exc
 
@@ -226,7 +271,7 @@ def _python(name: str, array: "pa.Array") -> list[Any]:
         raise InputError(f"column {name!r} of type {array.type} cannot be read: {exc}; write it as text") from exc
 
 
-PARSERS: dict[str, Callable[[bytes], Iterator[Row]]] = {
+PARSERS: dict[str, Callable[[BinaryIO], Iterator[Row]]] = {
     ".jsonl": _parse_jsonl,
     ".csv": _parse_csv,
     ".parquet": _parse_parquet,

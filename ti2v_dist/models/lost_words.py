@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 from ti2v_dist.models import ModelFolderError, folder
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.specs import INSTRUCT
+
+_WORD = re.compile(r"\w+")
 
 
 def load_tokenizer(info: ModelInfo) -> Any:
@@ -24,17 +27,33 @@ def load_tokenizer(info: ModelInfo) -> Any:
 
 def lost_words(info: ModelInfo, prompts: Iterable[str]) -> Iterator[str]:
     """A sentence for each distinct prompt of which a part is lost: cut off at the model's length, or never learned."""
-    tokenizer = load_tokenizer(info)
-    known = _vocabulary(info)
-    for prompt in dict.fromkeys(prompts):
-        dropped = _dropped(tokenizer, prompt)
-        if dropped:
-            limit = tokenizer.model_max_length
-            yield f"prompt {prompt!r} is longer than the model's {limit} tokens; dropped: {dropped!r}"
-        unknown = [word for word in dict.fromkeys(re.findall(r"\w+", prompt.lower())) if known and word not in known]
-        if unknown:
-            words = ", ".join(sorted(known - {","}))
-            yield f"prompt {prompt!r}: the shapes model never saw {', '.join(unknown)}; its words are {words}"
+    return LostWords(info).of(prompts)
+
+
+class LostWords:
+    """The same of prompts some after others: the tokenizer is loaded once, for the first of them."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self._info = info
+
+    def of(self, prompts: Iterable[str]) -> Iterator[str]:
+        for prompt in dict.fromkeys(prompts):
+            if dropped := _dropped(self._tokenizer, prompt):
+                limit = self._tokenizer.model_max_length
+                yield f"prompt {prompt!r} is longer than the model's {limit} tokens; dropped: {dropped!r}"
+            known = self._known
+            unknown = [word for word in dict.fromkeys(_WORD.findall(prompt.lower())) if known and word not in known]
+            if unknown:
+                words = ", ".join(sorted(known - {","}))
+                yield f"prompt {prompt!r}: the shapes model never saw {', '.join(unknown)}; its words are {words}"
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._info)
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return _vocabulary(self._info)
 
 
 def _dropped(tokenizer: Any, prompt: str) -> str:

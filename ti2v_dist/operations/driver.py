@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,11 +39,14 @@ def run(
     detach: bool = False,
     takeover: bool = False,
     allow_inexact: bool = False,
+    limit: int | None = None,
+    only: Sequence[str] = (),
     listener: Listener = lambda progress: None,
 ) -> dict[str, Any]:
     """Make every video of a manifest; the same call again goes on where an interrupted one stopped.
 
-    `shard`, as "1/4", makes the videos of every fourth row, in a folder of the output.
+    `shard`, as "1/4", makes the videos of every fourth row, in a folder of the output. With `limit` and `only`,
+    those of the first rows and of these ids alone; what was asked of the run before stays asked.
     Starts a local Ray unless `address` or RAY_ADDRESS names a cluster; there, `detach` returns at once and leaves the
     run going, and `takeover` ends a coordinator of this run that does not answer. With `allow_inexact`, videos go on
     with workers of another class where none of their own is left; that is recorded. `listener` gets the progress twice
@@ -52,7 +55,7 @@ def run(
     """
     log_format()
     address = check_address(address, detach)
-    work = prepare(manifest, output, config or RunConfig(), shard, allow_inexact)
+    work = prepare(manifest, output, config or RunConfig(), shard, allow_inexact, limit, only)
     return make(work, address=address, detach=detach, takeover=takeover, listener=listener)
 
 

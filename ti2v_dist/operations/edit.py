@@ -14,8 +14,9 @@ from ti2v_dist.canonical import differences
 from ti2v_dist.columns import stand_in
 from ti2v_dist.config import RunConfig, stored_config
 from ti2v_dist.errors import InputError
-from ti2v_dist.inputs.manifest import Manifest
+from ti2v_dist.inputs.manifest import Manifest, Part, joined
 from ti2v_dist.inputs.shards import check_whole, taken
+from ti2v_dist.inputs.taking import Taking
 from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.operations.planning import ManifestError, check_manifest, raise_unusable
@@ -79,19 +80,21 @@ def retry(store: CheckpointStore) -> Work:
     refused: tuple[dict[str, Any], ...] = ()
     if unmade := found.keys() - imaged:
         run = store.read_run() or {}
-        url, needs_image = run["manifest"], lambda video_id: video_id in unmade or video_id not in lines
-        manifest = check_manifest(url, config_of(store), needs_image, taken(run), store.first_request)
-        if not all(found.values()):
-            _raise_moved(store, url, manifest)
-            raise_unusable(url, manifest)
-        mended = {video_id: line for video_id, line in lines.items() if _is_mended(video_id, line, found, manifest)}
+        url, config = run["manifest"], config_of(store)
+        with check_manifest(url, config, Taking(config.variations, taken(run))) as manifest:
+            if not all(found.values()):
+                _raise_moved(store, url, manifest)
+                raise_unusable(url, manifest)
+            made = lines.keys() - unmade
+            rows = joined(manifest.parts(lambda video_id: video_id not in made, store.first_request))
+        mended = {video_id: line for video_id, line in lines.items() if _is_mended(video_id, line, found, rows)}
         lines = {video_id: line for video_id, line in lines.items() if video_id not in mended}
-        for request in manifest.requests:
-            is_new = manifest.lines[request.id] in mended.values() and not store.read_request(request.id)
+        for request in rows.requests:
+            is_new = rows.lines[request.id] in mended.values() and not store.read_request(request.id)
             if is_new or (request.id in unmade and _is_same(found[request.id], request)):
                 found[request.id] = request
-                lines[request.id] = manifest.lines[request.id]
-        refused = tuple(failure.to_row() for failure in manifest.failures if failure.id in unmade)
+                lines[request.id] = rows.lines[request.id]
+        refused = tuple(failure.to_row() for failure in rows.failures if failure.id in unmade)
         found |= {row["id"]: None for row in refused}
     return to_make(store, *filter(None, found.values()), refused=refused, lines=lines)
 
@@ -110,10 +113,10 @@ def _is_same(stored: VideoRequest | None, request: VideoRequest) -> bool:
     return stored is None or not differences(stored.identity(), request.identity())
 
 
-def _is_mended(video_id: str, line: int, found: Mapping[str, VideoRequest | None], manifest: Manifest) -> bool:
+def _is_mended(video_id: str, line: int, found: Mapping[str, VideoRequest | None], rows: Part) -> bool:
     """Whether an id that stands in for a missing one stands for no row of today's manifest."""
     is_stand_in = video_id.startswith(stand_in(line)) and video_id in found and not found[video_id]
-    return is_stand_in and video_id not in manifest.lines
+    return is_stand_in and video_id not in rows.lines
 
 
 def extend(store: CheckpointStore, video_id: str, num_frames: str) -> VideoRequest:

@@ -16,7 +16,7 @@ from ti2v_dist.errors import InputError, begun
 from ti2v_dist.inputs.clips import clip_frames, load_given
 from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.inputs.given import read_images, read_source
-from ti2v_dist.inputs.manifest import make_request
+from ti2v_dist.inputs.making import make_request
 from ti2v_dist.inputs.sources import inspect_source
 from ti2v_dist.latents import BrokenVideo
 from ti2v_dist.models import read_info

@@ -1,18 +1,20 @@
 """A manifest against an output: everything that can be checked, and the plan of what is to be done. No GPU, no Ray."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.defaults import RequestDefaults, request_defaults
-from ti2v_dist.inputs.manifest import Manifest, read_manifest
+from ti2v_dist.inputs.manifest import Manifest, Part, open_manifest
 from ti2v_dist.inputs.shards import Shard, check_whole, claim_shard, taken
+from ti2v_dist.inputs.taking import Taking
 from ti2v_dist.models import read_info
-from ti2v_dist.models.lost_words import lost_words
+from ti2v_dist.models.lost_words import LostWords
 from ti2v_dist.operations.recording import STORE_THREADS, raise_mismatch, record, without_class
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.specs import NONE, SAMPLERS
@@ -32,27 +34,18 @@ def pinned(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
 
 
-def check_manifest(
-    url: str,
-    config: RunConfig,
-    needs_image: Callable[[str], bool] = lambda video_id: True,
-    takes: Callable[[int], bool] = lambda line: True,
-    begun: Callable[[str], VideoRequest | None] = lambda video_id: None,
-) -> Manifest:
-    """A manifest with all that is wrong with it, and warnings, for the model that `config` names; needs no device.
+@contextmanager
+def check_manifest(url: str, config: RunConfig, taking: Taking | None = None) -> Iterator[Manifest]:
+    """A manifest with all that is wrong with it as a whole, for the model that `config` names; needs no device.
 
-    Images that no video needs are not read, and neither are rows on lines that are not taken. `begun` is as for
-    `read_manifest`.
+    No image is read before its `parts` are. By default every row is taken, as often as `config` says. Raises as
+    `open_manifest` does.
     """
     info = read_info(config.model.id, config.model.revision)
     defaults = request_defaults(config, info)
     try_settings(defaults)
-    manifest = read_manifest(url, defaults, config.variations, needs_image, takes, begun)
-    if not manifest.requests:
-        defaults.spec()  # where the model cannot run the run's sampler, no row has to be told
-    prompts = (prompt for request in manifest.requests for prompt in (*request.texts, request.negative_prompt))
-    manifest.warnings += lost_words(info, prompts)
-    return manifest
+    with open_manifest(url, defaults, taking or Taking(config.variations), LostWords(info).of) as manifest:
+        yield manifest
 
 
 def try_settings(defaults: RequestDefaults) -> None:
@@ -70,11 +63,18 @@ def try_settings(defaults: RequestDefaults) -> None:
 
 
 def prepare(
-    manifest_url: str, output_url: str, config: RunConfig, shard: str | None = None, allow_inexact: bool = False
+    manifest_url: str,
+    output_url: str,
+    config: RunConfig,
+    shard: str | None = None,
+    allow_inexact: bool = False,
+    limit: int | None = None,
+    only: Sequence[str] = (),
 ) -> Work:
     """Check everything that can be checked without a GPU, and record the run and its plan in the output.
 
-    With a `shard`, as "1/4", the run is that of some of the rows, in a folder of the output.
+    With a `shard`, as "1/4", the run is that of some of the rows, in a folder of the output. With `limit` and `only`,
+    as of `Taking`, the other rows of earlier commands stay in the run.
 
     Only videos that are not begun yet need their image: the others have it in the store, as frame 0.
 
@@ -101,24 +101,37 @@ def prepare(
     def begun(video_id: str) -> VideoRequest | None:
         return store.first_request(video_id) if video_id in begun_ids() else None
 
-    manifest = check_manifest(manifest_url, config, lambda video_id: video_id not in imaged, taken(facts), begun)
-    for warning in manifest.warnings:
-        warnings.warn(warning, stacklevel=2)
-    raise_unusable(manifest_url, manifest)
-    if run:  # with other settings, nothing is written
-        raise_mismatch(store, config, run)
-    facts |= {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
-    return record(store, config, plans_of(store, _sliced(manifest), allow_inexact), facts, is_whole=True)
+    chosen = Taking(config.variations, taken(facts), limit, only)
+    with check_manifest(manifest_url, config, chosen) as manifest:
+        for warning in manifest.warnings:
+            warnings.warn(warning, stacklevel=2)
+        raise_unusable(manifest_url, manifest)
+        if run:  # with other settings, nothing is written
+            raise_mismatch(store, config, run)
+        parts = _told(manifest.parts(lambda video_id: video_id not in imaged, begun))
+        facts |= {"manifest": absolute_url(manifest_url), "rows": manifest.rows}
+        plans = plans_of(store, parts, allow_inexact, with_forks=manifest.is_whole)
+        return record(store, config, plans, facts, is_whole=manifest.is_whole)
+
+
+def _told(parts: Iterable[Part]) -> Iterator[Part]:
+    for part in parts:
+        for warning in part.warnings:
+            warnings.warn(warning, stacklevel=2)
+        yield part
 
 
 def raise_unusable(url: str, manifest: Manifest) -> None:
     """Raise `ManifestError`, naming every line, for a manifest with problems."""
     if manifest.problems:
         lines = [f"  line {problem.line}: {problem.message}" for problem in manifest.problems]
+        lines += [f"  and {manifest.more_problems:,} more"] if manifest.more_problems else []
         raise ManifestError(f"{url} is unusable:\n" + "\n".join(lines))
 
 
-def plans_of(store: CheckpointStore, parts: Iterable[Manifest], allow_inexact: bool = False) -> Iterator[Plan]:
+def plans_of(
+    store: CheckpointStore, parts: Iterable[Part], allow_inexact: bool = False, with_forks: bool = True
+) -> Iterator[Plan]:
     """A plan for each part of a manifest, each video in its newest generation; the last one has the forks too."""
     edits, before = _Edits(store), None
     for part in parts:
@@ -128,7 +141,7 @@ def plans_of(store: CheckpointStore, parts: Iterable[Manifest], allow_inexact: b
         refused = tuple(failure.to_row() for failure in part.failures)
         before = Plan(tuple(edits.newest_of(part.requests)), lines, refused, allow_inexact=allow_inexact)
     assert before, "a manifest without a row"
-    forks = edits.forks()
+    forks = edits.forks() if with_forks else []
     lines = {**before.lines, **{request.id: 0 for request in forks}}
     yield replace(before, requests=(*before.requests, *forks), lines=lines) if forks else before
 
@@ -167,7 +180,3 @@ def _at(request: VideoRequest, source: Source | None) -> VideoRequest:
     if request.source and source and request.source == replace(source, url=request.source.url):
         return replace(request, source=source)
     return request
-
-
-def _sliced(manifest: Manifest) -> Iterator[Manifest]:
-    return iter([manifest])

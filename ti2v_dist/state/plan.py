@@ -16,9 +16,6 @@ MAX_PLAN_BYTES = 2**31
 """The most bytes of an unzipped plan: a longer one is cut off, and is then no JSON."""
 
 
-PART_ROWS = 2000
-"""Rows of a plan at most: what asks for more is a plan of parts, of which a coordinator holds a few at a time."""
-
 Row = dict[str, Any]
 
 

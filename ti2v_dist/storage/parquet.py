@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 NATURAL_DEPTH, NATURAL_FIELDS = 8, 100
 """How deep, and with how many names in one object, a value is still a column of columns and not JSON text."""
+MAX_SHAPES = 1000
+_EDGES = (0, 2**53, 2**63 - 1, 2**63, 2**64 - 1)
+"""Whole numbers up to which doubles, and Arrow's whole numbers with and without a sign, hold any."""
+_BEYOND = 2**64
 
 
 def read_table(data: bytes, columns: list[str] | None = None) -> "pa.Table":
@@ -28,14 +32,26 @@ def read_table(data: bytes, columns: list[str] | None = None) -> "pa.Table":
     return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
 
 
-def text_columns(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Names of those passed-through columns whose values the tables will hold as JSON text."""
-    gathered, found = _gathered(list(rows)), []
-    for name, values in gathered.items():
-        is_text = all(value is None or isinstance(value, str) for value in values)
-        if not is_text and str(_inferred(values).type) == "string":
-            found.append(name)
-    return found
+class TextColumns:
+    """Names of those passed-through columns whose values the tables will hold as JSON text, of any number of rows.
+
+    Of a column one value of each shape is kept. A column of more than `MAX_SHAPES` shapes is judged by those.
+    """
+
+    def __init__(self) -> None:
+        self._shapes: dict[str, dict[str, Any]] = {}
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        for row in rows:
+            for name, value in row.items():
+                shapes = self._shapes.setdefault(name, {})
+                if value is not None and len(shapes) < MAX_SHAPES:
+                    shape = _shape(value)
+                    shapes.setdefault(repr(shape), shape)
+
+    def names(self) -> list[str]:
+        found = {name: list(shapes.values()) for name, shapes in self._shapes.items()}
+        return [name for name, values in found.items() if not _are_texts(values) and _is_text(_inferred(values))]
 
 
 def write_table(rows: list[dict[str, Any]], types: dict[str, str]) -> bytes:
@@ -49,6 +65,29 @@ def write_table(rows: list[dict[str, Any]], types: dict[str, str]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue()
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _is_text(array: "pa.Array") -> bool:
+    return str(array.type) == "string"
+
+
+def _shape(value: Any) -> Any:
+    """A small value that Arrow's types hold, or do not hold, just as this one."""
+    if isinstance(value, str):
+        return ""
+    if type(value) is int:
+        return next((edge if value > 0 else -edge for edge in _EDGES if abs(value) <= edge), _BEYOND)
+    if isinstance(value, float):
+        return 0.5
+    if isinstance(value, dict):
+        return {name: _shape(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return list({repr(shape): shape for shape in map(_shape, value)}.values())
+    return value
 
 
 def _gathered(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -11,7 +11,7 @@ from tests.simulation.control.world import CONFIG, IDS, OUTPUT, Broken, World
 from tests.simulation.simulated import request_of
 from tests.simulation.virtual import blocking
 from ti2v_dist.errors import UserError
-from ti2v_dist.inputs.manifest import Manifest
+from ti2v_dist.inputs.manifest import Part
 from ti2v_dist.operations import driver, edit, planning, recording
 from ti2v_dist.outputs import views
 from ti2v_dist.runtime.work import Work
@@ -60,8 +60,8 @@ class Drivers:
 
     def run(self) -> Work:
         """The plan of the manifest, with each video in its newest generation; in some worlds in parts."""
-        each = [Manifest(requests=[request_of(name)], lines={name: line}) for line, name in enumerate(IDS, 1)]
-        whole = Manifest(requests=list(map(request_of, IDS)), lines={name: line for line, name in enumerate(IDS, 1)})
+        each = [Part(requests=[request_of(name)], lines={name: line}) for line, name in enumerate(IDS, 1)]
+        whole = Part(requests=list(map(request_of, IDS)), lines={name: line for line, name in enumerate(IDS, 1)})
         plans = planning.plans_of(self.world.store, each if self.world.has_parts else [whole])
         facts = {"manifest": "m.jsonl", "rows": len(IDS)}
         return recording.record(self.world.store, CONFIG, map(self.world.allowing, plans), facts, is_whole=True)
