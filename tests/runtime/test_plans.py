@@ -42,8 +42,8 @@ def in_parts(store: CheckpointStore, requests: list[VideoRequest], size: int = 2
     return record(store, config, plans_of(store, parts), {"manifest": "m.jsonl", "rows": len(requests)}, True)
 
 
-def ordered(world: World, requests: list[VideoRequest] = VIDEOS) -> int:
-    return Orders(world.store).place(in_parts(world.store, requests).plan, True)
+def ordered(world: World, size: int = 2) -> int:
+    return Orders(world.store).place(in_parts(world.store, VIDEOS, size).plan, True)
 
 
 @pytest.fixture
@@ -105,17 +105,29 @@ def test_a_run_holds_the_parts_that_come_next(world: World, monkeypatch: pytest.
     assert Orders(world.store).end_of(order) == {"status": "finished"}
 
 
+class Held:
+    """The encoding of one video, which waits until it is let go."""
+
+    def __init__(self, world: World, video_id: str) -> None:
+        self.video_id, self.is_reached, self.go_on = video_id, False, asyncio.Event()
+        world.ray.hook = self.hook
+
+    async def hook(self, actor: Any, method: str, arguments: Any) -> None:
+        if method == "encode" and arguments[0].id == self.video_id:
+            self.is_reached = True
+            await self.go_on.wait()
+
+
 def test_a_life_goes_on_with_the_parts_of_another(world: World) -> None:
     async def run() -> dict[str, Any]:
         order = ordered(world)
+        held = Held(world, "cid")
         first = world.begin(order)
-        await until(lambda: first.account.finished == 3, "half of the videos")
-        first._life.cancel()
-        await asyncio.wait([first._life])
-        second = world.begin(order)
-        summary = await world.end(second)
-        assert second.account.finished <= 3
-        return summary
+        await until(lambda: held.is_reached, "the second part")
+        second = world.begin(order)  # which takes the run over
+        held.go_on.set()
+        assert (await world.end(first))["status"] == "superseded"
+        return await world.end(second)
 
     assert asyncio.run(run())["status"] == "finished"
     world.check(*VIDEOS)
@@ -123,10 +135,12 @@ def test_a_life_goes_on_with_the_parts_of_another(world: World) -> None:
 
 def test_a_stop_takes_in_no_more_parts(world: World) -> None:
     async def run() -> dict[str, Any]:
-        order = ordered(world)
+        order = ordered(world, size=1)
+        held = Held(world, "bob")
         life = world.begin(order)
-        await until(lambda: life.account.finished, "the first video")
+        await until(lambda: held.is_reached, "the second video")
         life.stop()
+        held.go_on.set()
         summary = await world.end(life)
         assert life.upkeep.plans.unread == order
         return summary
