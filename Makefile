@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.stamp
 
-.PHONY: help demo test check bench simulate simulate-control chaos clean
+.PHONY: help demo test check bench simulate simulate-control chaos rows clean
 .DELETE_ON_ERROR:
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make simulate N=100000 SEED=0   that many schedules of the checkpoint protocol, from a seed on; FILE=x.json adds up"
 	@echo "make simulate-control N=10000 SEED=0   the same of the whole control plane, in virtual time"
 	@echo "make chaos N=300 SEED=0 MINUTES=30 STORE=local   random faults on real runs, or STORE=s3, or MODEL=image; the same command adds up"
+	@echo "make rows N=1000 BAD=30   a manifest of that many rows, bad ones among them in ten ways, made, mended and made whole"
 	@echo "make clean   remove .venv and the caches; runs/ stays"
 
 demo: $(READY)
@@ -42,6 +43,9 @@ chaos: STORE ?= local
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos.campaign --faults $(or $(N),300) --seed $(or $(SEED),0) --minutes $(or $(MINUTES),30) \
 	  --store $(STORE) --model $(or $(MODEL),window) --file $(or $(FILE),runs/chaos-$(STORE).json)
+
+rows: $(READY)
+	$(BIN)/python -m tests.support.many_rows $(or $(N),1000) $(or $(BAD),30)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from ti2v_dist.config import RunConfig
+from ti2v_dist.inputs.manifest import SLICE
 from ti2v_dist.latents import Chunk, Encoded, VideoState
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.runtime import coordinator, pool, ray_internals, upkeep
@@ -162,6 +163,20 @@ def request_of(number: int) -> VideoRequest:
     )
 
 
+def ask_for(store: CheckpointStore, videos: int, size: int) -> None:
+    """Keep a plan of so many videos, in parts of `size` if it has more, and place an order for it."""
+    ledger, parts, plan = Ledger(store), [], Plan((), {})
+    for first in range(0, videos, size):
+        requests = tuple(map(request_of, range(first, min(videos, first + size))))
+        plan = Plan(requests, {request.id: line for line, request in enumerate(requests, first + 1)})
+        ledger.write_plan(plan)
+        parts.append(plan.as_part())
+    if len(parts) > 1:
+        plan = Plan((), {}, parts=tuple(parts))
+        ledger.write_plan(plan)
+    Orders(store).place(plan, is_whole=True)
+
+
 def answering(value: Any) -> Any:
     """An async function that returns this."""
 
@@ -233,11 +248,8 @@ async def play(chosen: argparse.Namespace, profile: cProfile.Profile | None) -> 
     """A run of a large plan: its rate once every place was taken, then its memory as videos end."""
     fleet, store = Fleet(chosen.call_s), NullStore("")
     put_in_place(fleet, store)
-    requests = tuple(request_of(number) for number in range(chosen.videos))
-    plan = Plan(requests, {request.id: line for line, request in enumerate(requests, 1)})
     null = CheckpointStore("null")
-    Ledger(null).write_plan(plan)
-    Orders(null).place(plan, is_whole=True)
+    ask_for(null, chosen.videos, SLICE)
     config = RunConfig.model_validate({"engine": {"slots": chosen.slots}})
     life = Coordinator(config, "null", chosen.workers, 0.0)
     held = 2 * chosen.slots * chosen.workers
