@@ -112,7 +112,7 @@ def _told(found: dict[str, Any]) -> list[str]:
     device = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found["device_s"].items())
     workers = f"{found['workers']} workers of {found['slots']} slots"
     price = "" if found["cost"] is None else f"; cost {found['cost']:.2f} at {found['price_per_hour']:g} an hour"
-    size = ", ".join(f"{name} {count / 1e6:.1f} MB" for name, count in disk.items())
+    size = ", ".join(f"{name} {count / 1e6:.1f} MB" for name, count in disk.items()) if disk else "not known"
     return [
         *lines,
         f"measured {found['measured']}",

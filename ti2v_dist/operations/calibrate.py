@@ -65,7 +65,8 @@ class Measured:
     source: str
     paces: dict[tuple, Pace]
     start: dict[str, float]
-    picture_s: float = 0.0
+    picture_s: float
+    has_sizes: bool = True
 
 
 def calibrated(config: RunConfig, examples: Sequence[VideoRequest], limits: Limits) -> Measured:
@@ -96,32 +97,22 @@ def calibrated(config: RunConfig, examples: Sequence[VideoRequest], limits: Limi
 
 
 def recalled(store: CheckpointStore | None, examples: Sequence[VideoRequest], limits: Limits) -> Measured | None:
-    """What an earlier run into this output has measured in its frames; None where it has left no word of it."""
-    counters = dataset.read_summary(store.url).get("this_life", {}).get("counters", {}) if store else {}
-    means = {phase: _mean(counters, phase) for phase in ("encode", "denoise", "decode", "commit")}
-    rows = dataset.read_rows(store.url) if store else []
-    if store is None or not rows or not (means["denoise"] and means["decode"]):
+    """What an earlier run into this output says of its own calls; None where it has left no word of them."""
+    if store is None:
         return None
-    sizes = [*_record_sizes(store, rows[0]["id"]), 0, 0]
-    chunk_bytes = statistics.mean(sizes[1:-2] or [0])
-    frame_bytes = sum(row["bytes"] for row in rows) / sum(row["num_frames"] for row in rows)
+    counters = dataset.read_summary(store.url).get("this_life", {}).get("counters", {})
+    seconds = {phase: _mean(counters, phase) for phase in ("encode", "denoise", "commit", "decode")}
+    if not seconds["denoise"]:
+        return None
+    sizes = _known_sizes(store)
     paces = {}
     for request in examples:
         first = next(calls(request, limits))
-        frames = first.last_frame - first.first_frame + 1
-        paces[request.batch_group] = Pace(
-            means["encode"],
-            means["denoise"] * frames,
-            means["commit"],
-            0.0,
-            means["decode"],
-            sizes[0],
-            chunk_bytes,
-            0.0,
-            frame_bytes,
-            _state_bytes(store, len(rows)),
-        )
-    return Measured("by an earlier run into this output, without its start", paces, {})
+        batch_s = seconds["denoise"] * (first.last_frame - first.first_frame + 1)
+        times = (seconds["encode"], batch_s, seconds["commit"], 0.0, seconds["decode"])
+        paces[request.batch_group] = Pace(*times, *(sizes or [0.0] * 5))
+    unknown = ["its start", *(f"its {phase}" for phase, mean in seconds.items() if not mean)]
+    return Measured(f"by an earlier run into this output, without {', '.join(unknown)}", paces, {}, 0.0, bool(sizes))
 
 
 def cut(request: VideoRequest, frames: int) -> VideoRequest:
@@ -154,7 +145,7 @@ def _start_up(config: RunConfig, request: VideoRequest, folder: Path) -> tuple[d
         told = failures[-1]["error_message"] if failures else f"its run was {summary['status']}"
         raise RunError(f"nothing is measured: video {request.id!r} cannot be made: {told}")
     spent = summary["this_life"]["counters"]["ti2v_device_seconds_total"]
-    ready = seen.get("worker", took - spent)
+    ready = seen["worker"] if "worker" in seen else took - spent
     start = {
         "ray_and_coordinator": seen["coordinator"],
         "worker_and_model": ready - seen["coordinator"],
@@ -235,6 +226,16 @@ def _scaled(pace: Pace, measured: VideoRequest, request: VideoRequest, limits: L
     evaluations = next(calls(request, limits)).evaluations / next(calls(measured, limits)).evaluations
     own = Pace(*(value * pixels for value in pace))
     return own._replace(batch_s=own.batch_s * evaluations, finish_s=pace.finish_s, state_bytes=pace.state_bytes)
+
+
+def _known_sizes(store: CheckpointStore) -> list[float]:
+    """The bytes of a `Pace`, from what is finished; none where nothing is."""
+    rows = dataset.read_rows(store.url)
+    records = _record_sizes(store, rows[0]["id"]) if rows else []
+    if len(records) < 2:  # its frames may have been dropped
+        return []
+    frame_bytes = sum(row["bytes"] for row in rows) / sum(row["num_frames"] for row in rows)
+    return [records[0], statistics.mean(records[1:]), 0.0, frame_bytes, _state_bytes(store, len(rows))]
 
 
 def _record_sizes(store: CheckpointStore, video_id: str) -> list[int]:

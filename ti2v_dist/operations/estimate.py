@@ -103,7 +103,7 @@ def plan(
     told = {"manifest": manifest, "output": output and absolute_url(output), "workers": workers, "slots": slots}
     times = _times(amounts, measured, slots, workers, reading_s)
     price = _price(times, workers, price_per_hour)
-    return {**told, **_counts(amounts), **times, **price, "disk_bytes": measured and _disk(amounts, measured)}
+    return {**told, **_counts(amounts), **times, **price, "disk_bytes": _disk(amounts, measured)}
 
 
 def counted(requests: Iterable[VideoRequest], limits: Limits, store: CheckpointStore | None) -> Amounts:
@@ -222,8 +222,10 @@ def _price(times: dict[str, Any], workers: int, price_per_hour: float | None) ->
     return {"price_per_hour": price_per_hour, "cost": round(workers * times["wall_hours"] * price_per_hour, 4)}
 
 
-def _disk(amounts: Amounts, measured: Measured) -> dict[str, int]:
-    """Bytes that are added: records, mp4s, and what else is kept of each video."""
+def _disk(amounts: Amounts, measured: Measured | None) -> dict[str, int] | None:
+    """Bytes that are added: records, mp4s, and what else is kept of each video. None where nobody knows."""
+    if measured is None or not measured.has_sizes:
+        return None
     paces: list[tuple[Amount, Pace]] = [(amount, measured.paces[g]) for g, amount in amounts.groups.items()]
     found = {
         "records": sum(a.encodes * pace.start_bytes + a.calls * pace.chunk_bytes for a, pace in paces),

@@ -76,4 +76,4 @@ def _key(name: str, field: dict[str, Any], indent: str) -> Iterator[str]:
     told = [field.get("description", ""), f"one of {', '.join(choices)}" if choices else ""]
     if about := "; ".join(filter(None, told)):
         yield f"{indent}# {about}"
-    yield f"{indent}# {name}: {json.dumps(field.get('default'), ensure_ascii=False)}"  # JSON is YAML
+    yield f"{indent}#{name}: {json.dumps(field.get('default'), ensure_ascii=False)}"  # JSON is YAML
