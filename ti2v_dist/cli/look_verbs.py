@@ -24,7 +24,7 @@ NOT_MEASURED = "not measured: --calibrate measures on this device, --output take
 
 def plan(
     manifest: Annotated[str, typer.Argument(help="The manifest of the run.")],
-    output: Annotated[str | None, typer.Option("--output", help="What it has already is left out.")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Of the run; what is there is left out.")] = None,
     price_per_hour: Annotated[float | None, typer.Option(help="Of one worker's machine, in any currency.")] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure on this device: a short run, and some chunks by themselves.")
@@ -106,6 +106,8 @@ def _told(found: dict[str, Any]) -> list[str]:
         f"skipped: {skipped['finished']} finished and {skipped['failed']} failed videos, "
         f"{skipped['settled_frames']} settled frames; {found['refused']} rows cannot become a video",
     ]
+    if not found["videos"]:
+        return [*lines, "nothing is left to be made"]
     if found["measured"] is None:
         return [*lines, f"time, cost and disk: {NOT_MEASURED}"]
     run = ", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in found["run_s"].items())

@@ -77,6 +77,7 @@ def calibrated(config: RunConfig, examples: Sequence[VideoRequest], limits: Limi
     """
     from ti2v_dist.numerics import kept_numerics
 
+    examples = [replace(request, generation=0, origin=None) for request in examples]  # as videos of a new run
     alone = ClusterConfig(workers=1, cpus_per_worker=config.cluster.cpus_per_worker)
     config = config.model_copy(update={"cluster": alone})
     with scratch_folder() as folder, kept_numerics():
@@ -159,21 +160,21 @@ def _pace(worker: Worker, request: VideoRequest, fingerprint: str, state_bytes: 
     worker.encode(request)
     encoded, encode_s = worker.encode(request)
     state, tip = worker.store.begin(request, encoded, fingerprint)
-    latents, batches, commits = [], [], []
+    chunks, batches, commits = [], [], []
     for _ in range(1 + MEASURED_CHUNKS):
         (chunk, *_), seconds = worker.advance([state] * worker.config.engine.slots)
         if isinstance(chunk, BrokenVideo):
             raise RunError(f"nothing is measured: {chunk}") from chunk
         batches.append(seconds)
-        if state.is_complete or chunk.first_frame != tip.frame + 1:
+        if chunk.first_frame != tip.frame + 1:  # of a short video, the last chunk again
             continue
         began = time.perf_counter()
         tip = worker.store.commit(chunk, tip).tip
         commits.append(time.perf_counter() - began)
-        latents.append(chunk)
+        chunks.append(chunk)
         if not (following := state.push(chunk)).is_complete:
             state = following
-    _prolong(worker.store, latents, tip, cut(request, FILE_FRAMES).num_frames)
+    _prolong(worker.store, chunks, tip, cut(request, FILE_FRAMES).num_frames)
     short, long = cut(request, 2), cut(request, FILE_FRAMES)
     _finished(worker, short)
     (short_s, short_bytes), (long_s, long_bytes) = _finished(worker, short), _finished(worker, long)
@@ -212,12 +213,16 @@ def _finished(worker: Worker, request: VideoRequest) -> tuple[float, int]:
 
 def _picture_s(worker: Worker, request: VideoRequest) -> float:
     """Seconds that one video more takes in the report."""
-    row, took = worker.finish(request, {})[0], []
-    for count in (1, 1 + PICTURES):
+    row, _ = worker.finish(request, {})
+
+    def written_s(*ids: str) -> float:
         began = time.perf_counter()
-        write_report(worker.output_url, [{**row, "id": f"{count}-{number}"} for number in range(count)])
-        took.append(time.perf_counter() - began)
-    return max(0.0, took[1] - took[0]) / PICTURES
+        write_report(worker.output_url, [{**row, "id": video_id} for video_id in ids])
+        return time.perf_counter() - began
+
+    written_s("warm-up")
+    one_s = written_s("one")
+    return max(0.0, written_s(*(f"one-of-{number}" for number in range(1 + PICTURES))) - one_s) / PICTURES
 
 
 def _scaled(pace: Pace, measured: VideoRequest, request: VideoRequest, limits: Limits) -> Pace:

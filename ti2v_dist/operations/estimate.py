@@ -41,6 +41,8 @@ class Amount:
 
     def add(self, request: VideoRequest, left: list[Call], is_new: bool) -> None:
         """One video more."""
+        if is_new and not self.encodes:  # the image of one that is begun may be gone
+            self.example = request
         self.videos += 1
         self.shown += request.num_frames
         self.encodes += is_new
