@@ -32,7 +32,7 @@ COMMON = frozenset({"num_inference_steps", "guidance_scale", "t_start"})
 class CallSize(NamedTuple):
     """What the evaluations of one call of a sampler depend on: [S], [U], the latents that it makes, and the rest.
 
-    `late_steps` are those of its steps that are not before `motion_t1`. `has_image` and `is_smoothed` are the row's.
+    `late_steps` are those of its steps from `motion_t1` on. `has_image` and `is_smoothed` are the row's.
     """
 
     steps: int
