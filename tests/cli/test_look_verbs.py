@@ -25,8 +25,9 @@ from tests.support.verbs_page import PAGE, written
 from ti2v_dist.cli.main import app
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.errors import InputError
-from ti2v_dist.operations.planning import check_manifest
+from ti2v_dist.operations.planning import check_manifest, prepare
 from ti2v_dist.operations.schema import DRAFT
+from ti2v_dist.operations.watch import watch
 from ti2v_dist.outputs.codec import write_video
 from ti2v_dist.outputs.dataset import provenance
 from ti2v_dist.params import SamplingParams
@@ -307,6 +308,18 @@ def test_watch_goes_on_until_the_run_ends(watched: Path) -> None:
     assert {look["frames"] for look in looks} == {2 + 3 + 4}
     done = ti2v("status", watched, "--watch")
     assert done.stdout == "rows 4, finished 2, failed 1, frames 9, frames total 16\n", "over: one look"
+
+
+def test_watch_of_shards_ends_with_the_last_of_them(made: Path, tmp_path: Path) -> None:
+    config, output = load_config(None, SETTINGS), str(tmp_path / "out")
+    first, second = (prepare(str(made / "manifest.jsonl"), output, config, f"{number}/2") for number in (1, 2))
+    looks = watch(output, 0.01)
+    for work in (first, second):
+        orders = Orders(work.store)
+        order = orders.place(work.plan, is_whole=True)
+        assert next(looks)["shards"] == 2
+        orders.end(order, "interrupted")
+    assert [look["begun"] for look in looks] == [2]
 
 
 def test_a_terminal_gets_a_view_that_is_drawn_over_itself(watched: Path) -> None:
