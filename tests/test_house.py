@@ -40,6 +40,7 @@ NOUNS = {
     "latents",
     "config",
     "tally",
+    "effort",
 }
 NUMERIC = {"shapes", "models", "samplers", "numerics", "engine"}
 MAY_IMPORT = {
@@ -55,6 +56,7 @@ MAY_IMPORT = {
     "latents": {"errors", "prompts", "video"},
     "config": {"errors", "prompts", "canonical", "settings", "specs", "video"},
     "tally": {"video"},
+    "effort": {"schedules", "specs", "video"},
     "storage": NOUNS,
     "state": NOUNS | {"storage"},
     "inputs": NOUNS | {"storage", "state"},

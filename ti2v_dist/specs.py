@@ -6,8 +6,9 @@ entry here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ti2v_dist.errors import InputError
 
@@ -28,6 +29,25 @@ COMMON = frozenset({"num_inference_steps", "guidance_scale", "t_start"})
 """The settings that every sampler reads."""
 
 
+class CallSize(NamedTuple):
+    """What the evaluations of one call of a sampler depend on: [S], [U], the latents that it makes, and the rest.
+
+    `late_steps` are those of its steps from `motion_t1` on. `has_image` and `is_smoothed` are the row's.
+    """
+
+    steps: int
+    iterations: int
+    latents: int
+    late_steps: int
+    has_image: bool = True
+    is_smoothed: bool = False
+
+
+def each_step(call: CallSize) -> int:
+    """Every step once, whatever the number of latents."""
+    return call.steps
+
+
 @dataclass(frozen=True)
 class SamplerSpec:
     """What is known of a sampler without running it.
@@ -41,6 +61,9 @@ class SamplerSpec:
     an anchor of so many latents, which does not slide. `image` says whether a row gives the first frame: NEEDED,
     OPTIONAL or NONE. `source` is the column of the video of which each new frame takes one.
     `num_inference_steps` is the number of steps where nobody chose.
+
+    `evaluations` are the calls of the model that one call of the sampler makes, and `begin_evaluations` those of
+    `begin`; of a look ahead, for the latents that are not given.
     """
 
     function: str
@@ -54,6 +77,8 @@ class SamplerSpec:
     image: str = NEEDED
     source: str | None = None
     num_inference_steps: int = 10
+    evaluations: Callable[[CallSize], int] = each_step
+    begin_evaluations: Callable[[CallSize], int] = each_step
 
     def usual_context(self, window: int) -> int:
         """Context latents where nobody chose: all but the new one, or half of a window that reaches as far ahead."""
@@ -84,11 +109,36 @@ _QUEUE = frozenset({"resample_iterations", "context_frames", "init"})
 _MOTION = frozenset({"chunk_frames", "anchor", "motion_dx", "motion_dy", "motion_t0", "motion_t1"})
 _MOTION |= {"smoothing", "subject"}
 
+
+def _resampled(call: CallSize) -> int:
+    """Each latent by itself; every step but the last one U times."""
+    return call.latents * (call.iterations * (call.steps - 1) + 1)
+
+
+def _whole_window(call: CallSize) -> int:
+    return call.iterations * call.steps
+
+
+def _moved(call: CallSize) -> int:
+    """Each frame, and the anchor, from `motion_t1` on; and one look for the foreground."""
+    return call.late_steps * (call.latents + 1) + call.is_smoothed
+
+
+def _inverted(call: CallSize) -> int:
+    """An image is inverted up to `motion_t1`; without one the first frame is made."""
+    return call.late_steps if call.has_image else call.steps
+
+
+def _beside(call: CallSize) -> int:
+    """Each frame, and the anchor."""
+    return call.steps * (call.latents + 1)
+
+
 SAMPLERS: dict[str, SamplerSpec] = {
-    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE),
-    "ti2v_zero_reference": SamplerSpec("reference:sample_reference", _QUEUE, FRAME_BY_FRAME),
+    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE, evaluations=_resampled),
+    "ti2v_zero_reference": SamplerSpec("reference:sample_reference", _QUEUE, FRAME_BY_FRAME, evaluations=_whole_window),
     "replace": SamplerSpec("replace:sample_replace", frozenset(), chunk=None, is_one_window=True),
-    "infill": SamplerSpec("infill:sample_infill", _QUEUE, chunk=None, looks_ahead=True),
+    "infill": SamplerSpec("infill:sample_infill", _QUEUE, chunk=None, looks_ahead=True, evaluations=_resampled),
     "text2video_zero": SamplerSpec(
         "text2video_zero:sample_text2video_zero",
         _MOTION,
@@ -98,6 +148,8 @@ SAMPLERS: dict[str, SamplerSpec] = {
         anchor=3,
         image=OPTIONAL,
         num_inference_steps=50,
+        evaluations=_moved,
+        begin_evaluations=_inverted,
     ),
     "text2video_zero_control": SamplerSpec(
         "controlled:sample_controlled",
@@ -109,6 +161,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         image=NONE,
         source="control",
         num_inference_steps=20,
+        evaluations=_beside,
     ),
     "instruct_pix2pix_video": SamplerSpec(
         "controlled:sample_instructed",
@@ -120,6 +173,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         image=NONE,
         source="source_video",
         num_inference_steps=20,
+        evaluations=_beside,
     ),
 }
 

@@ -69,7 +69,7 @@ def run(command: str, place: Path, changes: Mapping[str, str]) -> subprocess.Com
     """Run a command of a page as bash does, with this interpreter's programs. Videos are made with few evaluations."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **changes}
-    few = shlex.join(FAST) if command.startswith(("ti2v generate", "ti2v run")) else ""
+    few = shlex.join(FAST) if command.startswith(("ti2v generate", "ti2v run", "ti2v plan")) else ""
     return subprocess.run(
         ["bash", "-c", f"{command} {few}".strip()],
         cwd=place,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ti2v_dist.cli import edit_verbs, read_verbs
+from ti2v_dist.cli import edit_verbs, look_verbs, read_verbs
 from ti2v_dist.cli.options import (
     BelowOption,
     ConfigOption,
@@ -227,5 +227,5 @@ def _entry(image: str) -> Any:
         return image
 
 
-for _verb in (*edit_verbs.VERBS, *read_verbs.VERBS):
+for _verb in (*edit_verbs.VERBS, *look_verbs.VERBS, *read_verbs.VERBS):
     app.command()(_verb)

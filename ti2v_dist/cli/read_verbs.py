@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ti2v_dist.cli.live import follow_status
 from ti2v_dist.cli.terminal import SOME_FAILED, JsonOption, show
 
 
@@ -21,10 +22,18 @@ def evaluate(
     raise SystemExit(SOME_FAILED if found["problems"] else 0)
 
 
-def status(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: JsonOption = False) -> None:
-    """Show a run's progress, from its store alone."""
+def status(
+    output: Annotated[str, typer.Argument(help="The output of a run.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again until the run ends, or Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 2.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a run's progress, from its store alone; --json --watch prints one line of JSON for each look."""
     from ti2v_dist.outputs import views
 
+    if watch:
+        follow_status(output, interval, as_json)
+        return
     found = views.status(output)
     show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
 

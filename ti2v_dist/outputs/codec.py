@@ -4,6 +4,7 @@ H height, W width, C channels (3, RGB).
 """
 
 import hashlib
+import json
 import subprocess
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,12 +17,17 @@ from typing import Any
 import numpy as np
 
 from ti2v_dist.canonical import canonical_json
-from ti2v_dist.storage.ffmpeg import LOCAL_ONLY, ffmpeg, ffmpeg_version, read_frames
+from ti2v_dist.errors import InputError
+from ti2v_dist.storage.ffmpeg import LOCAL_ONLY, ffmpeg, ffmpeg_version, read_frames, read_tags
 from ti2v_dist.storage.files import local_copy
 from ti2v_dist.storage.scratch import full_disk_named, scratch_folder
 from ti2v_dist.video import exact_rate
 
 CODEC = "h264"
+TAG = "comment"
+"""The tag of an mp4 that holds its provenance, as JSON."""
+OURS = {"id", "prompt", "seed", "sampler"}
+"""What every provenance of a data set has."""
 
 # One thread: the number of threads decides the bits, and workers share a machine.
 _ENCODE = ["-c:v", "libx264", "-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p", "-threads", "1"]
@@ -65,7 +71,7 @@ def write_video(
     """
     with scratch_folder() as folder:
         tags, target = folder / "tags.txt", folder / "video.mp4"
-        tags.write_text(_ffmetadata({"comment": canonical_json(provenance).decode()}), encoding="utf-8")
+        tags.write_text(_ffmetadata({TAG: canonical_json(provenance).decode()}), encoding="utf-8")
         frames = iter(frames_HWC)
         first = next(frames, None)
         if first is None:
@@ -100,6 +106,25 @@ def read_video(url: str) -> Generator[np.ndarray, None, None]:
     """Decode a video frame by frame to uint8 (H, W, C). Raises `CodecError` where ffmpeg cannot read it."""
     with local_copy(url) as path:
         yield from read_frames(path)
+
+
+def read_provenance(url: str) -> dict[str, Any]:
+    """What `write_video` was told of a video, from the file alone, to the letter.
+
+    Raises `InputError` for a video that it has not written, and `CodecError` where ffmpeg cannot read the file.
+    """
+    with local_copy(url) as path:
+        if not path.is_file():
+            raise FileNotFoundError(f"{url!r} does not exist")
+        comment = read_tags(path).get(TAG, "")
+    try:
+        told = json.loads(comment)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict) or not told.keys() >= OURS:
+        has = f"its {TAG} is {comment!r:.80}" if comment else f"it has no {TAG}"
+        raise InputError(f"{url!r} is no video of ti2v: {has}")
+    return told
 
 
 def _ffmetadata(tags: dict[str, str]) -> str:

@@ -1,5 +1,6 @@
 """ffmpeg: the only room that knows the program. It opens files of this machine and pipes, and no URL."""
 
+import re
 import subprocess
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
@@ -68,6 +69,21 @@ def read_frames(
             data = process.stdout.read(width * height * 3)
             if len(data) == width * height * 3:  # less only when ffmpeg has failed, which is raised on leaving
                 yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """The tags of a video file as a whole, as they were written. Raises `CodecError` where ffmpeg cannot read it."""
+    arguments = [*LOCAL_ONLY, "-i", f"file:{path}", "-f", "ffmetadata", "pipe:1"]
+    with ffmpeg(arguments, stdout=subprocess.PIPE) as process:
+        text = process.stdout.read().decode(errors="replace")
+    # A backslash stands before what is special, the end of a line too; sections follow after the file's own tags.
+    whole = re.split(r"(?m)^\[", text)[0]
+    found = re.findall(r"(?ms)^((?:\\.|[^\\=\n;#])+)=((?:\\.|[^\\\n])*)$", whole)
+    return {_unescaped(name): _unescaped(value) for name, value in found}
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"(?s)\\(.)", r"\1", text)
 
 
 def _message(process: subprocess.Popen, messages: BinaryIO) -> str:

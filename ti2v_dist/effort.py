@@ -1,0 +1,50 @@
+"""What a video costs before it is made: calls of a batch, evaluations of the model, frames. Pure counting."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ti2v_dist.schedules import motion_pair, timesteps
+from ti2v_dist.specs import CallSize, Limits
+from ti2v_dist.video import VideoRequest
+
+
+class Call(NamedTuple):
+    """A video's part in one advance: its frames, the last one of them as it is settled, and the evaluations.
+
+    A chunk may reach beyond the video's end.
+    """
+
+    first_frame: int
+    last_frame: int
+    evaluations: int
+
+
+def encode_evaluations(request: VideoRequest) -> int:
+    """Evaluations in which the first frame is made, or what else a video starts from; 0 where an image is encoded."""
+    spec = request.params.spec
+    return spec.begin_evaluations(_size(request, 1)) if spec.begin else 0
+
+
+def calls(request: VideoRequest, model: Limits) -> Iterator[Call]:
+    """The advances that make a video, in their order: what the engine and its sampler do with it."""
+    params, r = request.params, model.frames_per_latent
+    chunk, last = params.chunk_latents(model.window), request.num_frames - 1
+    given = {one.frame for one in request.given}
+    first = request.lead + 1
+    while first <= last:
+        latents = chunk
+        if params.spec.looks_ahead:  # up to the last given frame in sight: what lies behind waits
+            latents = max(frame - first + 1 for frame in given if frame < first + chunk)
+        frames = range(first, first + latents * r)
+        size = _size(request, latents - len(given.intersection(frames)))
+        yield Call(first, frames[-1], params.spec.evaluations(size))
+        first = frames[-1] + 1
+
+
+def _size(request: VideoRequest, latents: int) -> CallSize:
+    params = request.params
+    late = steps = timesteps(params)
+    if "motion_t0" in params.spec.reads:
+        late = [t for t in steps if t <= motion_pair(params)[1]]
+    iterations, is_smoothed = params.resample_iterations, params.smoothing is not None
+    return CallSize(len(steps), iterations, latents, len(late), bool(request.image), is_smoothed)
