@@ -49,16 +49,24 @@ def pinned(config: RunConfig) -> RunConfig:
 
 
 @contextmanager
-def check_manifest(url: str, config: RunConfig, taking: Taking | None = None) -> Iterator[Manifest]:
+def check_manifest(
+    url: str,
+    config: RunConfig,
+    taking: Taking | None = None,
+    prompt: str | None = None,
+    images_in: str | None = None,
+) -> Iterator[Manifest]:
     """A manifest with all that is wrong with it as a whole, for the model that `config` names; needs no device.
 
-    No image is read before its `parts` are. By default every row is taken, as often as `config` says. Raises as
-    `open_manifest` does.
+    No image is read before its `parts` are. By default every row is taken, as often as `config` says. The last two are
+    as for `open_manifest`, and it raises as that does.
     """
     info = read_info(config.model.id, config.model.revision)
     defaults = request_defaults(config, info)
     try_settings(defaults)
-    with open_manifest(url, defaults, taking or Taking(config.variations), LostWords(info).of) as manifest:
+    with open_manifest(
+        url, defaults, taking or Taking(config.variations), LostWords(info).of, prompt, images_in
+    ) as manifest:
         yield manifest
 
 
@@ -84,11 +92,12 @@ def prepare(
     allow_inexact: bool = False,
     limit: int | None = None,
     only: Sequence[str] = (),
+    prompt: str | None = None,
 ) -> Work:
     """Check everything that can be checked without a GPU, and record the run and its plan in the output.
 
     With a `shard`, as "1/4", the run is that of some of the rows, in a folder of the output. With `limit` and `only`,
-    as of `Taking`, the other rows of earlier commands stay in the run.
+    as of `Taking`, the other rows of earlier commands stay in the run. Each row's prompt is made of `prompt`, if given.
 
     Only videos that are not begun yet need their image: the others have it in the store, as frame 0.
 
@@ -116,7 +125,7 @@ def prepare(
         return store.first_request(video_id) if video_id in begun_ids() else None
 
     chosen = Taking(config.variations, taken(facts), limit, only)
-    with check_manifest(manifest_url, config, chosen) as manifest:
+    with check_manifest(manifest_url, config, chosen, prompt, store.url) as manifest:
         for warning in manifest.warnings:
             warnings.warn(warning, stacklevel=2)
         raise_unusable(manifest_url, manifest)
@@ -129,7 +138,7 @@ def prepare(
     lines = {**dict.fromkeys(requests, 0), **whole.lines}
     refused = tuple(failure.to_row() for failure in whole.failures)
     plan = Plan(tuple(requests.values()), lines, refused, allow_inexact=allow_inexact)
-    facts |= {"manifest": absolute_url(manifest_url), "rows": len(whole.lines)}
+    facts |= {"manifest": manifest.url, "rows": len(whole.lines)} | ({"prompt": prompt} if prompt else {})
     return record(store, config, plan, facts, is_whole=manifest.is_whole)
 
 
