@@ -7,11 +7,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ti2v_dist.inputs.rows import Row
+from ti2v_dist.state import keys
 from ti2v_dist.storage.objects import KeyExists, Store
 
-FOLDER = "inputs"
 THREADS, PENDING = 8, 16
-_ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
+_ENDINGS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}
 
 
 class KeptImages:
@@ -32,7 +32,7 @@ class KeptImages:
         if ending is None:
             fault = ("image", f"image is {len(row.data):,} bytes that are no PNG, JPEG or WEBP file")
             return replace(row, data=b"", faults=(*row.faults, fault))
-        place = f"{FOLDER}/{hashlib.sha256(row.data).hexdigest()}{ending}"
+        place = keys.input_image(hashlib.sha256(row.data).hexdigest(), ending)
         return replace(row, columns={**row.columns, "image": place})
 
     def put(self, row: Row) -> None:

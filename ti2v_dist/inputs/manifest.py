@@ -120,7 +120,7 @@ def open_manifest(
             rows = rows.with_prompts(template) if template else rows
             survey = Survey(url, defaults, taking, rows)
             if template:
-                template.check([*survey.columns, *rows.beside])
+                template.check(rows.beside)
         except (Unreachable, StoreDenied, ScratchFull, NotThere):  # which say nothing of the manifest
             raise
         except (OSError, ValueError) as exc:
@@ -186,7 +186,8 @@ class _Reader:
                 continue
             placed = images.placed(row) if images else row
             is_kept = not placed.data or not with_images
-            for video in self._taking.videos(replace(placed, data=b"")):
+            bare = replace(placed, data=b"") if placed.data else placed
+            for video in self._taking.videos(bare):
                 one = ask(video, names.of(video), self._rows.folder, self._defaults, needs_image, begun)
                 if images and one.is_looked_at and not is_kept:
                     images.put(placed)

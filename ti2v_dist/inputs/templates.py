@@ -27,10 +27,11 @@ class PromptTemplate:
             if name is not None and (not name or form or conversion):
                 raise InputError(f"prompt is {text!r}; write the name of a column in braces, and nothing else there")
         self._parts = [(literal, name) for literal, name, _, _ in parts]
+        self._met: set[str] = {STEM}
 
-    def check(self, columns: Iterable[str]) -> None:
-        """Raise `NotThere` for a name that is none of these columns."""
-        known = sorted({*columns, STEM})
+    def check(self, beside: Iterable[str]) -> None:
+        """Raise `NotThere` for a name that is none of these, and no column of any row so far."""
+        known = sorted({*beside, *self._met})
         for _, name in self._parts:
             if name is not None and name not in known:
                 choices = ", ".join(known)
@@ -40,6 +41,7 @@ class PromptTemplate:
         """The row with its prompt; a value that is missing, or no text or number, is the row's fault."""
         if row.error:
             return row
+        self._met |= row.columns.keys()
         values = {**_stem(row.columns), **row.columns, **row.beside}
         found, faults = [], row.faults
         for literal, name in self._parts:

@@ -129,11 +129,11 @@ def prepare(
         for warning in manifest.warnings:
             warnings.warn(warning, stacklevel=2)
         raise_unusable(manifest_url, manifest)
+        if run:  # with other settings, nothing is written
+            _raise_mismatch(store, config, run)
         whole = joined(manifest.parts(lambda video_id: video_id not in imaged, begun))
     for warning in whole.warnings:
         warnings.warn(warning, stacklevel=2)
-    if run:  # with other settings, nothing is written
-        _raise_mismatch(store, config, run)
     requests = _with_edits(store, {request.id: request for request in whole.requests})
     lines = {**dict.fromkeys(requests, 0), **whole.lines}
     refused = tuple(failure.to_row() for failure in whole.failures)
