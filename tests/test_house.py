@@ -93,6 +93,7 @@ ONLY_IN = {
     "transformers": {"models", "shapes"},
     "typer": {"cli"},
     "cv2": {"inputs"},
+    "datasets": {"inputs"},
     "pydantic": {"config"},
 }
 ONLY_IN_FILE = {
@@ -324,7 +325,7 @@ def test_the_wheel_has_the_command_the_license_and_the_extras(wheel: Path) -> No
     assert "ti2v = ti2v_dist.cli.main:main" in archive.read(f"{info}/entry_points.txt").decode()
     assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
     metadata = archive.read(f"{info}/METADATA").decode()
-    assert set(re.findall(r"Provides-Extra: (\w+)", metadata)) == {"s3", "gcs", "azure", "control", "dev"}
+    assert set(re.findall(r"Provides-Extra: (\w+)", metadata)) == {"s3", "gcs", "azure", "datasets", "control", "dev"}
     assert "Requires-Python: >=3.11" in metadata
 
 

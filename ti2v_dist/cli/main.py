@@ -13,9 +13,11 @@ from ti2v_dist.cli.options import (
     ConfigOption,
     FramesOption,
     LimitOption,
+    ManifestArgument,
     ModelOption,
     OnlyOption,
     OutputOption,
+    PromptOption,
     SeedOption,
     SetOption,
     ShardOption,
@@ -102,7 +104,10 @@ def generate(
 
 @app.command(epilog=samplers_told())
 def run(
-    manifest: Annotated[str, typer.Argument(help="JSONL, CSV or Parquet with the columns id, image and prompt.")],
+    manifest: Annotated[
+        str,
+        typer.Argument(help="JSONL, CSV or Parquet with id, image and prompt; a folder of images; a data set."),
+    ],
     output: OutputOption,
     num_frames: FramesOption = None,
     model: ModelOption = None,
@@ -112,6 +117,7 @@ def run(
     settings: SetOption = None,
     images_below: BelowOption = None,
     event_log: Annotated[str | None, typer.Option(help="Folder for a record of all decisions; see replay.")] = None,
+    prompt: PromptOption = None,
     variations: VariationsOption = None,
     limit: LimitOption = None,
     only: OnlyOption = None,
@@ -135,7 +141,7 @@ def run(
         "variations": variations,
     }
     joining: dict[str, Any] = {"address": address, "detach": detach, "takeover": takeover, "shard": shard}
-    joining |= {"limit": limit, "only": tuple(only or ())}
+    joining |= {"limit": limit, "only": tuple(only or ()), "prompt": prompt}
     resolved = chosen_config(config, settings, chosen)
     run_and_exit(manifest, output, resolved, as_json, allow_inexact=allow_inexact, **joining)
 
@@ -152,11 +158,12 @@ def demo(output: OutputOption = "runs/demo", model: ModelOption = "shapes", as_j
 
 @app.command(epilog=samplers_told())
 def validate(
-    manifest: Annotated[str, typer.Argument(help="The manifest to check.")],
+    manifest: ManifestArgument,
     model: ModelOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     images_below: BelowOption = None,
+    prompt: PromptOption = None,
     variations: VariationsOption = None,
     limit: LimitOption = None,
     only: OnlyOption = None,
@@ -178,7 +185,7 @@ def validate(
         if not as_json:
             print(f"line {row['line']}: {row['message']}", flush=True)
 
-    found = validate(manifest, resolved, taking, not no_images, tell)
+    found = validate(manifest, resolved, taking, not no_images, prompt, tell)
     unusable = found["rows"] - found["usable"]
     more = [f"{found['more_problems']:,} more problems are not shown"] if found["more_problems"] else []
     show(found, as_json, [*more, f"{found['usable']} rows are usable, {unusable} are not"])

@@ -9,6 +9,9 @@ import typer
 if TYPE_CHECKING:
     from ti2v_dist.config import RunConfig
 
+ManifestArgument = Annotated[
+    str, typer.Argument(help="JSONL, CSV or Parquet with id, image and prompt; a folder of images; or a data set.")
+]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; repeatable.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="shapes, a diffusers-layout folder, or a hub id.")]
@@ -25,6 +28,9 @@ BelowOption = Annotated[
 ]
 VariationsOption = Annotated[
     int | None, typer.Option("--variations", help="Videos of each row, with seeds of their own.")
+]
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", help='Each row\'s prompt, of its columns: "a photo of a {label}".')
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first so many rows.")]
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="ID", help="Only this row; repeatable.")]

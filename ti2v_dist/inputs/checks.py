@@ -52,7 +52,7 @@ def check_columns(url: str, lines: dict[str, int], required: Iterable[str] = REQ
     for name in required:
         if name not in lines and not (name == "image" and "images" in lines):
             has = ", ".join(map(repr, [*lines][:20]))
-            needed = repr(name) + (" or 'images'" if name == "image" else "")
+            needed = repr(name) + {"image": " or 'images'", "prompt": ", and none is made (--prompt)"}.get(name, "")
             yield Problem(0, name, None, f"manifest {url!r} has no column {needed}; its columns are {has:.500}")
     for name, line in lines.items():
         if is_taken(name):

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ti2v_dist.canonical import canonical_json
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ti2v_dist.models.base import ModelInfo
 
 SEED_BITS = 53
+REMEMBERED = 1000
+_OF_VIDEO = frozenset(one.name for one in fields(VideoRequest))
+_OF_SAMPLING = frozenset(one.name for one in fields(SamplingParams))
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class RequestDefaults:
     images_below: tuple[str, ...] = ()
     frames_per_latent: int = 1
     capabilities: frozenset[str] = FRAME_BY_FRAME
+    remembered: dict[str, tuple[SamplingParams, dict[str, Any]]] = field(default_factory=dict, compare=False)
 
     def spec(self, sampler: Any = None) -> SamplerSpec:
         """What is known of a row's sampler, by default the run's. Raises `ValueError` for a name that there is not."""
@@ -45,16 +49,30 @@ class RequestDefaults:
 
         Raises `ValueError` naming the bad value. `image` must be absolute; without a seed one is derived from the id.
         """
-        values = {"seed": derive_seed(self.seed, given["id"]), **self.settings, **given}
-        spec = self.spec(values.get("sampler"))
-        for name, one in SETTINGS.items():
-            if one.of_sampler and values.get(name) is None:
-                values[name] = one.of_sampler(spec, self.window)
-            if one.is_some and name not in spec.reads:
-                values[name] = None  # the run's, or the row's, which is warned of
-        request = VideoRequest(**_own(VideoRequest, values), params=SamplingParams(**_own(SamplingParams, values)))
+        params, settings = self._settings({name: value for name, value in given.items() if name in SETTINGS})
+        values = {name: value for name, value in given.items() if name in _OF_VIDEO} | settings
+        if "seed" not in given:
+            values["seed"] = derive_seed(self.seed, given["id"])
+        request = VideoRequest(**values, params=params)
         request.check_against_model(self)
         return request
+
+    def _settings(self, given: dict[str, Any]) -> tuple[SamplingParams, dict[str, Any]]:
+        """What is sampled, and the video's own settings. Rows mostly agree in both: the newest are remembered."""
+        key = repr(given)
+        if key not in self.remembered:
+            values = {**self.settings, **given}
+            spec = self.spec(values.get("sampler"))
+            for name, one in SETTINGS.items():
+                if one.of_sampler and values.get(name) is None:
+                    values[name] = one.of_sampler(spec, self.window)
+                if one.is_some and name not in spec.reads:
+                    values[name] = None  # the run's, or the row's, which is warned of
+            params = SamplingParams(**{name: value for name, value in values.items() if name in _OF_SAMPLING})
+            if len(self.remembered) >= REMEMBERED:
+                self.remembered.clear()
+            self.remembered[key] = params, {name: value for name, value in values.items() if name in _OF_VIDEO}
+        return self.remembered[key]
 
 
 def request_defaults(config: RunConfig, info: "ModelInfo") -> RequestDefaults:
@@ -82,7 +100,3 @@ def derive_seed(run_seed: int, video_id: str) -> int:
     """
     digest = hashlib.sha256(canonical_json([run_seed, video_id])).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
-
-
-def _own(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: values[field.name] for field in fields(cls) if field.name in values}

@@ -1,7 +1,6 @@
 """Which ids a manifest has, on which lines, in 16 bytes each: a million of them never lie in memory as text."""
 
 import hashlib
-import re
 from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeGuard
@@ -10,13 +9,12 @@ import numpy as np
 
 from ti2v_dist.columns import stand_in
 from ti2v_dist.inputs.rows import Row
-
-_LEGAL = re.compile(r"[A-Za-z0-9_-]{1,128}")
+from ti2v_dist.state import keys
 
 
 def is_id(value: Any) -> TypeGuard[str]:
     """Whether `check_id` would let it pass."""
-    return isinstance(value, str) and _LEGAL.fullmatch(value) is not None
+    return isinstance(value, str) and keys.is_id(value)
 
 
 class Ids:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -116,10 +117,15 @@ def _warn_unreached(request: VideoRequest, line: int) -> Iterator[str]:
 
 def _warn_unread(request: VideoRequest, row: Row) -> Iterator[str]:
     """Settings of the row that its sampler has no use for. A warning: a run that began with such a row goes on."""
-    read = COMMON | request.params.spec.reads | {"sampler"}
-    for name in sorted(settings_of(SamplingParams).keys() - read):
+    read = frozenset({"sampler"}) | COMMON | request.params.spec.reads
+    for name in _settings_but(read):
         if row.columns.get(name) is not None:
             yield f"line {row.line}: sampler {request.params.sampler!r} does not read {name}"
+
+
+@cache
+def _settings_but(read: frozenset[str]) -> list[str]:
+    return sorted(settings_of(SamplingParams).keys() - read)
 
 
 def _warn_nearest(params: SamplingParams) -> Iterator[str]:

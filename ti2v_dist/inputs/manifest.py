@@ -6,7 +6,7 @@ gone through twice: at first for what concerns it as a whole, then for the rows 
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -17,10 +17,10 @@ from ti2v_dist.inputs.defaults import RequestDefaults
 from ti2v_dist.inputs.ids import Names
 from ti2v_dist.inputs.inspection import Inspected, Inspector, Unseen
 from ti2v_dist.inputs.making import failure_of, request_of, warnings_of
-from ti2v_dist.inputs.opening import Rows, open_rows
-from ti2v_dist.inputs.rows import Row
+from ti2v_dist.inputs.opening import Rows, open_rows, settled_url
 from ti2v_dist.inputs.survey import Survey
-from ti2v_dist.inputs.taking import NoSuchId, Taking
+from ti2v_dist.inputs.taking import NotThere, Taking
+from ti2v_dist.inputs.templates import PromptTemplate
 from ti2v_dist.inputs.told import Told
 from ti2v_dist.storage.objects import StoreDenied
 from ti2v_dist.storage.parquet import TextColumns
@@ -101,30 +101,38 @@ def open_manifest(
     defaults: RequestDefaults,
     taking: Taking | None = None,
     lost_words: Callable[[Iterable[str]], Iterable[str]] = lambda prompts: (),
+    prompt: str | None = None,
+    images_in: str | None = None,
 ) -> Iterator[Manifest]:
-    """Look at a whole manifest (`.jsonl`, `.csv` or `.parquet`), no image read and no row kept.
+    """Look at a whole manifest (a file, a folder of images or a data set), no image read and no row kept.
 
-    What is wrong with it is in the result. Raises `InputError` for an id that is asked for and not there, `ScratchFull`
+    With a `prompt` each row's is made of its columns. Images that lie in a data set as bytes are kept below
+    `images_in`, or by default while they are looked at. What is wrong with the manifest is in the result. Raises
+    `NotThere` for an id or a column that is asked for and not there, `InputError` for no template, `ScratchFull`
     where this machine has no room for a copy of it, and `Unreachable` and `StoreDenied` where a store is away or
     refuses everything. `lost_words` says what the model cannot take in of prompts.
     """
     taking = taking or Taking()
+    template = None if prompt is None else PromptTemplate(prompt)
     with ExitStack() as stack:
         try:
-            rows = stack.enter_context(open_rows(url, defaults.allow_http))
-            survey = Survey(url, defaults, taking, rows.read)
-        except (Unreachable, StoreDenied, ScratchFull, NoSuchId):  # which say nothing of the manifest
+            rows = stack.enter_context(open_rows(url, defaults.allow_http, images_in))
+            rows = rows.with_prompts(template) if template else rows
+            survey = Survey(url, defaults, taking, rows)
+            if template:
+                template.check(rows.beside)
+        except (Unreachable, StoreDenied, ScratchFull, NotThere):  # which say nothing of the manifest
             raise
         except (OSError, ValueError) as exc:
             manifest = Manifest(url, problems=[Problem(0, None, url, f"manifest {url!r} cannot be read: {exc}")])
         else:
             told = Told()
             manifest = Manifest(
-                url,
-                rows.sha256,
+                settled_url(url),
+                survey.sha256,
                 survey.problems,
                 survey.more_problems,
-                [*told.news(survey.warnings())],
+                [*told.news((*rows.warnings, *survey.warnings()))],
                 survey.rows,
                 taking.is_whole,
                 _reader=_Reader(rows, survey, defaults, taking, lost_words, told),
@@ -152,16 +160,10 @@ class _Reader:
     ) -> Iterator[Part]:
         names, texts = Names(self._survey.ids), TextColumns()
         inspector = Inspector(self._defaults.allow_http, self._defaults.images_below)
-        asked = (
-            ask(row, names.of(row), self._rows.folder, self._defaults, needs_image, begun) for row in self._videos()
-        )
+        asked = self._asked(names, needs_image, begun, with_images)
         made, some = 0, list(islice(asked, SLICE))
         while some:
-            given = ((one.given, one.urls) for one in some if one.given and one.is_looked_at)
-            seen = (
-                inspector.look(given, (one.source_url for one in some if one.is_watched)) if with_images else Unseen()
-            )
-            part = self._part(some, seen)
+            part = self._part(some, self._look(inspector, some) if with_images else Unseen())
             made += len(part.requests)
             texts.add(request.extra for request in part.requests)
             some = list(islice(asked, SLICE))
@@ -171,10 +173,35 @@ class _Reader:
         if not made:
             self._defaults.spec()  # where the model cannot run the run's sampler, no row has to be told
 
-    def _videos(self) -> Iterator[Row]:
-        for row in self._taking.rows(row for row in self._rows.read() if not row.error):
-            if not self._survey.is_bad(row.line):
-                yield from self._taking.videos(row)
+    def _asked(
+        self,
+        names: Names,
+        needs_image: Callable[[str], bool],
+        begun: Callable[[str], VideoRequest | None],
+        with_images: bool,
+    ) -> Iterator[Asked]:
+        images = self._rows.images
+        for row in self._taking.rows(row for row in self._rows.read_whole() if not row.error):
+            if self._survey.is_bad(row.line):
+                continue
+            placed = images.placed(row) if images else row
+            is_kept = not placed.data or not with_images
+            bare = replace(placed, data=b"") if placed.data else placed
+            for video in self._taking.videos(bare):
+                one = ask(video, names.of(video), self._rows.folder, self._defaults, needs_image, begun)
+                if images and one.is_looked_at and not is_kept:
+                    images.put(placed)
+                    is_kept = True
+                yield one
+
+    def _look(self, inspector: Inspector, asked: list[Asked]) -> Inspected:
+        given = ((one.given, one.urls) for one in asked if one.given and one.is_looked_at)
+        if self._rows.images:
+            self._rows.images.wait()
+        seen = inspector.look(given, (one.source_url for one in asked if one.is_watched))
+        if self._rows.images:
+            self._rows.images.forget()
+        return seen
 
     def _part(self, asked: list[Asked], seen: Inspected) -> Part:
         """Sort rows into requests and failures."""
@@ -189,11 +216,6 @@ class _Reader:
         prompts = (text for request in part.requests for text in (*request.texts, request.negative_prompt))
         part.warnings += self._told.news(self._lost_words(prompts))
         return part
-
-
-def _look(inspector: Inspector, asked: list[Asked]) -> Inspected:
-    given = ((one.given, one.urls) for one in asked if one.given and one.is_looked_at)
-    return inspector.look(given, (one.source_url for one in asked if one.is_watched))
 
 
 def problem_row(problem: Problem) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
@@ -35,6 +35,7 @@ class Row:
     """One row: its line counted from 1 and its columns, or why it is no row and the text that stood there.
 
     `faults` are the columns whose value no row may have, each with the reason; an excerpt stands in place of the value.
+    `data` is the row's image where that is no file. Of the values `beside` the columns only a prompt can be made.
     """
 
     line: int
@@ -42,6 +43,8 @@ class Row:
     error: str = ""
     text: str = ""
     faults: tuple[tuple[str, str], ...] = ()
+    data: bytes = b""
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_rows(name: str, file: BinaryIO) -> Iterator[Row]:
@@ -118,7 +121,7 @@ def _parse_jsonl(file: BinaryIO) -> Iterator[Row]:
 def _json_row(line: int, raw: bytes) -> Row:
     excerpt = raw.decode(errors="replace").strip()[:EXCERPT]
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_unique)
+        value = _JSON.decode(raw.decode())
     except UnicodeDecodeError as exc:
         return Row(line, error=f"not JSON: {exc}; save it as UTF-8", text=excerpt)
     except (ValueError, RecursionError) as exc:
@@ -135,6 +138,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def _twice(names: Iterable[str]) -> list[str]:
     return sorted(repr(name) for name, count in Counter(names).items() if count > 1)
 
@@ -143,6 +149,9 @@ def row_of(line: int, columns: dict[str, Any], missing_nan: bool = False) -> Row
     """A row of plain JSON values. `missing_nan` takes NaN for a missing value, as pandas writes one."""
     kept, faults = {}, []
     for name, value in columns.items():
+        if name.isascii() and (value is None or type(value) in (int, bool) or (type(value) is str and value.isascii())):
+            kept[name] = value  # as most are
+            continue
         try:
             check_text(name)
         except ValueError as exc:

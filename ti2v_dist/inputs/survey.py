@@ -1,10 +1,12 @@
 """A manifest gone through once, no row kept: what makes it unusable, and how many rows a command takes of it."""
 
+import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from ti2v_dist.canonical import canonical_json
 from ti2v_dist.inputs.checks import (
     MAX_COLUMNS,
     REQUIRED,
@@ -14,6 +16,7 @@ from ti2v_dist.inputs.checks import (
 )
 from ti2v_dist.inputs.defaults import RequestDefaults
 from ti2v_dist.inputs.ids import Ids, is_id, twins_among
+from ti2v_dist.inputs.opening import Rows
 from ti2v_dist.inputs.rows import Row, check_count
 from ti2v_dist.inputs.taking import Sought, Taking
 from ti2v_dist.inputs.told import MAX_TOLD
@@ -26,7 +29,7 @@ KEPT_COLUMNS = 50 * MAX_COLUMNS
 class Survey:
     """What one look at all rows has found. Of the problems the first ones are kept, in the order of their lines."""
 
-    def __init__(self, url: str, defaults: RequestDefaults, taking: Taking, read: Callable[[], Iterator[Row]]) -> None:
+    def __init__(self, url: str, defaults: RequestDefaults, taking: Taking, rows: Rows) -> None:
         """Raises `ValueError` for a file that is not what it claims, and for an id of `only` that is not there."""
         self._url, self._defaults, self._taking = url, defaults, taking
         self.ids, self.rows = Ids(), 0
@@ -35,13 +38,15 @@ class Survey:
         self.more_problems = 0
         self._count = self._good = 0
         self._is_made: dict[object, bool] = {}
-        sought, watched = Sought(taking), self._watched(read())
+        sought, watched = Sought(taking), self._watched(rows.read())
+        self._digest = None if rows.sha256 else hashlib.sha256()
         for row in taking.rows(watched):
             self.rows += taking.count(row)
             sought.see(row)
         deque(watched, maxlen=0)  # what is not taken is looked at all the same
-        sought.check(value for row in read() if is_id(value := row.columns.get("id")))
-        self._conclude(read)
+        sought.check(value for row in rows.read() if is_id(value := row.columns.get("id")))
+        self._conclude(rows)
+        self.sha256 = self._digest.hexdigest() if self._digest else rows.sha256
 
     def warnings(self) -> Iterator[str]:
         """Words on columns that are nearly settings."""
@@ -63,6 +68,8 @@ class Survey:
                 self._tell([Problem(row.line, None, row.text, row.error)])
                 continue
             self._good += 1
+            if self._digest:
+                self._digest.update(canonical_json(row.columns))
             if not row.columns.keys() <= columns.keys() and len(columns) < KEPT_COLUMNS:
                 for name in row.columns:
                     columns.setdefault(name, row.line)
@@ -85,7 +92,7 @@ class Survey:
                 self.more_problems += 1
         self.more_problems += more
 
-    def _conclude(self, read: Callable[[], Iterator[Row]]) -> None:
+    def _conclude(self, rows: Rows) -> None:
         """What can be said when all rows were seen."""
         of_lines, self.problems = self.problems, []
         if not self._count:
@@ -96,7 +103,7 @@ class Survey:
         bad_lines = [problem.line for problem in self.problems]
         later, first = self.ids.twins()
         shown = {*later[:MAX_TOLD].tolist(), *first[:MAX_TOLD].tolist()}
-        twins = [self._twin(row, line) for row, line in twins_among(read(), shown)] if shown else []
+        twins = [self._twin(row, line) for row, line in twins_among(rows.read(), shown)] if shown else []
         self.more_problems += max(0, len(later) - MAX_TOLD)
         kept = sorted([*self.problems, *of_lines, *twins], key=lambda problem: problem.line)
         self.problems = kept[:MAX_TOLD]

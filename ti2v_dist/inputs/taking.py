@@ -15,8 +15,8 @@ LOOKED_AT = 100_000
 _VARIATION = re.compile(r"(.+)-(\d{3,})")
 
 
-class NoSuchId(InputError):
-    """An id is asked for, and no row that is taken has it."""
+class NotThere(InputError):
+    """An id, or a column, that a command names and no row has."""
 
 
 class Taking:
@@ -93,7 +93,7 @@ class Sought:
             self.missing -= {row.columns["id"], *(video.columns["id"] for video in self._taking.videos(row))}
 
     def check(self, ids: Iterable[str]) -> None:
-        """Raise `NoSuchId` where an id is missing, naming near ones among these."""
+        """Raise `NotThere` where an id is missing, naming near ones among these."""
         if not self.missing:
             return
         name, near = min(self.missing), []
@@ -101,4 +101,4 @@ class Sought:
         while some := list(islice(ids, 1000)):
             near = difflib.get_close_matches(name, [*near, *some], n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "no id is near to it"
-        raise NoSuchId(f"only is {name!r}; no row that is taken has this id: {hint}")
+        raise NotThere(f"only is {name!r}; no row that is taken has this id: {hint}")

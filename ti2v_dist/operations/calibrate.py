@@ -15,7 +15,7 @@ from ti2v_dist.effort import calls
 from ti2v_dist.errors import RunError
 from ti2v_dist.latents import BrokenVideo, Chunk
 from ti2v_dist.operations import driver
-from ti2v_dist.operations.planning import record
+from ti2v_dist.operations.recording import record
 from ti2v_dist.outputs import dataset
 from ti2v_dist.outputs.report import write_report
 from ti2v_dist.runtime.worker import Worker
@@ -138,7 +138,7 @@ def _start_up(config: RunConfig, request: VideoRequest, folder: Path) -> tuple[d
             seen.setdefault("worker", time.perf_counter() - began)
 
     plan = Plan((request,), {request.id: 1})
-    work = record(store, config, plan, {"manifest": "of a calibration", "rows": 1}, is_whole=True)
+    work = record(store, config, [plan], {"manifest": "of a calibration", "rows": 1}, is_whole=True)
     summary = driver.make(work, listener=listener)
     took = time.perf_counter() - began
     if summary["status"] != "finished":

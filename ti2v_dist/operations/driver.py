@@ -41,12 +41,14 @@ def run(
     allow_inexact: bool = False,
     limit: int | None = None,
     only: Sequence[str] = (),
+    prompt: str | None = None,
     listener: Listener = lambda progress: None,
 ) -> dict[str, Any]:
     """Make every video of a manifest; the same call again goes on where an interrupted one stopped.
 
     `shard`, as "1/4", makes the videos of every fourth row, in a folder of the output. With `limit` and `only`,
-    those of the first rows and of these ids alone; what was asked of the run before stays asked.
+    those of the first rows and of these ids alone; what was asked of the run before stays asked. With `prompt`, as
+    "a photo of a {label}", each row's is made of its columns.
     Starts a local Ray unless `address` or RAY_ADDRESS names a cluster; there, `detach` returns at once and leaves the
     run going, and `takeover` ends a coordinator of this run that does not answer. With `allow_inexact`, videos go on
     with workers of another class where none of their own is left; that is recorded. `listener` gets the progress twice
@@ -55,7 +57,7 @@ def run(
     """
     log_format()
     address = check_address(address, detach)
-    work = prepare(manifest, output, config or RunConfig(), shard, allow_inexact, limit, only)
+    work = prepare(manifest, output, config or RunConfig(), shard, allow_inexact, limit, only, prompt)
     return make(work, address=address, detach=detach, takeover=takeover, listener=listener)
 
 

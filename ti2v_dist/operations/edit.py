@@ -81,7 +81,9 @@ def retry(store: CheckpointStore) -> Work:
     if unmade := found.keys() - imaged:
         run = store.read_run() or {}
         url, config = run["manifest"], config_of(store)
-        with check_manifest(url, config, Taking(config.variations, taken(run))) as manifest:
+        with check_manifest(
+            url, config, Taking(config.variations, taken(run)), run.get("prompt"), store.url
+        ) as manifest:
             if not all(found.values()):
                 _raise_moved(store, url, manifest)
                 raise_unusable(url, manifest)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,8 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import check_whole
 from ti2v_dist.models import read_info
 from ti2v_dist.operations.calibrate import Measured, Pace, calibrated, recalled
-from ti2v_dist.operations.planning import check_manifest, claim, pinned, raise_unusable
+from ti2v_dist.operations.planning import check_manifest, pinned, raise_unusable
+from ti2v_dist.operations.recording import claim
 from ti2v_dist.outputs.report import SHOWN_VIDEOS
 from ti2v_dist.specs import Limits
 from ti2v_dist.state.checkpoint import CheckpointStore
@@ -94,9 +95,8 @@ def plan(
     began, config = time.perf_counter(), pinned(config)
     limits = read_info(config.model.id, config.model.revision)
     store = _begun(output, config)
-    requests, refused = _requests(manifest, config, store)
-    amounts = counted(requests, limits, store)
-    amounts.refused, reading_s = refused, time.perf_counter() - began
+    amounts = counted(_requests(manifest, config, store), limits, store)
+    reading_s = time.perf_counter() - began
     most = sorted(amounts.groups.values(), key=lambda amount: -amount.evaluations)
     examples, measured = [amount.example for amount in most], None
     if examples:
@@ -108,12 +108,15 @@ def plan(
     return {**told, **_counts(amounts), **times, **price, "disk_bytes": _disk(amounts, measured)}
 
 
-def counted(requests: Iterable[VideoRequest], limits: Limits, store: CheckpointStore | None) -> Amounts:
+def counted(requests: Iterable[VideoRequest | None], limits: Limits, store: CheckpointStore | None) -> Amounts:
     """What is left to be made, from a few listings of the store: a hint of what is there, as `status` has it."""
     done, failed = (set(store.done_ids()), _failed(store)) if store else (set[str](), set[str]())
     last = store.last_frames() if store else {}
     amounts, known = Amounts(), dict[tuple, list[Call]]()
     for request in requests:
+        if request is None:
+            amounts.refused += 1
+            continue
         if request.id in done or request.id in failed:
             amounts.finished += request.id in done
             amounts.failed += request.id not in done
@@ -146,22 +149,20 @@ def _begun(output: str | None, config: RunConfig) -> CheckpointStore | None:
     return store
 
 
-def _requests(manifest: str, config: RunConfig, store: CheckpointStore | None) -> tuple[list[VideoRequest], int]:
-    """The videos that a run would have, those of edits in their newest generation, and how many rows it refuses."""
-    if store is None:
-        found, edited = check_manifest(manifest, config), dict[str, Any]()
-    else:
-        imaged, begun = store.imaged_ids(), store.begun_ids()
-        found = check_manifest(
-            manifest,
-            config,
-            lambda video_id: video_id not in imaged,
-            begun=lambda video_id: store.first_request(video_id) if video_id in begun else None,
-        )
-        edited = {video_id: store.read_request(video_id) for video_id in store.edits()}
-    raise_unusable(manifest, found)
-    newest = {**{request.id: request for request in found.requests}, **{k: v for k, v in edited.items() if v}}
-    return list(newest.values()), len(found.failures)
+def _requests(manifest: str, config: RunConfig, store: CheckpointStore | None) -> Iterator[VideoRequest | None]:
+    """The videos that a run would have, those of edits in their newest generation; None for each row that it refuses."""
+    edited = {name: store.read_request(name) for name in store.edits()} if store else {}
+    imaged, begun = (store.imaged_ids(), store.begun_ids()) if store else (set[str](), set[str]())
+
+    def first(video_id: str) -> VideoRequest | None:
+        return store.first_request(video_id) if store and video_id in begun else None
+
+    with check_manifest(manifest, config) as found:
+        raise_unusable(manifest, found)
+        for part in found.parts(lambda video_id: video_id not in imaged, first):
+            yield from (edited.pop(request.id, None) or request for request in part.requests)
+            yield from (None for _ in part.failures)
+    yield from filter(None, edited.values())
 
 
 def _failed(store: CheckpointStore) -> set[str]:

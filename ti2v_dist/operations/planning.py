@@ -35,16 +35,24 @@ def pinned(config: RunConfig) -> RunConfig:
 
 
 @contextmanager
-def check_manifest(url: str, config: RunConfig, taking: Taking | None = None) -> Iterator[Manifest]:
+def check_manifest(
+    url: str,
+    config: RunConfig,
+    taking: Taking | None = None,
+    prompt: str | None = None,
+    images_in: str | None = None,
+) -> Iterator[Manifest]:
     """A manifest with all that is wrong with it as a whole, for the model that `config` names; needs no device.
 
-    No image is read before its `parts` are. By default every row is taken, as often as `config` says. Raises as
-    `open_manifest` does.
+    No image is read before its `parts` are. By default every row is taken, as often as `config` says. The last two are
+    as for `open_manifest`, and it raises as that does.
     """
     info = read_info(config.model.id, config.model.revision)
     defaults = request_defaults(config, info)
     try_settings(defaults)
-    with open_manifest(url, defaults, taking or Taking(config.variations), LostWords(info).of) as manifest:
+    with open_manifest(
+        url, defaults, taking or Taking(config.variations), LostWords(info).of, prompt, images_in
+    ) as manifest:
         yield manifest
 
 
@@ -70,11 +78,12 @@ def prepare(
     allow_inexact: bool = False,
     limit: int | None = None,
     only: Sequence[str] = (),
+    prompt: str | None = None,
 ) -> Work:
     """Check everything that can be checked without a GPU, and record the run and its plan in the output.
 
     With a `shard`, as "1/4", the run is that of some of the rows, in a folder of the output. With `limit` and `only`,
-    as of `Taking`, the other rows of earlier commands stay in the run.
+    as of `Taking`, the other rows of earlier commands stay in the run. Each row's prompt is made of `prompt`, if given.
 
     Only videos that are not begun yet need their image: the others have it in the store, as frame 0.
 
@@ -102,14 +111,14 @@ def prepare(
         return store.first_request(video_id) if video_id in begun_ids() else None
 
     chosen = Taking(config.variations, taken(facts), limit, only)
-    with check_manifest(manifest_url, config, chosen) as manifest:
+    with check_manifest(manifest_url, config, chosen, prompt, store.url) as manifest:
         for warning in manifest.warnings:
             warnings.warn(warning, stacklevel=2)
         raise_unusable(manifest_url, manifest)
         if run:  # with other settings, nothing is written
             raise_mismatch(store, config, run)
         parts = _told(manifest.parts(lambda video_id: video_id not in imaged, begun))
-        facts |= {"manifest": absolute_url(manifest_url), "rows": manifest.rows}
+        facts |= {"manifest": manifest.url, "rows": manifest.rows} | ({"prompt": prompt} if prompt else {})
         plans = plans_of(store, parts, allow_inexact, with_forks=manifest.is_whole)
         return record(store, config, plans, facts, is_whole=manifest.is_whole)
 

@@ -17,6 +17,7 @@ def validate(
     config: RunConfig,
     taking: Taking,
     with_images: bool = True,
+    prompt: str | None = None,
     listener: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, Any]:
     """What is wrong with a manifest: how many rows there are and are `usable`, and problems and warnings.
@@ -26,7 +27,7 @@ def validate(
     """
     kept: list[dict[str, Any]] = []
     told: list[str] = []
-    with check_manifest(url, config, taking) as manifest:
+    with check_manifest(url, config, taking, prompt) as manifest:
         more = manifest.more_problems
         _warn(manifest.warnings, told)
         problems = map(problem_row, manifest.problems)

@@ -16,6 +16,7 @@
     .ti2v/progress/<sha256>/<seq>       which of a plan's requests are final; the highest counts
     .ti2v/usage/<epoch>/<seq>           what one life of the coordinator has cost so far; the highest counts
     .ti2v/ledger/<seq>.parquet          rows of finished videos
+    .ti2v/inputs/<sha256>.<ending>      an image that was no file: it stood in a data set
     .ti2v/probe/<uuid>                  for a moment, when a store is tried
 
 Every key is created once and never changed. Other names, which a file browser, an editor or NFS leave, are passed over.
@@ -43,6 +44,7 @@ _OURS = re.compile(
     rf"fingerprints/{_G}|refused/{_SHA}|(?:epochs|stops)/{_N}|(?:requests|edits|done)/{_ID}/{_G}|videos/{_ID}/{_N}"
     rf"|quarantine/{_ID}/{_N}-[0-9a-f]{{16}}|failed/{_ID}/{_G}/{_N}|plans/{_SHA}|(?:orders|ends)/{_N}"
     rf"|progress/{_SHA}/{_N}|usage/{_N}/{_N}|ledger/{_N}\.parquet|probe/[0-9a-f]{{32}}"
+    rf"|inputs/{_SHA}\.(?:png|jpg|webp)"
 )
 
 
@@ -144,3 +146,8 @@ def usage(number: int, note: int) -> str:
 def ledger(number: int) -> str:
     """A part of the ledger."""
     return f"{ROOT}/ledger/{number:010d}.parquet"
+
+
+def input_image(sha256: str, ending: str) -> str:
+    """An image of a data set, by the hash of its bytes."""
+    return f"{ROOT}/inputs/{sha256}.{ending}"
