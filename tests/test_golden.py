@@ -251,6 +251,7 @@ VERBS = {
     "status": ["status", "{output}"],
     "verify": ["verify", "{output}"],
     "evaluate": ["evaluate", "{output}"],
+    "report": ["report", "{output}"],
     "stop": ["stop", "{output}"],
     "gc": ["gc", "{output}", "--delete"],
     "retry": ["retry", "{output}"],

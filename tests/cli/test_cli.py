@@ -74,6 +74,7 @@ def test_the_verbs_are_these() -> None:
                 "generate",
                 "merge",
                 "replay",
+                "report",
                 "run",
                 "spot-watch",
                 "status",
