@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from tests.support import ray_runs
 from tests.support.golden.make import ROWS, SETTINGS
 from tests.support.places import EXAMPLES, GOLDEN
+from tests.support.reports import page_cards
 from ti2v_dist import generate
 from ti2v_dist.canonical import canonical_json, canonical_sha256, differences
 from ti2v_dist.cli import main as cli
@@ -124,6 +125,20 @@ def test_it_is_told_and_verified(golden: Golden) -> None:
     assert {row["id"]: row["num_frames"] for row in read_rows(str(golden.output))} == {
         name: golden.frames[name] for name in ("done", "grown")
     }
+    assert golden.is_unchanged()
+
+
+def test_its_report_says_how_it_stands(golden: Golden) -> None:
+    found = views.report(str(golden.output))
+    assert {name: found[name] for name in ("finished", "failed", "under_way", "measured", "unreadable")} == {
+        "finished": 2, "failed": 1, "under_way": 1, "measured": 2, "unreadable": []
+    }  # fmt: skip
+    shown = page_cards(golden.output)
+    assert {video_id: card["status"] for video_id, card in shown.items()} == {
+        "bad": "failed", "done": "finished", "grown": "finished", "half": "in progress"
+    }  # fmt: skip
+    assert (shown["half"]["frame"], shown["half"]["frames"]) == (INTERRUPTED + 1, FRAMES["half"])
+    assert shown["half"]["text"] == ROWS[-1]["prompt"]
     assert golden.is_unchanged()
 
 

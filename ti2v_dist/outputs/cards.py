@@ -12,6 +12,7 @@ from ti2v_dist.outputs.dataset import VIDEOS
 from ti2v_dist.outputs.standing import Standing, UnderWay
 
 Card = dict[str, Any]
+Scale = dict[str, tuple[float, float]]
 
 FINISHED, UNREADABLE, IN_PROGRESS, WAITING, FAILED = "finished", "unreadable", "in progress", "waiting", "failed"
 STATUSES = (FINISHED, UNREADABLE, IN_PROGRESS, WAITING, FAILED)
@@ -28,13 +29,15 @@ def stem(row: dict[str, Any]) -> str:
     return PurePosixPath(row["file_name"]).stem
 
 
-def cards(standing: Standing, previews: Set[str], drifts: Mapping[str, Drift], unreadable: Set[str]) -> list[Card]:
+def cards(
+    standing: Standing, previews: Set[str], drifts: Mapping[str, Drift], unreadable: Set[str], scale: Scale
+) -> list[Card]:
     """A card for each video of a run, by id. A key stands in it only where there is something to say.
 
     `previews` and `drifts` are by `stem`, `unreadable` are ids. A curve is points from 0 to `HEIGHT` for each metric,
-    in their order, on one scale for all videos (see `scales`).
+    in their order, on one `scale` for all videos (see `scales`).
     """
-    scale, found = scales(drifts), dict[str, Card]()
+    found = dict[str, Card]()
     for row in standing.rows:
         name, is_damaged = stem(row), row["id"] in unreadable
         card = {**_said(row["id"], row["text"], row.get(LABEL)), "status": UNREADABLE if is_damaged else FINISHED}
@@ -50,7 +53,7 @@ def cards(standing: Standing, previews: Set[str], drifts: Mapping[str, Drift], u
     return [found[video_id] for video_id in sorted(found)]
 
 
-def scales(drifts: Mapping[str, Drift]) -> dict[str, tuple[float, float]]:
+def scales(drifts: Mapping[str, Drift]) -> Scale:
     """The least and the greatest value that any video has of each metric."""
     found = {}
     for name in METRICS:
@@ -97,7 +100,7 @@ def _size(row: dict[str, Any]) -> list[int]:
     return [row["width"], row["height"]]
 
 
-def _drawn(drift: Drift, scale: Mapping[str, tuple[float, float]]) -> Card:
+def _drawn(drift: Drift, scale: Scale) -> Card:
     return {
         "figures": [f"{drift.figures[name]:.3g}" for name in METRICS],
         "drift": [float(f"{drift.moved(name):.4g}") for name in METRICS],

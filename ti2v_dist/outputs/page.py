@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ti2v_dist.evaluation import METRICS
-from ti2v_dist.outputs.cards import FINISHED, STATUSES, WAITING, Card, cards, scales, shown
+from ti2v_dist.outputs.cards import FINISHED, STATUSES, WAITING, Card, Scale, cards, scales, shown
 from ti2v_dist.outputs.curves import Drift
 from ti2v_dist.outputs.standing import Standing
 
@@ -25,8 +25,6 @@ TROUBLES = {
     "storage_retries": "store retries",
 }
 """What the summary's `usage` counts that is told only where there is some."""
-LABELS = {"color": "colour", "sharpness": "blur"}
-"""What a page calls a metric, where that is not its name."""
 
 
 def report_page(
@@ -36,11 +34,12 @@ def report_page(
 
     Every text in it is escaped. Equal arguments give an equal page.
     """
-    everything = cards(standing, previews, drifts, unreadable)
+    scale = scales(drifts)
+    everything = cards(standing, previews, drifts, unreadable, scale)
     waiting_last = sorted(everything, key=lambda card: card["status"] == WAITING)
     listed = sorted(waiting_last[:LISTED], key=lambda card: card["id"])
     failures = sorted(standing.failures, key=lambda row: (row["line"], row["id"]))
-    data = {"metrics": _metrics(drifts), "cards": listed, "at_a_time": AT_A_TIME, "statuses": _counted(listed)}
+    data = {"metrics": _metrics(scale), "cards": listed, "at_a_time": AT_A_TIME, "statuses": _counted(listed)}
     return _template().render(
         data=data,
         total=len(everything),
@@ -70,11 +69,10 @@ def _template() -> "jinja2.Template":
     return environment.get_template("report.html.j2")
 
 
-def _metrics(drifts: Mapping[str, Drift]) -> list[dict[str, Any]]:
-    scale = scales(drifts)
+def _metrics(scale: Scale) -> list[dict[str, Any]]:
     return [
         {
-            "name": LABELS.get(name, name),
+            "name": name,
             "about": f"{metric.about}, {metric.unit}; the figure is its {metric.figure}",
             "low": f"{scale[name][0]:.3g}",
             "high": f"{scale[name][1]:.3g}",

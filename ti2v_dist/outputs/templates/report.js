@@ -20,20 +20,17 @@ function isolated(text) {
 }
 
 function picture(card) {
-  const [width, height] = card.size || [16, 9];
-  const box = make("div", { class: "picture", style: `aspect-ratio: ${width} / ${height}` });
   if (!card.file || card.status === "unreadable") {
-    box.append("no video" + (card.status === "failed" || card.status === "unreadable" ? "" : " yet"));
-    return box;
+    return make("div", { class: "picture none" }, card.problem ? "no video" : "no video yet");
   }
+  const [width, height] = card.size;
   const still = calm || !card.poster;
   const attributes = { src: card.file, preload: still ? "metadata" : "none", controls: "", loop: "", playsinline: "", "aria-label": card.text || card.id };
   const video = make("video", attributes);
   video.muted = true;
   if (!still) video.poster = card.poster;
   if (height < 240) video.className = "pixels";
-  box.append(video);
-  return box;
+  return make("div", { class: "picture", style: `aspect-ratio: ${width} / ${height}` }, video);
 }
 
 function prompt(card) {
