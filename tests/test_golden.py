@@ -142,6 +142,19 @@ def test_its_report_says_how_it_stands(golden: Golden) -> None:
     assert golden.is_unchanged()
 
 
+def test_a_report_is_made_once_more_where_the_run_has_written_its_tables_meanwhile(newest: Golden) -> None:
+    """The owner may have written the report since: what stays is not to be older."""
+    summary, told = newest.output / "summary.json", []
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+        summary.write_text(json.dumps({"usage": {"worker_losses": 77}}))
+
+    views.report(str(newest.output), tell)
+    assert told[-1] == (2, 2)
+    assert "<dt>workers lost</dt><dd>77</dd>" in (newest.output / "report" / "index.html").read_text()
+
+
 def test_every_frame_goes_on_under_its_recipe(golden: Golden) -> None:
     """On whatever machine: under the stored fingerprint, today's requests give the recipes that the records have."""
     store = golden.store

@@ -19,6 +19,7 @@ from ti2v_dist.outputs.curves import POINTS, Drift, points_of
 from ti2v_dist.outputs.report import PREVIEW_SIDE, SHEET_VIDEOS, write_page
 from ti2v_dist.outputs.sheet import CAPTION_LINES, CAPTION_WIDTH, _font, _wrap, contact_sheet, evenly, thumbnail
 from ti2v_dist.outputs.standing import UnderWay
+from ti2v_dist.storage.urls import open_filesystem
 
 
 def write_report(output: Path | str, rows: list[dict[str, Any]], **arguments: Any) -> report.Made:
@@ -277,6 +278,18 @@ def test_a_page_of_a_run_that_goes_on(tmp_path: Path) -> None:
     for text in (">12.3 ms<", ">93 s<", ">2.1 h<", "Made on cpu.", "<dt>workers lost</dt><dd>2</dd>"):
         assert text in html, text
     assert "frames made twice" not in html
+
+
+def test_a_report_on_s3(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [make(moto_url, "a", frames=3), make(moto_url, "b", frames=3)]
+    assert write_report(moto_url, rows).measured == 2
+    monkeypatch.setattr(report, "read_video", lambda url: pytest.fail(f"{url} was decoded"))
+    assert write_report(moto_url, rows).measured == 2
+    fs, root = open_filesystem(moto_url)
+    page = fs.cat_file(f"{root}/report/index.html")
+    write_page(moto_url, standing(rows))
+    assert fs.cat_file(f"{root}/report/index.html") == page
+    assert page.count(b'"poster"') == page.count(b'"points"') == 2
 
 
 def test_equal_runs_have_equal_pages(tmp_path: Path) -> None:

@@ -185,11 +185,12 @@ def test_a_keyboard_is_enough(page: Any) -> None:
 
 def test_ten_thousand_videos_are_drawn_by_and_by(browser: Browser, tmp_path: Path) -> None:
     one = make(tmp_path, "v", frames=3, size=16)
-    rng, rows, drifts = np.random.default_rng(0), [], {}
+    rng, rows = np.random.default_rng(0), []
+    drifts: dict[str, Drift] = {}
     for number in range(10_000):
         name = f"v{number:05d}"
         rows.append({**one, "id": name, "text": f"a light number {number}", "file_name": f"{name}.mp4"})
-        points = [0.0, *rng.uniform(0, 1, 31).tolist()]
+        points: list[float] = [0.0, *rng.uniform(0, 1, 31).tolist()]
         drifts[name] = Drift(dict.fromkeys(METRICS, points[-1]), dict.fromkeys(METRICS, points))
     html = report_page(standing(rows), set(), drifts, set(), has_sheet=False)
     path = tmp_path / "index.html"

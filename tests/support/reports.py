@@ -26,7 +26,13 @@ def asked(video_id: str, prompt: str = PROMPT, frames: int = 20, size: int = 64,
 
 
 def make(
-    output: Path, video_id: str, prompt: str = PROMPT, frames: int = 20, size: int = 64, step: int = 4, **extra: Any
+    output: Path | str,
+    video_id: str,
+    prompt: str = PROMPT,
+    frames: int = 20,
+    size: int = 64,
+    step: int = 4,
+    **extra: Any,
 ) -> dict[str, Any]:
     """The row of a stored video whose frames brighten by `step`, so that each can be told from the others."""
     request = asked(video_id, prompt, frames, size, **extra)

@@ -81,7 +81,8 @@ def write_report(
     shows = _shows(list(chosen.values()), len(rows), there.unreadable)
     needs_sheet = shown_by(read_view(output_url, SHEET) or b"") != shows
     in_sheet = set(chosen) - there.unreadable if needs_sheet else set[str]()
-    wanted = {row["id"]: row for row in rows if row["id"] in missing | in_sheet}
+    needed = missing | in_sheet
+    wanted = {row["id"]: row for row in rows if row["id"] in needed}
 
     def pictures(row: dict[str, Any]) -> dict[int, Image.Image] | None:
         return _make(output_url, row, there)
