@@ -127,7 +127,7 @@ def refresh(
     tell(WRITING_TABLES)
     summary = write(store, ids, (), dataset.read_summary(store.url).get("this_life", {}), final=final)
     tell(WRITING_REPORT)
-    write_gallery(store.url, final=final)
+    write_gallery(store.url, True, final)
     return summary
 
 
