@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from tests.support import ray_runs
 from tests.support.golden.make import ROWS, SETTINGS
 from tests.support.places import EXAMPLES, GOLDEN
+from tests.support.reports import page_cards
 from ti2v_dist import generate
 from ti2v_dist.canonical import canonical_json, canonical_sha256, differences
 from ti2v_dist.cli import main as cli
@@ -127,6 +128,33 @@ def test_it_is_told_and_verified(golden: Golden) -> None:
         name: golden.frames[name] for name in ("done", "grown")
     }
     assert golden.is_unchanged()
+
+
+def test_its_report_says_how_it_stands(golden: Golden) -> None:
+    found = views.report(str(golden.output))
+    assert {name: found[name] for name in ("finished", "failed", "under_way", "measured", "unreadable")} == {
+        "finished": 2, "failed": 1, "under_way": 1, "measured": 2, "unreadable": []
+    }  # fmt: skip
+    shown = page_cards(golden.output)
+    assert {video_id: card["status"] for video_id, card in shown.items()} == {
+        "bad": "failed", "done": "finished", "grown": "finished", "half": "in progress"
+    }  # fmt: skip
+    assert (shown["half"]["frame"], shown["half"]["frames"]) == (INTERRUPTED + 1, FRAMES["half"])
+    assert shown["half"]["text"] == ROWS[-1]["prompt"]
+    assert golden.is_unchanged()
+
+
+def test_a_report_is_made_once_more_where_the_run_has_written_its_tables_meanwhile(newest: Golden) -> None:
+    """The owner may have written the report since: what stays is not to be older."""
+    summary, told = newest.output / "summary.json", []
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+        summary.write_text(json.dumps({"usage": {"worker_losses": 77}}))
+
+    views.report(str(newest.output), tell)
+    assert told[-1] == (2, 2)
+    assert "<dt>workers lost</dt><dd>77</dd>" in (newest.output / "report" / "index.html").read_text()
 
 
 def test_every_frame_goes_on_under_its_recipe(golden: Golden) -> None:
@@ -254,6 +282,7 @@ VERBS = {
     "status": ["status", "{output}"],
     "verify": ["verify", "{output}"],
     "evaluate": ["evaluate", "{output}"],
+    "report": ["report", "{output}"],
     "stop": ["stop", "{output}"],
     "gc": ["gc", "{output}", "--delete"],
     "retry": ["retry", "{output}"],

@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "storage": NOUNS,
     "state": NOUNS | {"storage"},
     "inputs": NOUNS | {"storage", "state"},
-    "outputs": NOUNS | {"storage", "state", "inputs"},
+    "outputs": NOUNS | {"storage", "state", "inputs", "evaluation"},
     "shapes": NOUNS | {"inputs"},
     "models": NOUNS | {"shapes"},
     "evaluation": NOUNS,
@@ -311,6 +311,7 @@ def test_the_wheel_holds_the_package_and_the_weights(wheel: Path) -> None:
     weights = [[path for path in folder.rglob("*") if path.is_file()] for folder in (WEIGHTS, *IMAGE_WEIGHTS)]
     wanted |= {path.relative_to(ROOT).as_posix() for paths in weights for path in paths}
     wanted |= {"ti2v_dist/examples/manifest.jsonl"}
+    wanted |= {path.relative_to(ROOT).as_posix() for path in (PACKAGE / "outputs" / "templates").iterdir()}
     assert wanted - names == set()
     assert {name.split("/")[0] for name in names} == {"ti2v_dist", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
     of_video, *of_images = (sum(path.stat().st_size for path in paths) for paths in weights)

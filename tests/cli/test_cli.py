@@ -76,6 +76,7 @@ def test_the_verbs_are_these() -> None:
                 "merge",
                 "plan",
                 "replay",
+                "report",
                 "run",
                 "schema",
                 "show",

@@ -116,7 +116,7 @@ def test_videos_and_metrics_are_chosen(made: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--metric", "speed"], "metric is 'speed'; choose one of motion, sharpness, color, flicker"),
+        (["--metric", "speed"], "metric is 'speed'; choose one of motion, sharpness, color, flicker, identity"),
         (["--id", "moves", "--id", "dog"], "there is no finished video 'dog'; choose one of moves, still"),
         (["--id", "../x"], "id is '../x'; it must be"),
     ],
@@ -213,4 +213,4 @@ def test_a_metric_is_one_file_and_one_entry(made: Path, tmp_path: Path, monkeypa
     assert abs(video["figures"]["redness"]) < 0.5
     assert "redness: mean of the red channel, levels of 0-255 (slope)" in ti2v(made).stdout
     done = ti2v(made, "--metric", "blueness")
-    assert str(done.exception).endswith("flicker, redness")
+    assert str(done.exception).endswith("identity, redness")

@@ -31,7 +31,7 @@ def curve(name: str, frames: Iterable[np.ndarray]) -> list[float]:
 @pytest.mark.parametrize("frame", [plain(90)[0], moving_square(1)[0], checks(0, 255)], ids=["flat", "square", "checks"])
 def test_a_still_video_is_perfect(frame: np.ndarray) -> None:
     curves = measure([frame] * 5, METRICS)
-    for name, still in {"motion": 0, "sharpness": 1, "color": 0, "flicker": 0}.items():
+    for name, still in {"motion": 0, "sharpness": 1, "color": 0, "flicker": 0, "identity": 1}.items():
         assert curves[name].tolist() == [still] * 5, name
 
 
@@ -108,6 +108,30 @@ def test_flicker_is_the_second_difference_so_a_fade_has_none() -> None:
     green = plain(0, 0, 0)
     green[2, ..., 1] = 100
     assert curve("flicker", green) == pytest.approx([0, 0, 71.52])
+
+
+def test_identity_is_the_share_of_the_picture_whose_colours_are_left() -> None:
+    frames = plain(64, 64, 64, 128)
+    frames[1, :4] = 192
+    frames[2, :, :8, 0] = 255
+    assert curve("identity", frames) == [1, 3 / 4, 1 / 2, 0]
+    between = curve("identity", plain(128, 160, 192))
+    assert between == [1, (1 / 2) ** 3, 0], "halfway along three channels"
+
+
+def test_identity_follows_what_moves_and_misses_what_goes() -> None:
+    frames = moving_square(6)
+    assert curve("identity", frames) == [1] * 6
+    lost = frames[0].copy()
+    lost[16:40, 8:40] = lost[0, 0]
+    assert curve("identity", [frames[0], lost])[1] == pytest.approx(1 - 24 * 32 / (64 * 96), abs=0.01)
+
+
+def test_identity_of_a_frame_off_by_a_level_is_nearly_whole() -> None:
+    """A lossy codec is off by so much."""
+    first = np.random.default_rng(2).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    assert curve("identity", [first, first + 1])[1] > 0.98
+    assert 0.95 < curve("identity", plain(100, 101))[1] < 1
 
 
 def test_figures_leave_the_first_frame_out() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import ray_runs
 from tests.support.ray_runs import FRAMES_TO_MAKE, NUM_FRAMES, SLOTS, Ended, Inputs, Run, wait_until
+from tests.support.reports import page_cards
 from ti2v_dist.outputs import views
 from ti2v_dist.outputs.dataset import read_rows
 
@@ -33,6 +34,9 @@ class WorkerKilled:
     run: Run
     ended: Ended
     pid: int
+    reported: Ended
+    """What `ti2v report` told while the run went on, and the cards of its page."""
+    cards: dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,10 @@ def worker_killed(given: Inputs, tmp_path_factory: pytest.TempPathFactory) -> It
         process = run.start(workers=1)
         *_, (_, _, pid) = run.await_frames(process, 12)
         os.kill(pid, signal.SIGKILL)
-        yield WorkerKilled(run, run.finish(process), pid)
+        reported = run.ti2v("report", str(run.output), "--json")
+        assert process.poll() is None
+        cards = page_cards(run.output)
+        yield WorkerKilled(run, run.finish(process), pid, reported, cards)
 
 
 @dataclass
@@ -149,6 +156,21 @@ def contents(run: Run) -> dict[Path, bytes]:
 def test_a_killed_workers_videos_go_on_to_the_same_frames(worker_killed: WorkerKilled, reference: Run) -> None:
     assert worker_killed.ended.code == 0, worker_killed.ended.stderr
     assert_same_videos(worker_killed.run, reference)
+
+
+def test_a_report_is_made_while_the_run_goes_on_and_at_its_end_the_same_again(worker_killed: WorkerKilled) -> None:
+    assert worker_killed.reported.code == 0, worker_killed.reported.stderr
+    told = worker_killed.reported.result
+    assert told["finished"] + told["under_way"] == len(NUM_FRAMES)
+    assert told["under_way"] > 0
+    cards = worker_killed.cards
+    assert {video_id: card["text"] for video_id, card in cards.items()} == {name: f"red {name}" for name in NUM_FRAMES}
+    assert all(card["frames"] == NUM_FRAMES[name] for name, card in cards.items() if "frames" in card)
+    run = worker_killed.run
+    assert {card["status"] for card in page_cards(run.output).values()} == {"finished"}
+    before = contents(run)
+    assert run.ti2v("report", str(run.output), "--json").result["measured"] == len(NUM_FRAMES)
+    assert contents(run) == before
 
 
 def test_a_killed_worker_costs_the_frames_in_flight(worker_killed: WorkerKilled) -> None:

@@ -53,7 +53,11 @@ class ProgressLog:
         self._frames = frames
         self._show(frames, total, f"{text}, {_speed(total - frames, self._rate.per_second)}")
 
-    def _show(self, frames: int, total: int, text: str, at_once: bool = False) -> None:
+    def count(self, done: int, total: int, unit: str, text: str) -> None:
+        """Show how many of something else than frames are done, and `text`."""
+        self._show(done, total, text, unit=unit)
+
+    def _show(self, frames: int, total: int, text: str, at_once: bool = False, unit: str = "frames") -> None:
         if self._bar:
             self._bar.update(self._task, completed=frames, total=total, description=text)
             return
@@ -61,7 +65,7 @@ class ProgressLog:
         if now < self._next_line and not at_once:
             return
         self._next_line = now + LINE_EVERY_S
-        counts = f"{frames} of {total} frames, " if total else ""  # of a plan that is still to be read
+        counts = f"{frames} of {total} {unit}, " if total else ""  # of a plan that is still to be read
         print(f"{counts}{text}", file=sys.stderr, flush=True)
 
 

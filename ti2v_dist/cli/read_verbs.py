@@ -1,4 +1,4 @@
-"""The verbs that read what a run has made, and change nothing."""
+"""The verbs that read what a run has made, and change nothing of it."""
 
 from typing import Annotated, Any
 
@@ -46,6 +46,16 @@ def merge(output: Annotated[str, typer.Argument(help="The output of shards.")], 
     show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
 
 
+def report(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: JsonOption = False) -> None:
+    """Write the report of a run as it stands: every video's preview and curves. The run may go on meanwhile."""
+    from ti2v_dist.cli.progress import ProgressLog
+    from ti2v_dist.outputs import views
+
+    with ProgressLog() as log:
+        found = views.report(output, lambda done, total: log.count(done, total, "videos", "measuring"))
+    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
+
+
 def replay(
     log: Annotated[str, typer.Argument(help="A file that `ti2v run --event-log` has left.")],
     as_json: JsonOption = False,
@@ -85,4 +95,4 @@ def _table(found: dict[str, Any]) -> list[str]:
     return [*lines, *(f"{name}: {metric['about']}, {metric['unit']} ({metric['figure']})" for name, metric in told)]
 
 
-VERBS = (status, merge, evaluate, verify, replay)
+VERBS = (status, merge, evaluate, report, verify, replay)

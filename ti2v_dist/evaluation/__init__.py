@@ -3,6 +3,7 @@
 from ti2v_dist.evaluation.base import Metric, measure
 from ti2v_dist.evaluation.color import COLOR
 from ti2v_dist.evaluation.flicker import FLICKER
+from ti2v_dist.evaluation.identity import IDENTITY
 from ti2v_dist.evaluation.motion import MOTION
 from ti2v_dist.evaluation.sharpness import SHARPNESS
 
@@ -13,5 +14,6 @@ METRICS: dict[str, Metric] = {
     "sharpness": SHARPNESS,
     "color": COLOR,
     "flicker": FLICKER,
+    "identity": IDENTITY,
 }
 """Every metric by its name."""

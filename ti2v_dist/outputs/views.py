@@ -7,7 +7,8 @@ from typing import Any
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import FOLDER, Shard, check_whole, shards_of
 from ti2v_dist.outputs import dataset
-from ti2v_dist.outputs.report import write_page, write_report
+from ti2v_dist.outputs.report import NEW_AT_END, PAGE, SHEET, write_page, write_report
+from ti2v_dist.outputs.standing import ends, stands
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.fingerprints import described
 from ti2v_dist.state.ledger import Ledger
@@ -34,14 +35,14 @@ def write(
     lives. `check` is called before each file, and raises where the views are somebody else's to write by now. `final`
     are generations that are known to have ended, for listings may lag behind.
     """
-    rows, failures, unfinished = _ends(store, ids, pending, final or {})
+    rows, failures, unfinished = ends(store, ids, pending, final or {})
     summary = {
         "status": "interrupted" if unfinished else "failed_rows" if failures else "finished",
         "run_id": (store.read_run() or {}).get("run_id"),
         "output": store.url,
         "dataset": f"{store.url}/{dataset.VIDEOS}" if rows else "none: no video is finished",
-        "report": f"{store.url}/report/index.html",
-        "contact_sheet": f"{store.url}/report/contact_sheet.png",
+        "report": f"{store.url}/{PAGE}",
+        "contact_sheet": f"{store.url}/{SHEET}",
         "rows": len(ids),
         "finished": len(rows),
         "failed": len(failures),
@@ -55,20 +56,6 @@ def write(
     return summary
 
 
-def _ends(
-    store: CheckpointStore, ids: Set[str], pending: Collection[str], final: Mapping[str, int]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Set[str]]:
-    """The rows of the finished videos, the rows of the failures, and the ids that have no end yet."""
-    made = Ledger(store).done_rows(ids, final)
-    finished = {video_id for video_id, generation in made if generation >= final.get(video_id, 0)}
-    ended = {*store.failed_ids(), *final.keys() - finished}
-    failed = sorted(video_id for video_id in ended if video_id in ids and video_id not in pending)
-    with ThreadPoolExecutor(READERS) as pool:
-        failures = [attempts[-1] for attempts in pool.map(store.read_failures, failed) if attempts]
-    done = {*store.done_ids(), *final.keys() & finished}
-    return list(made.values()), failures, (ids - done - {row["id"] for row in failures}) | set(pending)
-
-
 def merge(output: str) -> dict[str, Any]:
     """Write one table, one card and one list of failures over all shards of an output; returns counts.
 
@@ -78,7 +65,7 @@ def merge(output: str) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     failures: list[dict[str, Any]] = []
     for shard, store in _shards(output):
-        made, failed, _ = _ends(store, Orders(store).lines().keys(), (), {})
+        made, failed, _ = ends(store, Orders(store).lines().keys(), (), {})
         folder = f"{shard.folder}/{dataset.VIDEOS}"
         rows |= {row["id"]: {**row, "file_name": f"{folder}/{row['file_name']}"} for row in made}
         failures += failed
@@ -97,13 +84,39 @@ def _shards(output: str) -> Iterator[tuple[Shard, CheckpointStore]]:
             yield shard, store
 
 
-def write_gallery(output: str, with_pictures: bool = True) -> None:
-    """Write the report of the videos that the tables name; without new pictures it decodes no video."""
-    rows = dataset.read_rows(output)
+def write_gallery(output: str, with_pictures: bool = True, final: Mapping[str, int] | None = None) -> None:
+    """Write the report at a run's end. It decodes a bounded number of videos; none without new pictures.
+
+    `final` are generations that are known to have ended.
+    """
+    standing = stands(CheckpointStore(output), final)
     if with_pictures:
-        write_report(output, rows)
+        write_report(output, standing, NEW_AT_END)
     else:
-        write_page(output, rows)
+        write_page(output, standing)
+
+
+def report(output: str, tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """Write the report of a run as it stands, also while it goes on; returns counts, and what cannot be read.
+
+    Its owner is not asked, and may write it too: where the run's tables were written meanwhile, it is made once more,
+    so that what stays is never the older one. `tell` hears how many videos of how many are looked at. Raises
+    `InputError` where no run was begun.
+    """
+    store = _opened(output)
+    while True:
+        standing = stands(store)
+        made = write_report(store.url, standing, tell=tell)
+        if dataset.read_summary(store.url) == standing.summary:
+            break
+    return {
+        "report": f"{store.url}/{PAGE}",
+        "finished": len(standing.rows),
+        "failed": len(standing.failures),
+        "under_way": len(standing.under_way),
+        "measured": made.measured,
+        "unreadable": sorted(made.unreadable),
+    }
 
 
 def refresh(
@@ -113,7 +126,7 @@ def refresh(
     tell(WRITING_TABLES)
     summary = write(store, ids, (), dataset.read_summary(store.url).get("this_life", {}), final=final)
     tell(WRITING_REPORT)
-    write_gallery(store.url)
+    write_gallery(store.url, True, final)
     return summary
 
 

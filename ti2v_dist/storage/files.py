@@ -1,6 +1,6 @@
 """Files of an output that are replaced whole: readers see the old one or the new one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,21 @@ def read_view(output_url: str, key: str) -> bytes | None:
             return None
 
     return persist(key, read, transport_errors(check_scheme(output_url)))
+
+
+def read_views(output_url: str, keys: Sequence[str]) -> dict[str, bytes]:
+    """The bytes of those views that are there, by key; many are read at once, where the store can."""
+    fs, root = open_filesystem(output_url)
+
+    def read() -> dict[str, bytes]:
+        fs.invalidate_cache()
+        found = dict(zip(keys, fs.cat_ranges([f"{root}/{key}" for key in keys], None, None), strict=True))
+        for answer in found.values():
+            if isinstance(answer, Exception) and not isinstance(answer, FileNotFoundError):
+                raise answer
+        return {key: answer for key, answer in found.items() if isinstance(answer, bytes)}
+
+    return persist(output_url, read, transport_errors(check_scheme(output_url))) if keys else {}
 
 
 def listed(url: str) -> dict[str, int]:
