@@ -25,8 +25,10 @@ from tests.support.verbs_page import PAGE, written
 from ti2v_dist.cli.main import app
 from ti2v_dist.config import RunConfig, load_config
 from ti2v_dist.errors import InputError
-from ti2v_dist.operations.planning import check_manifest, prepare
+from ti2v_dist.inputs.taking import Taking
+from ti2v_dist.operations.planning import prepare
 from ti2v_dist.operations.schema import DRAFT
+from ti2v_dist.operations.validate import validate
 from ti2v_dist.operations.watch import watch
 from ti2v_dist.outputs.codec import write_video
 from ti2v_dist.outputs.dataset import provenance
@@ -248,8 +250,8 @@ def test_the_schema_of_a_row_says_what_validate_says(tmp_path: Path) -> None:
     for changes, is_good in [*((one, True) for one in GOOD_ROWS), *((one, False) for one in BAD_ROWS)]:
         path, value = tmp_path / "one.jsonl", {**base, **changes}
         path.write_text(json.dumps(value) + "\n")
-        checked = check_manifest(str(path), config)
-        assert row.is_valid(value) == is_good == (checked.usable == 1), (changes, checked.failures, checked.problems)
+        checked = validate(str(path), config, Taking())
+        assert row.is_valid(value) == is_good == (checked["usable"] == 1), (changes, checked["problems"])
 
 
 @pytest.mark.parametrize(

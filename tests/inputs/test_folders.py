@@ -20,7 +20,8 @@ from ti2v_dist.inputs.images import load_image
 from ti2v_dist.inputs.manifest import Part, joined, open_manifest
 from ti2v_dist.inputs.taking import NotThere
 from ti2v_dist.operations import edit
-from ti2v_dist.operations.planning import RunMismatch, prepare
+from ti2v_dist.operations.planning import prepare
+from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.state import keys
 from ti2v_dist.state.orders import Orders

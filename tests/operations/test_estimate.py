@@ -20,7 +20,8 @@ from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.operations import calibrate
 from ti2v_dist.operations.estimate import plan
-from ti2v_dist.operations.planning import ManifestError, RunMismatch
+from ti2v_dist.operations.planning import ManifestError
+from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, SAMPLERS
 from ti2v_dist.video import Given, Source, VideoRequest

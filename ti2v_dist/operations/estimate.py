@@ -150,7 +150,7 @@ def _begun(output: str | None, config: RunConfig) -> CheckpointStore | None:
 
 
 def _requests(manifest: str, config: RunConfig, store: CheckpointStore | None) -> Iterator[VideoRequest | None]:
-    """The videos that a run would have, those of edits in their newest generation; None for each row that it refuses."""
+    """The videos of a run, those of edits in their newest generation; None for each row that it would refuse."""
     edited = {name: store.read_request(name) for name in store.edits()} if store else {}
     imaged, begun = (store.imaged_ids(), store.begun_ids()) if store else (set[str](), set[str]())
 

@@ -103,10 +103,10 @@ class Account:
         output = self.upkeep.store.url
         try:
             if summary["status"] == "interrupted" or self.stopping or not await self._make_pictures(output):
-                await self.upkeep.storage(views.write_gallery, output, False, dict(self.upkeep.final))
+                await self.upkeep.storage(views.write_gallery, output, False, dict(self.upkeep.plans.final))
         except RayError as error:  # the videos and the tables are whole, and the same command makes the report
             self.problem = f"the report lacks its newest pictures; the same command makes them: {error}"
-            await self.upkeep.storage(views.write_gallery, output, False, dict(self.upkeep.final))
+            await self.upkeep.storage(views.write_gallery, output, False, dict(self.upkeep.plans.final))
         return summary
 
     async def _make_pictures(self, output: str) -> bool:
@@ -114,7 +114,7 @@ class Account:
         make = ray.remote(num_cpus=0)(views.write_gallery)
 
         async def once() -> bool:
-            task = make.remote(output, True, dict(self.upkeep.final))
+            task = make.remote(output, True, dict(self.upkeep.plans.final))
             done = task.future()
             while not done.done():
                 if self.stopping:
