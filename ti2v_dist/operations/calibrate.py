@@ -18,6 +18,7 @@ from ti2v_dist.operations import driver
 from ti2v_dist.operations.recording import record
 from ti2v_dist.outputs import dataset
 from ti2v_dist.outputs.report import write_report
+from ti2v_dist.outputs.standing import Standing
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.specs import Limits
 from ti2v_dist.state import keys
@@ -217,7 +218,8 @@ def _picture_s(worker: Worker, request: VideoRequest) -> float:
 
     def written_s(*ids: str) -> float:
         began = time.perf_counter()
-        write_report(worker.output_url, [{**row, "id": video_id} for video_id in ids])
+        rows = [{**row, "id": video_id} for video_id in ids]
+        write_report(worker.output_url, Standing(set(ids), rows, [], {}, {}))
         return time.perf_counter() - began
 
     written_s("warm-up")

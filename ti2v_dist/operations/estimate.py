@@ -14,7 +14,7 @@ from ti2v_dist.models import read_info
 from ti2v_dist.operations.calibrate import Measured, Pace, calibrated, recalled
 from ti2v_dist.operations.planning import check_manifest, pinned, raise_unusable
 from ti2v_dist.operations.recording import claim
-from ti2v_dist.outputs.report import SHOWN_VIDEOS
+from ti2v_dist.outputs.report import NEW_AT_END
 from ti2v_dist.specs import Limits
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.ledger import Ledger
@@ -207,7 +207,7 @@ def _times(amounts: Amounts, measured: Measured | None, slots: int, workers: int
     busy = min(workers, math.ceil(amounts.total("videos") / slots))
     run = {"work": max(sum(device.values()) / busy, *chains)}
     if measured.start:
-        shown = min(amounts.total("videos") + amounts.finished, SHOWN_VIDEOS)
+        shown = min(amounts.total("videos"), NEW_AT_END)
         run = {"reading": reading_s, **measured.start, **run, "report": shown * measured.picture_s}
     return {
         "measured": measured.source,

@@ -111,7 +111,7 @@ class Account:
 
     async def _make_pictures(self, output: str) -> bool:
         """Write the report in a process of its own, which reads the mp4s. False where a stop came before its end."""
-        make = ray.remote(num_cpus=0)(views.write_gallery)
+        make: Any = ray.remote(num_cpus=0)(views.write_gallery)
 
         async def once() -> bool:
             task = make.remote(output, True, dict(self.upkeep.plans.final))
