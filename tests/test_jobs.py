@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -318,6 +319,9 @@ def test_every_labelled_image_has_its_videos(others: Others, settings: list[str]
         splits[row["image_sha256"]].add(row["split"])
     assert len(splits) == 3, "one image lies there twice"
     assert all(len(split) == 1 for split in splits.values()), "no image is in both"
+    dataset, only = str(others.augmented / "dataset"), [("split", "==", rows[0]["split"])]
+    loaded = datasets.load_dataset(dataset, split="train", filters=only, cache_dir=str(tmp_path / "cache"))
+    assert loaded["id"] == [row["id"] for row in rows if row["split"] == rows[0]["split"]]
     one, output = rows[0], tmp_path / f"{rows[0]['id']}.mp4"
     config = load_config(None, [value for value in settings if value != "--set"])
     alone = generate(others.augmented / one["image_uri"], one["text"], output, seed=one["seed"], config=config)
