@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,8 @@ BIN = Path(sys.executable).parent
 MARK = "0.0.0+uploaded"
 FRAMES, IDS = 40, ("one", "two", "three")
 PATIENCE_S = 240
+PROMPTS = ("a photo of a {label}", "a {label} at night")
+SCHEDULE: Prompt = [{"from_frame": 0, "prompt": "a red one"}, {"from_frame": 20, "prompt": "a blue one"}]
 
 
 class Cluster:
@@ -96,21 +99,26 @@ class Cluster:
             time.sleep(0.2)
         return found
 
+    def begin(self, job: str, *command: object) -> None:
+        """Submit a program of what was uploaded for the job `first`; returns at once."""
+        uploaded = self.ask("/api/jobs/first")[1]["runtime_env"]["working_dir"]
+        entrypoint = shlex.join(map(str, ["python", *command]))
+        body = {"entrypoint": entrypoint, "runtime_env": {"working_dir": uploaded}, "submission_id": job}
+        assert self.ask("/api/jobs/", body)[0] == 200
+
     def submit(self, project: Path, job: str, *command: object) -> None:
-        """`ray job submit` of a program of the project, as a user has it; returns once it is submitted."""
-        start = [BIN / "ray", "job", "submit", "--address", self.jobs_url, "--submission-id", job, "--no-wait"]
+        """`ray job submit` of a program of the project, as a user has it, to its end."""
+        start = [BIN / "ray", "job", "submit", "--address", self.jobs_url, "--submission-id", job]
         submit = [str(part) for part in [*start, "--working-dir", ".", "--", "python", *command]]
         done = subprocess.run(submit, cwd=project, env=self.env, capture_output=True, text=True, timeout=PATIENCE_S)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert self.ask(f"/api/jobs/{job}")[1]["status"] == "SUCCEEDED"
 
     def stop(self, job: str) -> None:
         """What `ray job stop` does."""
         assert self.ask(f"/api/jobs/{job}/stop", {}) == (200, {"stopped": True})
-        self.await_end(job, "STOPPED")
-
-    def await_end(self, job: str, status: str = "SUCCEEDED") -> None:
         found = self.wait_for(lambda: self.ended(job), f"end of {job}")
-        assert found["status"] == status, (found, self.ask(f"/api/jobs/{job}/logs")[1]["logs"])
+        assert found["status"] == "STOPPED", (found, self.ask(f"/api/jobs/{job}/logs")[1]["logs"])
 
     def ended(self, job: str) -> dict | None:
         info = self.ask(f"/api/jobs/{job}")[1]
@@ -160,6 +168,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(pixels * 2).save(folder / "first.png")
     rows = [{"id": name, "image": "first.png", "prompt": f"a red {name}", "seed": 7} for name in IDS]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number, name in enumerate(("cat/one.png", "cat/two.png", "dog/one.png", "dog/three.png")):
+        place = folder / "photos" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number % 3).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place)
+    (folder / "schedule.json").write_text(json.dumps(SCHEDULE))
     return folder
 
 
@@ -174,12 +188,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def submitted(cluster: Cluster, project: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a job that succeeded."""
     output = tmp_path_factory.mktemp("job") / "out"
-    command = [BIN / "ray", "job", "submit", "--address", cluster.jobs_url, "--submission-id", "first"]
-    command += ["--working-dir", ".", "--", "python", "jobs/generate_dataset.py", "manifest.jsonl"]
-    command = [str(part) for part in [*command, "--output", output, *settings]]
-    done = subprocess.run(command, cwd=project, env=cluster.env, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert cluster.ask("/api/jobs/first")[1]["status"] == "SUCCEEDED"
+    cluster.submit(project, "first", "jobs/generate_dataset.py", "manifest.jsonl", "--output", output, *settings)
     return output
 
 
@@ -242,10 +251,7 @@ def test_a_job_without_the_token_gets_401(cluster: Cluster) -> None:
 
 
 def test_an_output_in_the_uploaded_copy_is_refused(cluster: Cluster, submitted: Path, settings: list[str]) -> None:
-    uploaded = cluster.ask("/api/jobs/first")[1]["runtime_env"]["working_dir"]
-    entrypoint = " ".join(["python jobs/generate_dataset.py manifest.jsonl --output runs/out", *settings])
-    body = {"entrypoint": entrypoint, "runtime_env": {"working_dir": uploaded}, "submission_id": "relative"}
-    assert cluster.ask("/api/jobs/", body)[0] == 200
+    cluster.begin("relative", "jobs/generate_dataset.py", "manifest.jsonl", "--output", "runs/out", *settings)
     assert cluster.wait_for(lambda: cluster.ended("relative"), "end of the job")["status"] == "FAILED"
     logs = cluster.ask("/api/jobs/relative/logs")[1]["logs"]
     assert "lies in the job's temporary copy of the working directory" in logs
@@ -253,8 +259,6 @@ def test_an_output_in_the_uploaded_copy_is_refused(cluster: Cluster, submitted: 
     assert "exit code 2" in cluster.ask("/api/jobs/relative")[1]["message"]
 
 
-PROMPTS = ("a photo of a {label}", "a {label} at night")
-SCHEDULE: Prompt = [{"from_frame": 0, "prompt": "a red one"}, {"from_frame": 20, "prompt": "a blue one"}]
 SIZES = ("--vae-steps", 1, "--trajectories", 50, "--text-steps", 1, "--unet-steps", 1)
 
 
@@ -268,28 +272,23 @@ class Others:
 
 
 @pytest.fixture(scope="module")
-def others(cluster: Cluster, project: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Others:
+def others(
+    cluster: Cluster, project: Path, settings: list[str], submitted: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Others:
     """All at once; augment.py and long_video.py from another upload the second time."""
     folder = tmp_path_factory.mktemp("others")
     made = Others(folder / "augmented", folder / "long", folder / "model")
-    for number, name in enumerate(("cat/one.png", "cat/two.png", "dog/one.png", "dog/three.png")):
-        place = project / "photos" / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number % 3).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place)
-    (project / "schedule.json").write_text(json.dumps(SCHEDULE))
     augment = ["jobs/augment.py", "photos", "--output", made.augmented, "--validation", "0.5", *settings]
     augment += [part for prompt in PROMPTS for part in ("--template", prompt)]
     extend = ["jobs/long_video.py", "first.png", "--schedule", "schedule.json", "--output", made.long, *settings]
     train = ["jobs/train_shapes.py", "--state", folder / "state", "--output", made.trained, "--device", "cpu", *SIZES]
 
     def twice(name: str, first: list, second: list, is_under_way: Callable[[], bool]) -> None:
-        cluster.submit(project, f"{name}-1", *first)
+        cluster.begin(f"{name}-1", *first)
         cluster.wait_for(is_under_way, f"progress of {name}")
         cluster.stop(f"{name}-1")
         (project / f"{name}.txt").write_text("the upload is another one now")
         cluster.submit(project, f"{name}-2", *second)
-        cluster.await_end(f"{name}-2")
 
     with ThreadPoolExecutor() as pool:
         begun = [
@@ -431,12 +430,11 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(
 ) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
     command = ["jobs/generate_dataset.py", "manifest.jsonl", "--output", joined.output, *settings]
-    cluster.submit(project, "data-1", *command)
+    cluster.begin("data-1", *command)
     joined.await_records()
     cluster.stop("data-1")
     assert len(joined.records()) < len(undisturbed)
     cluster.submit(project, "data-2", *command)
-    cluster.await_end("data-2")
     assert joined.records() == undisturbed
 
 
