@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,27 +283,30 @@ def others(
     extend = ["jobs/long_video.py", "first.png", "--schedule", "schedule.json", "--output", made.long, *settings]
     train = ["jobs/train_shapes.py", "--state", folder / "state", "--output", made.trained, "--device", "cpu", *SIZES]
 
-    def twice(name: str, first: list, second: list, is_under_way: Callable[[], bool]) -> None:
-        cluster.begin(f"{name}-1", *first)
+    jobs = {
+        "augment": (augment, [], lambda: len(records(made.augmented)) > 9),
+        "extend": (
+            [*extend, "--num-frames", FRAMES],
+            ["--num-frames", FRAMES + 8],
+            lambda: len(records(made.long)) > 3,
+        ),
+        "train": (train, [], (folder / "state" / "vae.pt").exists),
+    }
+
+    def stop_under_way(name: str) -> None:
+        command, _, is_under_way = jobs[name]
+        cluster.begin(f"{name}-1", *command)
         cluster.wait_for(is_under_way, f"progress of {name}")
         cluster.stop(f"{name}-1")
-        (project / f"{name}.txt").write_text("the upload is another one now")
-        cluster.submit(project, f"{name}-2", *second)
+
+    def go_on(name: str) -> None:
+        command, more, _ = jobs[name]
+        cluster.submit(project, f"{name}-2", *command, *more)
 
     with ThreadPoolExecutor() as pool:
-        begun = [
-            pool.submit(twice, "augment", augment, augment, lambda: len(records(made.augmented)) > 9),
-            pool.submit(
-                twice,
-                "extend",
-                [*extend, "--num-frames", FRAMES],
-                [*extend, "--num-frames", FRAMES + 8],
-                lambda: len(records(made.long)) > 3,
-            ),
-            pool.submit(twice, "train", train, train, (folder / "state" / "vae.pt").exists),
-        ]
-        for one in begun:
-            one.result()
+        list(pool.map(stop_under_way, jobs))
+        (project / "other.txt").write_text("the upload is another one now")
+        list(pool.map(go_on, jobs))
     return made
 
 
