@@ -10,6 +10,8 @@ import torch
 
 from ti2v_dist.shapes.train import TrainConfig, train
 
+SIZES = ("vae_steps", "trajectories", "text_steps", "unet_steps")
+
 
 def main() -> None:
     """Parse the few settings and train."""
@@ -18,12 +20,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--unet-steps", type=int, default=TrainConfig.unet_steps)
-    parser.add_argument("--vae-steps", type=int, default=TrainConfig.vae_steps)
+    for name in SIZES:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(TrainConfig, name))
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="the model's default")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    config = TrainConfig(unet_steps=args.unet_steps, vae_steps=args.vae_steps)
+    config = TrainConfig(**{name: getattr(args, name) for name in SIZES})
     train(config, args.state, args.output, torch.device(args.device), args.guidance_scale)
 
 

@@ -72,6 +72,7 @@ MAY_IMPORT = {
     "runtime": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "scheduling", "telemetry"},
     "operations": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "evaluation", "telemetry", "runtime"},
     "cli": NOUNS | {"inputs", "outputs", "telemetry", "runtime", "operations"},
+    "ray_data": NOUNS | {"runtime", "operations"},
     "__init__": NOUNS | {"engine", "operations"},
 }
 # A library's row: the rooms that may import it, at the top of the file or lazily.

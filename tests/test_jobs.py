@@ -1,8 +1,9 @@
-"""`ray job submit` of jobs/generate_dataset.py to a real cluster with token authentication."""
+"""`ray job submit` of everything in jobs/ to a real cluster with token authentication: made, stopped, gone on with."""
 
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -25,8 +29,10 @@ from tests.support.places import ROOT
 from tests.support.ray_runs import free_ports
 from tests.support.tiny_models import SIZE, write_tiny_model
 from ti2v_dist.config import load_config
+from ti2v_dist.models import read_info
 from ti2v_dist.operations.generate import generate
 from ti2v_dist.operations.planning import pinned
+from ti2v_dist.prompts import Prompt
 from ti2v_dist.runtime.coordinator import PROTOCOL
 from ti2v_dist.state.checkpoint import CheckpointStore
 
@@ -34,6 +40,8 @@ BIN = Path(sys.executable).parent
 MARK = "0.0.0+uploaded"
 FRAMES, IDS = 40, ("one", "two", "three")
 PATIENCE_S = 240
+PROMPTS = ("a photo of a {label}", "a {label} at night")
+SCHEDULE: Prompt = [{"from_frame": 0, "prompt": "a red one"}, {"from_frame": 20, "prompt": "a blue one"}]
 
 
 class Cluster:
@@ -91,6 +99,27 @@ class Cluster:
             time.sleep(0.2)
         return found
 
+    def begin(self, job: str, *command: object) -> None:
+        """Submit a program of what was uploaded for the job `first`; returns at once."""
+        uploaded = self.ask("/api/jobs/first")[1]["runtime_env"]["working_dir"]
+        entrypoint = shlex.join(map(str, ["python", *command]))
+        body = {"entrypoint": entrypoint, "runtime_env": {"working_dir": uploaded}, "submission_id": job}
+        assert self.ask("/api/jobs/", body)[0] == 200
+
+    def submit(self, project: Path, job: str, *command: object) -> None:
+        """`ray job submit` of a program of the project, as a user has it, to its end."""
+        start = [BIN / "ray", "job", "submit", "--address", self.jobs_url, "--submission-id", job]
+        submit = [str(part) for part in [*start, "--working-dir", ".", "--", "python", *command]]
+        done = subprocess.run(submit, cwd=project, env=self.env, capture_output=True, text=True, timeout=PATIENCE_S)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert self.ask(f"/api/jobs/{job}")[1]["status"] == "SUCCEEDED"
+
+    def stop(self, job: str) -> None:
+        """What `ray job stop` does."""
+        assert self.ask(f"/api/jobs/{job}/stop", {}) == (200, {"stopped": True})
+        found = self.wait_for(lambda: self.ended(job), f"end of {job}")
+        assert found["status"] == "STOPPED", (found, self.ask(f"/api/jobs/{job}/logs")[1]["logs"])
+
     def ended(self, job: str) -> dict | None:
         info = self.ask(f"/api/jobs/{job}")[1]
         return info if info["status"] in ("SUCCEEDED", "FAILED", "STOPPED") else None
@@ -139,6 +168,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(pixels * 2).save(folder / "first.png")
     rows = [{"id": name, "image": "first.png", "prompt": f"a red {name}", "seed": 7} for name in IDS]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number, name in enumerate(("cat/one.png", "cat/two.png", "dog/one.png", "dog/three.png")):
+        place = folder / "photos" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number % 3).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place)
+    (folder / "schedule.json").write_text(json.dumps(SCHEDULE))
     return folder
 
 
@@ -153,12 +188,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def submitted(cluster: Cluster, project: Path, settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a job that succeeded."""
     output = tmp_path_factory.mktemp("job") / "out"
-    command = [BIN / "ray", "job", "submit", "--address", cluster.jobs_url, "--submission-id", "first"]
-    command += ["--working-dir", ".", "--", "python", "jobs/generate_dataset.py", "manifest.jsonl"]
-    command = [str(part) for part in [*command, "--output", output, *settings]]
-    done = subprocess.run(command, cwd=project, env=cluster.env, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert cluster.ask("/api/jobs/first")[1]["status"] == "SUCCEEDED"
+    cluster.submit(project, "first", "jobs/generate_dataset.py", "manifest.jsonl", "--output", output, *settings)
     return output
 
 
@@ -221,15 +251,97 @@ def test_a_job_without_the_token_gets_401(cluster: Cluster) -> None:
 
 
 def test_an_output_in_the_uploaded_copy_is_refused(cluster: Cluster, submitted: Path, settings: list[str]) -> None:
-    uploaded = cluster.ask("/api/jobs/first")[1]["runtime_env"]["working_dir"]
-    entrypoint = " ".join(["python jobs/generate_dataset.py manifest.jsonl --output runs/out", *settings])
-    body = {"entrypoint": entrypoint, "runtime_env": {"working_dir": uploaded}, "submission_id": "relative"}
-    assert cluster.ask("/api/jobs/", body)[0] == 200
+    cluster.begin("relative", "jobs/generate_dataset.py", "manifest.jsonl", "--output", "runs/out", *settings)
     assert cluster.wait_for(lambda: cluster.ended("relative"), "end of the job")["status"] == "FAILED"
     logs = cluster.ask("/api/jobs/relative/logs")[1]["logs"]
     assert "lies in the job's temporary copy of the working directory" in logs
     assert "Traceback" not in logs
     assert "exit code 2" in cluster.ask("/api/jobs/relative")[1]["message"]
+
+
+SIZES = ("--vae-steps", 1, "--trajectories", 50, "--text-steps", 1, "--unet-steps", 1)
+
+
+@dataclass(frozen=True)
+class Others:
+    """What the other jobs made, each of them stopped under way and submitted again."""
+
+    augmented: Path
+    long: Path
+    trained: Path
+
+
+@pytest.fixture(scope="module")
+def others(
+    cluster: Cluster, project: Path, settings: list[str], submitted: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Others:
+    """All at once; augment.py and long_video.py from another upload the second time."""
+    folder = tmp_path_factory.mktemp("others")
+    made = Others(folder / "augmented", folder / "long", folder / "model")
+    augment = ["jobs/augment.py", "photos", "--output", made.augmented, "--validation", "0.5", *settings]
+    augment += [part for prompt in PROMPTS for part in ("--template", prompt)]
+    extend = ["jobs/long_video.py", "first.png", "--schedule", "schedule.json", "--output", made.long, *settings]
+    train = ["jobs/train_shapes.py", "--state", folder / "state", "--output", made.trained, "--device", "cpu", *SIZES]
+
+    jobs = {
+        "augment": (augment, [], lambda: len(records(made.augmented)) > 9),
+        "extend": (
+            [*extend, "--num-frames", FRAMES],
+            ["--num-frames", FRAMES + 8],
+            lambda: len(records(made.long)) > 3,
+        ),
+        "train": (train, [], (folder / "state" / "vae.pt").exists),
+    }
+
+    def stop_under_way(name: str) -> None:
+        command, _, is_under_way = jobs[name]
+        cluster.begin(f"{name}-1", *command)
+        cluster.wait_for(is_under_way, f"progress of {name}")
+        cluster.stop(f"{name}-1")
+
+    def go_on(name: str) -> None:
+        command, more, _ = jobs[name]
+        cluster.submit(project, f"{name}-2", *command, *more)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(stop_under_way, jobs))
+        (project / "other.txt").write_text("the upload is another one now")
+        list(pool.map(go_on, jobs))
+    return made
+
+
+def test_every_labelled_image_has_its_videos(others: Others, settings: list[str], tmp_path: Path) -> None:
+    rows = pq.read_table(others.augmented / "dataset" / "metadata.parquet").to_pylist()
+    names = ["cat/one.png", "cat/two.png", "dog/one.png", "dog/three.png"]
+    told = sorted((row["original"], row["label"], row["text"]) for row in rows)
+    expected = [(name, name[:3], prompt.format(label=name[:3])) for name in names for prompt in PROMPTS]
+    assert told == sorted(expected)
+    splits = {row["image_sha256"]: set[str]() for row in rows}
+    for row in rows:
+        splits[row["image_sha256"]].add(row["split"])
+    assert len(splits) == 3, "one image lies there twice"
+    assert all(len(split) == 1 for split in splits.values()), "no image is in both"
+    dataset, only = str(others.augmented / "dataset"), [("split", "==", rows[0]["split"])]
+    loaded = datasets.load_dataset(dataset, split="train", filters=only, cache_dir=str(tmp_path / "cache"))
+    assert loaded["id"] == [row["id"] for row in rows if row["split"] == rows[0]["split"]]
+    one, output = rows[0], tmp_path / f"{rows[0]['id']}.mp4"
+    config = load_config(None, [value for value in settings if value != "--set"])
+    alone = generate(others.augmented / one["image_uri"], one["text"], output, seed=one["seed"], config=config)
+    assert alone["frames_sha256"] == one["frames_sha256"]
+
+
+def test_a_long_video_grows_to_the_video_that_it_would_have_been(
+    others: Others, project: Path, settings: list[str], tmp_path: Path
+) -> None:
+    assert json.loads((others.long / "summary.json").read_text())["frames"] == FRAMES + 8
+    longer = [*settings, "--set", f"sampling.num_frames={FRAMES + 8}"]
+    config = load_config(None, [value for value in longer if value != "--set"])
+    whole = generate(project / "first.png", SCHEDULE, tmp_path / "video.mp4", config=config)
+    assert hashes(others.long) == {"video": (whole["frames_sha256"], whole["file_sha256"])}
+
+
+def test_a_stopped_training_ends_with_a_model(others: Others) -> None:
+    assert read_info(str(others.trained)).window == 8
 
 
 class Joined:
@@ -316,20 +428,16 @@ def test_a_detached_run_goes_on_and_the_same_command_attaches(
     assert joined.records() == undisturbed
 
 
-def test_a_joined_run_stops_at_sigterm_and_the_same_command_goes_on(
+def test_a_stopped_job_goes_on_when_it_is_submitted_again(
     cluster: Cluster, project: Path, settings: list[str], undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     joined = Joined(cluster, project, tmp_path / "out", settings)
-    process = joined.start()
-    joined.await_records(process)
-    process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, json.loads(stdout)["status"]) == (128 + signal.SIGTERM, "interrupted"), stderr
-    assert "the same command goes on" in stderr
+    command = ["jobs/generate_dataset.py", "manifest.jsonl", "--output", joined.output, *settings]
+    cluster.begin("data-1", *command)
+    joined.await_records()
+    cluster.stop("data-1")
     assert len(joined.records()) < len(undisturbed)
-    done = joined.run()
-    assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "finished"), done.stderr
-    assert joined.epochs() == 2
+    cluster.submit(project, "data-2", *command)
     assert joined.records() == undisturbed
 
 

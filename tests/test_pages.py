@@ -96,6 +96,19 @@ def test_the_python_of_the_readme_works(place: Path) -> None:
     assert (place / "runs" / "python.mp4").exists()
 
 
+def test_the_python_of_its_page_works(place: Path, changes: dict[str, str]) -> None:
+    """One program of all blocks; a run and a Ray Data pipeline of the same rows make the same videos."""
+    program = place / "api.py"
+    program.write_text("".join(block.text for block in blocks(ROOT / "docs" / "python-api.md", "python")))
+    done = run(f"{sys.executable} {program}", place, changes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed_rows 2 1" in done.stdout
+    tables = [place / "runs" / name / "dataset" / "metadata.parquet" for name in ("api-run", "api-data")]
+    by_run, by_data = (pyarrow.parquet.read_table(table, columns=["id", "file_sha256"]) for table in tables)
+    assert by_run == by_data
+    assert by_run.num_rows == 2
+
+
 def test_the_verbs_of_the_readme_are_those_of_the_command_line(place: Path) -> None:
     listed = set(re.findall(r"^\| `ti2v ([\w-]+)", README.read_text(encoding="utf-8"), re.MULTILINE))
     shown = run("ti2v --help", place, {}).stdout

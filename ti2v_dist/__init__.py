@@ -15,7 +15,7 @@ __all__ = ["Engine", "SamplingParams", "VideoRequest", "generate", "run"]
 
 _ROOMS = {
     "Engine": "engine",
-    "SamplingParams": "video",
+    "SamplingParams": "params",
     "VideoRequest": "video",
     "generate": "operations.generate",
     "run": "operations.driver",

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -158,6 +159,10 @@ class RunConfig(_Section):
         return hashlib.sha256(output_url.encode() + b"\n" + canonical_json(self.identity())).hexdigest()[:12]
 
 
+ConfigLike = RunConfig | Mapping[str, Any] | str | Path | None
+"""What a call of the Python API takes for its settings: `RunConfig`, {"section.key": value}, or a YAML file's path."""
+
+
 def stored_config(run: dict[str, Any]) -> RunConfig:
     """The settings that `run.json` tells of. One that its version did not have yet has its default.
 
@@ -212,6 +217,15 @@ def load_config(path: str | Path | None = None, settings: Sequence[str] = ()) ->
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
+
+
+def as_config(config: ConfigLike) -> RunConfig:
+    """The settings that a call of the Python API was given; raises as `load_config` does."""
+    if isinstance(config, RunConfig):
+        return config
+    if isinstance(config, Mapping):
+        return load_config(None, [f"{key}={json.dumps(value, default=str)}" for key, value in config.items()])
+    return load_config(config)
 
 
 def _apply(data: dict[str, Any], setting: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
+from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.base import ImageModel, StreamingModel, VideoModel
 from ti2v_dist.numerics import make_deterministic
 from ti2v_dist.params import SamplingParams
@@ -34,17 +35,18 @@ DECODED_AT_ONCE = 16
 
 
 class Engine:
-    """A frozen model and `slots` places for videos.
+    """A frozen model and `slots` places for videos. A model's name is that of `read_info`, loaded onto the CPU.
 
     An engine settles its process's numerics: it asks for deterministic kernels without TF32, and an operation that has
     none raises; on a CPU it pins torch to `threads` threads (the number decides bits). See `numerics.py`.
     """
 
-    def __init__(self, model: VideoModel, slots: int = 1, threads: int = 1) -> None:
+    def __init__(self, model: VideoModel | str, slots: int = 1, threads: int = 1) -> None:
         if slots < 1 or threads < 1:
             raise InputError(f"slots is {slots} and threads is {threads}; both must be at least 1")
-        self.model, self.slots, self.threads = model, slots, threads
-        on_gpu = model.device.type == "cuda"
+        self.model = load_model(read_info(model)) if isinstance(model, str) else model
+        self.slots, self.threads = slots, threads
+        on_gpu = self.model.device.type == "cuda"
         # Drawing ahead keeps a GPU busy; on a CPU it would only compete with the model.
         self._executor = ThreadPoolExecutor(1, "noise") if on_gpu else None
         make_deterministic()

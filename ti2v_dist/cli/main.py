@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -219,8 +220,10 @@ def spot_watch(
     show(told, as_json, [f"draining: {notice.message}, {notice.remaining_s:.0f} s left"])
 
 
-def run_and_exit(manifest: str, output: str, config: "RunConfig", as_json: bool, **joining: Any) -> NoReturn:
-    """Run a manifest with progress on stderr, print the summary and end with the run's exit code."""
+def run_and_exit(
+    manifest: str | Iterable[Mapping[str, Any]], output: str, config: "RunConfig", as_json: bool, **joining: Any
+) -> NoReturn:
+    """Run a manifest, or rows, with progress on stderr, print the summary and end with the run's exit code."""
     from ti2v_dist.operations.driver import run
 
     follow_and_exit(lambda listener: run(manifest, output, config, listener=listener, **joining), as_json)

@@ -5,13 +5,15 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from ti2v_dist.config import RunConfig
+from ti2v_dist.config import ConfigLike, as_config
 from ti2v_dist.errors import InputError, RunBug, RunError, begun
-from ti2v_dist.operations.planning import prepare
+from ti2v_dist.inputs.handed import keep_rows
+from ti2v_dist.operations.planning import place_for_rows, prepare
 from ti2v_dist.outputs import dataset, views
 from ti2v_dist.runtime import session
 from ti2v_dist.runtime.work import Work
@@ -30,9 +32,9 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 def run(
-    manifest: str,
-    output: str,
-    config: RunConfig | None = None,
+    manifest: str | Path | Iterable[Mapping[str, Any]],
+    output: str | Path,
+    config: ConfigLike = None,
     *,
     shard: str | None = None,
     address: str | None = None,
@@ -46,18 +48,26 @@ def run(
 ) -> dict[str, Any]:
     """Make every video of a manifest; the same call again goes on where an interrupted one stopped.
 
-    `shard`, as "1/4", makes the videos of every fourth row, in a folder of the output. With `limit` and `only`,
-    those of the first rows and of these ids alone; what was asked of the run before stays asked. With `prompt`, as
-    "a photo of a {label}", each row's is made of its columns.
-    Starts a local Ray unless `address` or RAY_ADDRESS names a cluster; there, `detach` returns at once and leaves the
-    run going, and `takeover` ends a coordinator of this run that does not answer. With `allow_inexact`, videos go on
-    with workers of another class where none of their own is left; that is recorded. `listener` gets the progress twice
-    a second. Returns the summary that is also written to `summary.json`: its `status` is "finished", "failed_rows",
-    "interrupted" or "running"; `signal` is the one that interrupted it.
+    Rows in the manifest's place are kept as one in the output (see `keep_rows`), so that they can be tried again.
+    `config` may be a `RunConfig`, a mapping as {"engine.slots": 8}, or a YAML file's path. `shard`, as "1/4", makes the
+    videos of every fourth row, in a folder of the output. With `limit` and `only`, those of the first rows and of these
+    ids alone; what was asked of the run before stays asked. With `prompt`, as "a photo of a {label}", each row's is
+    made of its columns.
+
+    Stays on the Ray that this process is connected to, else joins the cluster that `address` or RAY_ADDRESS names, else
+    starts a local one. On a cluster, `detach` returns at once and leaves the run going, and `takeover` ends a
+    coordinator of this run that does not answer. With `allow_inexact`, videos go on with workers of another class where
+    none of their own is left; that is recorded. `listener` gets the progress twice a second. Returns the summary that
+    is also written to `summary.json`: its `status` is "finished", "failed_rows", "interrupted" or "running"; `signal`
+    is the one that interrupted it.
     """
     log_format()
     address = check_address(address, detach)
-    work = prepare(manifest, output, config or RunConfig(), shard, allow_inexact, limit, only, prompt)
+    config, output = as_config(config), str(output)
+    if not isinstance(manifest, str | Path):
+        store, config = place_for_rows(output, config)
+        manifest = keep_rows(manifest, store.url)
+    work = prepare(str(manifest), output, config, shard, allow_inexact, limit, only, prompt)
     return make(work, address=address, detach=detach, takeover=takeover, listener=listener)
 
 
@@ -66,7 +76,7 @@ def check_address(address: str | None, detach: bool) -> str | None:
     address = address or os.environ.get("RAY_ADDRESS")
     if address == "local":
         address = None
-    if detach and not address:
+    if detach and not address and not session.is_connected():
         raise InputError("--detach needs a cluster that outlives this process: give --address or RAY_ADDRESS")
     return address
 
@@ -83,6 +93,7 @@ def make(
     if work.is_done:
         with begun():
             return _refresh(work, listener)
+    is_lasting = address is not None or session.is_connected()
     # Ray sets a SIGTERM handler of its own when it connects: ours comes after it.
     with session.connected(address) as ray, _signals() as received:
         orders, summary = Orders(work.store), None
@@ -96,7 +107,7 @@ def make(
                 if end := orders.end_of(order):
                     summary = _told(work, end)
                     break
-                coordinator = session.coordinator(ray, work, order, address is not None, takeover)
+                coordinator = session.coordinator(ray, work, order, is_lasting, takeover)
                 takeover = False
                 try:
                     summary = _follow(ray, coordinator, work, order, detach, received, listener)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ti2v_dist.canonical import differences
-from ti2v_dist.config import RunConfig
+from ti2v_dist.config import ConfigLike, RunConfig, as_config
 from ti2v_dist.errors import InputError, begun
 from ti2v_dist.inputs.clips import clip_frames, load_given
 from ti2v_dist.inputs.defaults import request_defaults
@@ -36,20 +36,20 @@ CLIPS = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
 
 
 def generate(
-    image: str | Sequence[str | dict[str, Any]] | None,
+    image: str | Path | Sequence[str | dict[str, Any]] | None,
     prompt: Prompt,
     output: str | Path,
     *,
-    source: str | None = None,
+    source: str | Path | None = None,
     seed: int | None = None,
-    config: RunConfig | None = None,
+    config: ConfigLike = None,
     listener: Callable[[int, int], None] = lambda frame, num_frames: None,
 ) -> dict[str, Any]:
     """Make one video and write it to `output`, an mp4 on a local disk. `prompt` is a text or a prompt schedule.
 
     `image` is the first frame, a clip of the first ones (see `CLIPS`), or a list as in a manifest's `images`; None
     where the sampler makes the first frame. `source` is the video that the sampler makes another one after, a clip or a
-    folder of pictures.
+    folder of pictures. `config` may be a `RunConfig`, a mapping as {"sampling.num_frames": 32}, or a YAML file's path.
 
     Every frame is committed to `<output>.ti2v/`, so the same call goes on where a killed one stopped, or does nothing
     when the video is finished. The id is the output's stem; without a seed one is derived from it. `listener` gets the
@@ -61,8 +61,8 @@ def generate(
         NonFiniteLatents, BrokenSource: the model produced NaN or infinity; the source is there no more.
         ValueError: no video can be written to `output`, or what is there was not made here.
     """
-    config = config or RunConfig()
-    row = {**images(image), **_source(source, config), "prompt": prompt, "seed": seed}
+    config = as_config(config)
+    row = {**images(image), **_source(source and str(source), config), "prompt": prompt, "seed": seed}
     return generate_row(row, output, config=config, listener=listener)
 
 
@@ -143,10 +143,11 @@ def _requested(config: RunConfig, store: CheckpointStore, row: dict[str, Any]) -
     return request
 
 
-def images(image: str | Sequence[str | dict[str, Any]] | None) -> dict[str, Any]:
+def images(image: str | Path | Sequence[str | dict[str, Any]] | None) -> dict[str, Any]:
     """The image or images of `generate` as columns of a row."""
     if image is None:
         return {}
+    image = str(image) if isinstance(image, Path) else image
     if not isinstance(image, str):
         return {"images": [*image]}
     return {"images" if image.lower().endswith(CLIPS) else "image": image}

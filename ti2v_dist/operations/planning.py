@@ -10,6 +10,7 @@ from functools import cache
 from ti2v_dist.config import RunConfig
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.defaults import RequestDefaults, request_defaults
+from ti2v_dist.inputs.handed import IMAGES
 from ti2v_dist.inputs.manifest import Manifest, Part, open_manifest
 from ti2v_dist.inputs.shards import Shard, check_whole, claim_shard, taken
 from ti2v_dist.inputs.taking import Taking
@@ -92,12 +93,7 @@ def prepare(
         RunMismatch, RequestMismatch: the output was begun with other settings or another request.
         StoreRefused: the output's store does not keep what it accepted.
     """
-    output_url = absolute_url(output_url)
-    if "/working_dir_files/" in output_url:
-        raise InputError(
-            f"output {output_url!r} lies in the job's temporary copy of the working directory: "
-            "give an absolute path or a URL"
-        )
+    output_url = _lasting(output_url)
     config, facts = pinned(config), {"shard": shard} if shard else {}
     if shard:
         output_url = claim_shard(output_url, Shard.parse(shard), without_class(config.identity()))
@@ -128,6 +124,29 @@ def _told(parts: Iterable[Part]) -> Iterator[Part]:
         for warning in part.warnings:
             warnings.warn(warning, stacklevel=2)
         yield part
+
+
+def place_for_rows(output_url: str, config: RunConfig) -> tuple[CheckpointStore, RunConfig]:
+    """The store of an output that is to keep rows and images, and the settings with which those may be read.
+
+    Raises as `prepare` does where a run of these settings may not write there.
+    """
+    store = CheckpointStore(_lasting(output_url))
+    if run := store.read_run():
+        raise_mismatch(store, pinned(config), run)
+    below = (*config.images_below, f"{store.url}/{IMAGES}") if config.images_below else ()
+    return store, config.model_copy(update={"images_below": below})
+
+
+def _lasting(output_url: str) -> str:
+    """The absolute URL of an output; `InputError` for a place that is gone with the job that writes there."""
+    output_url = absolute_url(output_url)
+    if "/working_dir_files/" in output_url:
+        raise InputError(
+            f"output {output_url!r} lies in the job's temporary copy of the working directory: "
+            "give an absolute path or a URL"
+        )
+    return output_url
 
 
 def raise_unusable(url: str, manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +29,25 @@ class CoordinatorDied(RunError):
     """It is gone for good."""
 
 
+def is_connected() -> bool:
+    """Whether this process is connected to a Ray already: nothing starts one only to ask."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
-    """A connection to the cluster, or a local one of our own that ends with this process; Ray's settings come back."""
+    """A connection to the cluster, or a local one of our own that ends with this process; Ray's settings come back.
+
+    One that this process has already is used, and left as it is.
+    """
     import ray
 
     from ti2v_dist.runtime import ray_internals
+
+    if is_connected():
+        yield ray
+        return
 
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     with ray_internals.kept_environment(is_local=address is None):
@@ -144,7 +158,8 @@ def _begin(ray: Any, name: str, work: Work, detached: bool) -> Handle:
 
     gpus, workers = _workers(ray, work.config)
     # It remembers nothing that the store does not hold: Ray may start a dead one again, on any node.
-    options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": -1, "max_task_retries": 0}
+    options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "num_cpus": 0}
+    options |= {"max_restarts": -1, "max_task_retries": 0}
     if detached:
         options["lifetime"] = "detached"
     # An actor without a GPU of its own would otherwise see all of them.
