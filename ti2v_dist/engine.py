@@ -133,7 +133,7 @@ class Engine:
         return 0 if isinstance(self.model, StreamingModel) else max(frame - 1, 0)
 
     def frames(self, latents_CHW: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """uint8 frames_FHWC of a video's latents but the first one: that is its image, or is seen already. Some at a time."""
+        """uint8 frames_FHWC of all but the first latent, whose picture is given or seen already; some at a time."""
         if not isinstance(self.model, StreamingModel):
             next(latents_CHW)
             while batch := list(islice(latents_CHW, DECODE_BATCH)):

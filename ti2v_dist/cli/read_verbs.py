@@ -1,5 +1,6 @@
-"""The verbs that read what a run has made, and change nothing."""
+"""The verbs that read what a run has made, and change nothing of it."""
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +64,23 @@ def verify(
     raise SystemExit(SOME_FAILED if lines else 0)
 
 
+def watch(
+    output: Annotated[str, typer.Argument(help="The output of a run, or what ends in .ti2v.")],
+    video_id: Annotated[str, typer.Option("--id", help="The video.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for more frames until the video is whole.")] = False,
+    device: Annotated[str, typer.Option(help="Where the frames are decoded: cpu, cuda or auto.")] = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Show a video while it is made: an HLS playlist of the frames that are settled, in OUTPUT/live/ID/index.m3u8."""
+    from ti2v_dist.cli.progress import ProgressLog
+    from ti2v_dist.operations.watch import watch
+
+    with ProgressLog() as log:
+        listener = partial(log.update, text="can be seen")
+        found = watch(output, video_id, follow=follow, device=device, listener=listener)
+    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
+
+
 def _table(found: dict[str, Any]) -> list[str]:
     """A line a problem, a line a video, and a line that says what each column is."""
     names = list(found["metrics"])
@@ -76,4 +94,4 @@ def _table(found: dict[str, Any]) -> list[str]:
     return [*lines, *(f"{name}: {metric['about']}, {metric['unit']} ({metric['figure']})" for name, metric in told)]
 
 
-VERBS = (status, merge, evaluate, verify, replay)
+VERBS = (status, merge, evaluate, verify, replay, watch)

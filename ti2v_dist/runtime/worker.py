@@ -208,8 +208,10 @@ class Worker:
             if frames_FHWC is None:
                 return
             for frame_HWC in frames_FHWC[: request.num_frames - count]:
+                if count in given:
+                    frame_HWC = given[count]
                 if count >= start:
-                    yield given.get(count, frame_HWC)
+                    yield frame_HWC
                 count += 1
 
     def _whole(self, request: VideoRequest) -> Iterator[np.ndarray]:
