@@ -101,9 +101,12 @@ def test_it_is_watched_in_order_from_wherever_one_goes_on(
 ) -> None:
     store, row = made_at_once(given, tmp_path, 10)
     decoded, encode = list[np.ndarray](), live.encode_segment
-    monkeypatch.setattr(
-        live, "encode_segment", lambda frames, *rest: [decoded.extend(frames), encode(frames, *rest)][1]
-    )
+
+    def encode_segment(frames_HWC: list[np.ndarray], fps: float, first: int) -> tuple[bytes, bytes]:
+        decoded.extend(frames_HWC)
+        return encode(frames_HWC, fps, first)
+
+    monkeypatch.setattr(live, "encode_segment", encode_segment)
     assert watch(store.url, "ann")["new_segments"] == 2
     assert hashlib.sha256(np.stack(decoded).tobytes()).hexdigest() == row["frames_sha256"]
     next(Path(store.url, "live", "ann").glob(f"{8:010d}-*")).unlink()

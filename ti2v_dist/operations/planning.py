@@ -17,6 +17,7 @@ from ti2v_dist.inputs.manifest import Manifest, read_manifest
 from ti2v_dist.inputs.shards import Shard, check_whole, claim_shard, taken
 from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
+from ti2v_dist.outputs import webdataset
 from ti2v_dist.outputs.dataset import is_stored, stored_ids
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.specs import NONE, SAMPLERS, WINDOW
@@ -126,7 +127,10 @@ def prepare(
     refused = tuple(failure.to_row() for failure in manifest.failures)
     plan = Plan(tuple(requests.values()), lines, refused, allow_inexact=allow_inexact)
     facts |= {"manifest": absolute_url(manifest_url), "rows": len(manifest.lines)}
-    return record(store, config, plan, facts, is_whole=True)
+    work = record(store, config, plan, facts, is_whole=True)
+    if config.output.format == "webdataset":
+        webdataset.ask(store.url, config.output.samples_per_shard)
+    return work
 
 
 def raise_unusable(url: str, manifest: Manifest) -> None:
@@ -241,8 +245,9 @@ def _raise_mismatch(store: CheckpointStore, config: RunConfig, stored: dict[str,
     identities = (stored_identity(stored), config.identity())
     lines = differences(*(one if one_class else without_class(one) for one in identities))
     if config.output.keyframe_interval:  # left out, it is the run's
-        chosen = {"output": config.output.model_dump(mode="json")}
-        lines += differences({"output": stored.get("config", {}).get("output", {})}, chosen)
+        output = stored.get("config", {}).get("output", {})
+        was = {name: value for name, value in output.items() if name == "keyframe_interval"}
+        lines += differences({"output": was}, {"output": {"keyframe_interval": config.output.keyframe_interval}})
     if lines:
         raise RunMismatch(f"{store.url} was begun with other settings:\n" + "\n".join(lines))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import FOLDER, Shard, check_whole, shards_of
-from ti2v_dist.outputs import dataset
+from ti2v_dist.outputs import dataset, webdataset
 from ti2v_dist.outputs.report import write_page, write_report
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.fingerprints import described
@@ -103,6 +103,7 @@ def write_gallery(output: str, with_pictures: bool = True) -> None:
     rows = dataset.read_rows(output)
     if with_pictures:
         write_report(output, rows)
+        webdataset.write_shards(output, lambda: Orders(CheckpointStore(output)).lines())
     else:
         write_page(output, rows)
 
