@@ -1,6 +1,5 @@
 """The verbs that read what a run has made, and change nothing of it."""
 
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -72,12 +71,12 @@ def watch(
     as_json: JsonOption = False,
 ) -> None:
     """Show a video while it is made: an HLS playlist of the frames that are settled, in OUTPUT/live/ID/index.m3u8."""
-    from ti2v_dist.cli.progress import ProgressLog
     from ti2v_dist.operations.watch import watch
 
-    with ProgressLog() as log:
-        listener = partial(log.update, text="can be seen")
-        found = watch(output, video_id, follow=follow, device=device, listener=listener)
+    def tell(frames: int, num_frames: int) -> None:
+        typer.echo(f"{frames} of {num_frames} frames can be seen", err=True)
+
+    found = watch(output, video_id, follow=follow, device=device, listener=tell)
     show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
 
 
