@@ -2,11 +2,14 @@
 
 import hashlib
 import http.server
+import io
+import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.clips import moving_square
 from tests.support.made_here import Place
 from tests.support.tiny_models import SIZE, write_tiny_model
 from ti2v_dist.config import RunConfig, load_config
@@ -26,6 +30,7 @@ from ti2v_dist.operations import edit, watch
 from ti2v_dist.outputs import live
 from ti2v_dist.outputs.codec import read_video
 from ti2v_dist.state.checkpoint import FramesDropped
+from ti2v_dist.storage.files import listed, read_view
 from ti2v_dist.video import VideoRequest
 
 FPS, FRAMES = 4, 10
@@ -232,3 +237,18 @@ def test_what_cannot_be_shown_is_told(place: Place, cat: VideoRequest, tmp_path:
         watch.watch(place.url, "cat")
     assert row["num_frames"] == FRAMES
     assert not Path(place.url, "live").exists()
+
+
+def test_a_segment_has_its_place_in_time_in_whatever_store() -> None:
+    url = f"memory://{secrets.token_hex(4)}"
+    shown = live.LiveVideo(url, "cat", 29.97)
+    for record in ("a", "b"):
+        shown.append(moving_square(30), record * 64, is_whole=False)
+    again = live.LiveVideo(url, "cat", 29.97)
+    assert (again.segments, again.shown) == (shown.segments, 60)
+    names = [path.rpartition("/")[2] for path in listed(f"{url}/live/cat")]
+    files = {name: read_view(url, f"live/cat/{name}") or b"" for name in names}
+    head = next(data for name, data in files.items() if name.startswith("head-"))
+    with av.open(io.BytesIO(head + files[again.segments[1].name]), "r") as container:
+        times = [frame.pts * frame.time_base for frame in container.decode(video=0) if frame.pts and frame.time_base]
+    assert times == [Fraction(1001 * number, 30000) for number in range(30, 60)]
