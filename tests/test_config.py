@@ -131,6 +131,8 @@ def test_the_run_id_is_a_function_of_identity_and_output() -> None:
         "max_failures=0.5",
         "allow_http=true",
         "output.keyframe_interval=5",
+        "output.format=webdataset",
+        "output.samples_per_shard=5",
     ):
         assert load_config(None, ["engine.slots=2", setting]).run_id("/data/out") == run_id, setting
     for setting in ("engine.slots=3", "engine.threads=2", "seed=1", "variations=2", "model.id=/m", "sampling.fps=9"):

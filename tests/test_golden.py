@@ -290,6 +290,7 @@ VERBS = {
     "fork": ["fork", "{output}", "--id", "done", "--from-frame", "1", "--prompt", "a cat"],
     "repair": ["repair", "{output}", "--id", "half"],
     "run": ["run", "{manifest}", "--output", "{output}", "--set", SETTINGS[0], "--set", SETTINGS[1]],
+    "watch": ["watch", "{output}", "--id", "half"],
     "generate": ["generate", "--image", "{image}", "--prompt", "a circle", "--output", "{mp4}"],
 }
 WITHOUT_A_RUN = {"validate", "demo", "spot-watch", "replay", "merge"}

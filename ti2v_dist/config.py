@@ -112,7 +112,12 @@ class ClusterConfig(_Section):
 
 
 class OutputConfig(_Section):
-    """How the videos are stored. It is settled when a run begins."""
+    """How the videos are stored. The keyframes are settled when a run begins; another format is written beside them."""
+
+    format: Literal["videofolder", "webdataset"] = Field(
+        default="videofolder", description="webdataset: tars as well, in OUTPUT/webdataset"
+    )
+    samples_per_shard: int = Field(default=1000, ge=1, description="videos of one tar, at most")
 
     keyframe_interval: int | None = Field(
         default=None, ge=1, description="frames from one keyframe to the next; default: as many as a second has"

@@ -30,7 +30,6 @@ NUMERICS_VERSION = 1
 """Raised by every change of this package that may change a frame's bits."""
 
 DECODE_BATCH = 4
-DECODED_AT_ONCE = 16
 """Latents decoded before their frames are given on: what bounds the memory of a long video."""
 
 
@@ -131,11 +130,15 @@ class Engine:
             raise ValueError("there are 0 latents to decode; give at least 1")
         return np.concatenate(frames)
 
+    def decoded_from(self, frame: int) -> int:
+        """The frame whose latent comes first in `frames`, where the pictures from this frame on are wanted."""
+        return 0 if isinstance(self.model, StreamingModel) else max(frame - 1, 0)
+
     def frames(self, latents_CHW: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """uint8 frames_FHWC of a video's latents but the first one, which is its image; some frames at a time."""
+        """uint8 frames_FHWC of all but the first latent, whose picture is given or seen already; some at a time."""
         if not isinstance(self.model, StreamingModel):
             next(latents_CHW)
-            while batch := list(islice(latents_CHW, DECODED_AT_ONCE)):
+            while batch := list(islice(latents_CHW, DECODE_BATCH)):
                 yield self.decode(np.stack(batch))
             return
         stream = self.model.stream()

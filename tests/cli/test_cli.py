@@ -85,6 +85,7 @@ def test_the_verbs_are_these() -> None:
                 "stop",
                 "validate",
                 "verify",
+                "watch",
                 *of_a_run,
             ]
         )

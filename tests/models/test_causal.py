@@ -1,5 +1,6 @@
 """A model whose latent stands for four frames, through the whole path: engine, store, files, and a run on Ray."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from ti2v_dist.engine import Engine
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.operations import edit
 from ti2v_dist.operations.generate import generate
+from ti2v_dist.operations.growing import watch
 from ti2v_dist.operations.verify import verify
+from ti2v_dist.outputs import live
 from ti2v_dist.outputs.codec import read_video
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
@@ -91,6 +94,24 @@ def test_a_file_is_cropped_and_a_chunk_is_not(given: Inputs, tmp_path: Path) -> 
     assert len(shown) == row["num_frames"] == 10
     long, _ = made_at_once(given, tmp_path / "long", 12)
     assert chain(long) == chain(store)
+
+
+def test_it_is_watched_in_order_from_wherever_one_goes_on(
+    given: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, row = made_at_once(given, tmp_path, 10)
+    decoded, encode = list[np.ndarray](), live.encode_segment
+
+    def encode_segment(frames_HWC: list[np.ndarray], fps: float, first: int) -> tuple[bytes, bytes]:
+        decoded.extend(frames_HWC)
+        return encode(frames_HWC, fps, first)
+
+    monkeypatch.setattr(live, "encode_segment", encode_segment)
+    assert watch(store.url, "ann")["new_segments"] == 2
+    assert hashlib.sha256(np.stack(decoded).tobytes()).hexdigest() == row["frames_sha256"]
+    next(Path(store.url, "live", "ann").glob(f"{8:010d}-*")).unlink()
+    assert watch(store.url, "ann")["new_segments"] == 1
+    np.testing.assert_array_equal(decoded[8:10], decoded[10:])
 
 
 @pytest.mark.parametrize(("sampler", "told"), [("ti2v_zero_reference", "the model has no pictures")])

@@ -141,6 +141,23 @@ def test_the_settings_are_those_of_the_run_also_where_no_image_is_read(place: Pl
 # retry
 
 
+def test_tars_can_be_asked_for_at_any_time(place: Place) -> None:
+    def asked(*settings: str) -> int | None:
+        chosen = load_config(None, [f"model.id={place.config.model.id}", *settings])
+        prepare(str(place.folder / "m.jsonl"), place.output, chosen)
+        index = Path(place.output, "webdataset", "index.json")
+        return json.loads(index.read_text())["samples_per_shard"] if index.exists() else None
+
+    place.prepare()
+    assert asked() is None
+    assert asked("output.format=webdataset", "output.samples_per_shard=7") == 7
+    assert asked() == 7, "they are kept up to date, whoever goes on with the run"
+    with pytest.raises(RunMismatch, match=r"output\.keyframe_interval: stored None, now 3$"):
+        asked("output.keyframe_interval=3", "output.format=webdataset")
+    with pytest.raises(ValueError, match=r"output\.format is 'zip': .*'videofolder' or 'webdataset'"):
+        asked("output.format=zip")
+
+
 def test_retry_reads_the_images_of_rows_without_a_first_frame_alone(place: Place, read: list[str]) -> None:
     (place.folder / "cid.png").unlink()
     work = place.prepare()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Never
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -346,7 +347,7 @@ def test_the_hubs_loader_takes_the_folder_as_it_is(tmp_path: Path, monkeypatch: 
     output = str(tmp_path / "out")
     rows = []
     for video_id in ("test-a", "validation_b", "c"):  # words that the loader would take for splits
-        with write_video(moving_square(2), 29.97, {}) as written:
+        with write_video(moving_square(5), 29.97, {}) as written:
             asked = request(video_id, seed=2**64 - 1, fps=29.97)
             rows.append(metadata_row(asked, written, store_video(output, video_id, written), FACTS))
     dataset.write_views(output, rows, [], {})
@@ -355,3 +356,13 @@ def test_the_hubs_loader_takes_the_folder_as_it_is(tmp_path: Path, monkeypatch: 
     assert sorted(loaded["train"]["id"]) == ["c", "test-a", "validation_b"]
     assert "video" in loaded["train"].features
     assert (set(loaded["train"]["seed"]), set(loaded["train"]["fps"])) == ({2**64 - 1}, {29.97})
+    for row in loaded["train"].cast_column("video", datasets.Video(decode=False)):
+        with av.open(str(row["video"]["path"]), "r") as container:
+            shown = list(container.decode(video=0))
+        assert len(shown) == row["num_frames"] == 5
+        for number, (frame, given) in enumerate(zip(shown, moving_square(5), strict=True)):
+            assert (frame.height, frame.width) == (row["height"], row["width"])
+            assert frame.pts is not None
+            assert frame.time_base is not None
+            assert frame.pts * frame.time_base == number / exact_rate(row["fps"])
+            assert abs(frame.to_ndarray(format="rgb24").astype(int) - given).mean() < 4

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.support.places import ROOT
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.columns import is_taken
 from ti2v_dist.outputs import dataset
@@ -64,6 +66,13 @@ def test_any_json_comes_back(columns: dict[str, list[Any]]) -> None:
     texts.add({name: values[at] for name, values in columns.items()} for at in (0, 1))
     for name in columns.keys() - texts.names():
         assert table[name].to_pylist() == columns[name], name
+
+
+def test_the_page_tells_the_types_of_all_columns() -> None:
+    page = (ROOT / "docs" / "data-sets.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", page, re.MULTILINE)
+    schema = pq.read_schema(io.BytesIO(metadata_table([row("a", seed=1)])))
+    assert told == [(field.name, str(field.type)) for field in schema]
 
 
 @pytest.mark.parametrize("value", [{}, [{}], {"a": {}}, [], [[]], {"a": []}, 2**63, 2**64, -(2**63), None, [None]])

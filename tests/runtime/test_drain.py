@@ -21,7 +21,7 @@ from tests.support.metadata_service import MetadataService
 from tests.support.places import POISON_PATHS
 from tests.support.ray_runs import FRAMES_TO_MAKE, TI2V, Ended, Frames, Inputs, Run, wait_until
 from ti2v_dist.config import load_config
-from ti2v_dist.engine import DECODED_AT_ONCE
+from ti2v_dist.engine import DECODE_BATCH
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.scheduling.losses import Leaving
 from ti2v_dist.state.checkpoint import CheckpointStore
@@ -130,7 +130,7 @@ def test_the_file_in_hand_is_given_up(reference: Run, tmp_path: Path, monkeypatc
     config = load_config(None, [f"model.id={reference.inputs.model}", f"engine.slots={ray_runs.SLOTS}"])
     request = CheckpointStore(str(output)).read_request("bob")
     assert request
-    assert request.num_frames > DECODED_AT_ONCE, "more than one batch to decode"
+    assert request.num_frames > DECODE_BATCH, "more than one batch to decode"
     leaving, staying = Worker(config, str(output)), Worker(config, str(output))
     leaving.open()
     decode = leaving.engine.decode

@@ -12,6 +12,7 @@ from ti2v_dist.cli import edit_verbs, look_verbs, read_verbs
 from ti2v_dist.cli.options import (
     BelowOption,
     ConfigOption,
+    FormatOption,
     FramesOption,
     LimitOption,
     ManifestArgument,
@@ -114,6 +115,7 @@ def run(
     model: ModelOption = None,
     slots: SlotsOption = None,
     workers: WorkersOption = None,
+    output_format: FormatOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     images_below: BelowOption = None,
@@ -137,6 +139,7 @@ def run(
         "model.id": model,
         "engine.slots": slots,
         "cluster.workers": workers,
+        "output.format": output_format,
         "cluster.event_log": event_log,
         "images_below": images_below or None,
         "variations": variations,

@@ -22,6 +22,9 @@ SourceOption = Annotated[
     str | None, typer.Option(help="A clip or a folder of pictures that the video is made after, frame by frame.")
 ]
 OutputOption = Annotated[str, typer.Option("--output", help="Folder or URL of the data set.")]
+FormatOption = Annotated[
+    str | None, typer.Option("--format", help="videofolder, or webdataset: tars as well, in OUTPUT/webdataset.")
+]
 BelowOption = Annotated[
     list[str] | None,
     typer.Option("--images-below", metavar="PLACE", help="Folder or URL that images must lie below; repeatable."),

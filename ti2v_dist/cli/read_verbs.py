@@ -82,6 +82,23 @@ def verify(
     raise SystemExit(SOME_FAILED if lines else 0)
 
 
+def watch(
+    output: Annotated[str, typer.Argument(help="The output of a run, or what ends in .ti2v.")],
+    video_id: Annotated[str, typer.Option("--id", help="The video.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for more frames until the video is whole.")] = False,
+    device: Annotated[str, typer.Option(help="Where the frames are decoded: cpu, cuda or auto.")] = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Show a video while it is made: an HLS playlist of the frames that are settled, in OUTPUT/live/ID/index.m3u8."""
+    from ti2v_dist.operations.growing import watch
+
+    def tell(frames: int, num_frames: int) -> None:
+        typer.echo(f"{frames} of {num_frames} frames can be seen", err=True)
+
+    found = watch(output, video_id, follow=follow, device=device, listener=tell)
+    show(found, as_json, [f"{key}: {value}" for key, value in found.items()])
+
+
 def _table(found: dict[str, Any]) -> list[str]:
     """A line a problem, a line a video, and a line that says what each column is."""
     names = list(found["metrics"])
@@ -95,4 +112,4 @@ def _table(found: dict[str, Any]) -> list[str]:
     return [*lines, *(f"{name}: {metric['about']}, {metric['unit']} ({metric['figure']})" for name, metric in told)]
 
 
-VERBS = (status, merge, evaluate, report, verify, replay)
+VERBS = (status, watch, report, evaluate, verify, merge, replay)

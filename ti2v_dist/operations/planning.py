@@ -17,6 +17,7 @@ from ti2v_dist.inputs.taking import Taking
 from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import LostWords
 from ti2v_dist.operations.recording import STORE_THREADS, raise_mismatch, record, without_class
+from ti2v_dist.outputs import webdataset
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.specs import NONE, SAMPLERS
 from ti2v_dist.state.checkpoint import CheckpointStore
@@ -116,7 +117,10 @@ def prepare(
         parts = _told(manifest.parts(lambda video_id: video_id not in imaged, begun))
         facts |= {"manifest": manifest.url, "rows": manifest.rows} | ({"prompt": prompt} if prompt else {})
         plans = plans_of(store, parts, allow_inexact, with_forks=manifest.is_whole)
-        return record(store, config, plans, facts, is_whole=manifest.is_whole)
+        work = record(store, config, plans, facts, is_whole=manifest.is_whole)
+    if config.output.format == "webdataset":
+        webdataset.ask(store.url, config.output.samples_per_shard)
+    return work
 
 
 def _told(parts: Iterable[Part]) -> Iterator[Part]:

@@ -163,8 +163,9 @@ def raise_mismatch(store: CheckpointStore, config: RunConfig, stored: dict[str, 
     identities = (stored_identity(stored), config.identity())
     lines = differences(*(one if one_class else without_class(one) for one in identities))
     if config.output.keyframe_interval:  # left out, it is the run's
-        chosen = {"output": config.output.model_dump(mode="json")}
-        lines += differences({"output": stored.get("config", {}).get("output", {})}, chosen)
+        output = stored.get("config", {}).get("output", {})
+        was = {name: value for name, value in output.items() if name == "keyframe_interval"}
+        lines += differences({"output": was}, {"output": {"keyframe_interval": config.output.keyframe_interval}})
     if lines:
         raise RunMismatch(f"{store.url} was begun with other settings:\n" + "\n".join(lines))
 

@@ -6,7 +6,7 @@ H height, W width, C channels (3, RGB).
 import hashlib
 import json
 import subprocess
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,6 +28,8 @@ TAG = "comment"
 """The tag of an mp4 that holds its provenance, as JSON."""
 OURS = {"id", "prompt", "seed", "sampler"}
 """What every provenance of a data set has."""
+LONGEST_SEGMENT = 10_000
+"""Frames that a segment may have."""
 
 # One thread: the number of threads decides the bits, and workers share a machine.
 _ENCODE = ["-c:v", "libx264", "-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p", "-threads", "1"]
@@ -77,9 +79,7 @@ def write_video(
         if first is None:
             raise ValueError("a video needs at least one frame; there is none")
         height, width, _ = first.shape
-        source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
-        source += ["-r", str(exact_rate(fps)), "-i", "pipe:0"]
-        inputs = [*LOCAL_ONLY, *source, "-f", "ffmetadata", "-i", f"file:{tags}", "-map", "0:v", "-map_metadata", "1"]
+        inputs = [*_source(first, fps), "-f", "ffmetadata", "-i", f"file:{tags}", "-map", "0:v", "-map_metadata", "1"]
         keyframes = ["-g", str(keyframe_interval), "-sc_threshold", "0"] if keyframe_interval else []
         output = [*_COLOURS, *_ENCODE, *keyframes, *_BITEXACT, "-movflags", "+faststart", f"file:{target}"]
         digest, count = hashlib.sha256(), 0
@@ -100,6 +100,33 @@ def write_video(
             frames_sha256=digest.hexdigest(),
             file_sha256=_file_sha256(target),
         )
+
+
+def encode_segment(frames_HWC: Sequence[np.ndarray], fps: float, first: int) -> tuple[bytes, bytes]:
+    """Some frames of a video as a piece of fragmented mp4, of which frame `first` is the first: (head, media).
+
+    Every piece of a video has the same head, and each plays without the others. Raises as `write_video` does.
+    """
+    assert 0 < len(frames_HWC) <= LONGEST_SEGMENT, len(frames_HWC)
+    rate = exact_rate(fps)
+    # Without B-frames, pictures are stored in the order in which they are shown, and no piece waits for another. The
+    # head depends on how far keyframes may lie apart: in a piece of one frame as in one of many.
+    shape = ["-bf", "0", "-g", str(LONGEST_SEGMENT), "-sc_threshold", "0"]
+    shape += ["-video_track_timescale", str(rate.numerator)]
+    fragments = ["-movflags", "+empty_moov+frag_keyframe+default_base_moof+skip_trailer"]
+    with scratch_folder() as folder:
+        target = folder / "segment.mp4"
+        output = [*_COLOURS, *_ENCODE, *shape, *_BITEXACT, *fragments, f"file:{target}"]
+        with full_disk_named(folder), ffmpeg([*_source(frames_HWC[0], fps), *output], stdin=subprocess.PIPE) as process:
+            for frame in frames_HWC:
+                process.stdin.write(np.ascontiguousarray(frame).tobytes())
+        data = target.read_bytes()
+    media = bytearray(data[(head := data.index(b"moof") - 4) :])
+    # ffmpeg begins every file at 0. This is the time at which this one begins, in ticks of the scale above.
+    time = media.index(b"tfdt") + 8
+    assert media[time - 4] == 1, "a time of 64 bits"
+    media[time : time + 8] = (first * rate.denominator).to_bytes(8, "big")
+    return data[:head], bytes(media)
 
 
 def read_video(url: str) -> Generator[np.ndarray, None, None]:
@@ -125,6 +152,13 @@ def read_provenance(url: str) -> dict[str, Any]:
         has = f"its {TAG} is {comment!r:.80}" if comment else f"it has no {TAG}"
         raise InputError(f"{url!r} is no video of ti2v: {has}")
     return told
+
+
+def _source(frame_HWC: np.ndarray, fps: float) -> list[str]:
+    """Options for frames like this one that come through a pipe."""
+    height, width, _ = frame_HWC.shape
+    shape = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+    return [*LOCAL_ONLY, *shape, "-r", str(exact_rate(fps)), "-i", "pipe:0"]
 
 
 def _ffmetadata(tags: dict[str, str]) -> str:

@@ -77,22 +77,9 @@ def dataset_card(rows: list[dict[str, Any]], table: bytes, videos: str = "videos
     if any(row.get("image_uri", "") is None for row in rows):
         made_from = "a prompt, and an image or another video where one was given,"
         first = "Frame 0 of a video with an\n`image_uri` is that image."
-    return f"""---
-tags:
-- synthetic
-- video
-task_categories:
-- image-to-video
-configs:
-- config_name: default
-  description: metadata.parquet of sha256 {hashlib.sha256(table).hexdigest()}
-  data_files:
-  - split: train
-    path:
-    - metadata.parquet
-    - {videos}/**/*.mp4
----
-# Synthetic videos
+    sha256 = hashlib.sha256(table).hexdigest()
+    header = card_header(f"metadata.parquet of sha256 {sha256}", "metadata.parquet", f"{videos}/**/*.mp4")
+    return f"""{header}# Synthetic videos
 
 {len(rows)} videos, {seconds:.1f} seconds, each made from {made_from} by a diffusion model.
 They are synthetic: none shows anything that happened.
@@ -109,4 +96,27 @@ from datasets import load_dataset
 
 videos = load_dataset("path/of/this/folder", split="train")
 ```
+"""
+
+
+def card_header(description: str, *paths: str) -> str:
+    """The head of a data set card: what the `datasets` library reads of it, and under which tags people find it.
+
+    `description` differs where the data does: the library knows what it has loaded by this text.
+    """
+    listed = "\n".join(f"    - {path}" for path in paths)
+    return f"""---
+tags:
+- synthetic
+- video
+task_categories:
+- image-to-video
+configs:
+- config_name: default
+  description: {description}
+  data_files:
+  - split: train
+    path:
+{listed}
+---
 """

@@ -6,7 +6,7 @@ from typing import Any
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import FOLDER, Shard, check_whole, shards_of
-from ti2v_dist.outputs import dataset
+from ti2v_dist.outputs import dataset, webdataset
 from ti2v_dist.outputs.report import NEW_AT_END, PAGE, SHEET, write_page, write_report
 from ti2v_dist.outputs.standing import ends, stands
 from ti2v_dist.state.checkpoint import CheckpointStore
@@ -92,6 +92,7 @@ def write_gallery(output: str, with_pictures: bool = True, final: Mapping[str, i
     standing = stands(CheckpointStore(output), final)
     if with_pictures:
         write_report(output, standing, NEW_AT_END)
+        webdataset.write_shards(output, lambda: Orders(CheckpointStore(output)).lines())
     else:
         write_page(output, standing)
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
@@ -137,7 +137,7 @@ class Worker:
         provenance = dataset.provenance(request, self.info.model_id, self.info.revision)
         provenance |= {"class_changes": changes} if (changes := self._class_changes(request)) else {}
         interval = keyframe_interval(self.store.read_run() or {}, request.fps)
-        return codec.write_video(self._frames(request), request.fps, provenance, interval)
+        return codec.write_video(self._whole(request), request.fps, provenance, interval)
 
     def row(
         self, request: VideoRequest, written: codec.WrittenVideo, file_name: str, facts: dict[str, Any]
@@ -188,21 +188,39 @@ class Worker:
         if self.leaving:
             raise Leaving("this worker is to leave")
 
-    def _frames(self, request: VideoRequest) -> Iterator[np.ndarray]:
-        """uint8 frames_HWC of the video: those that are given themselves (Algorithm 1, line 5), the others decoded."""
-        given, count = self.store.images(request.id), 1
-        yield given[0]
-        decoded = self.engine.frames(self.store.latents(request.id, 0))
+    def frames(
+        self, request: VideoRequest, latents: Callable[[int], Iterator[np.ndarray]], start: int = 0
+    ) -> Iterator[np.ndarray]:
+        """uint8 frames_HWC from `start` on: those that are given themselves (Algorithm 1, line 5), the others decoded.
+
+        `latents` are the video's, one at a time, from that of a frame on; where they end, the frames do.
+        """
+        given, count = self.store.images(request.id), self.engine.decoded_from(start)
+        decoded = self.engine.frames(latents(count))
+        if start == 0:
+            yield given[0]
+        count += 1
         while count < request.num_frames:
             # A long video takes longer than a notice: its frames are settled, and others decode them as well.
             self._heed_notice()
             with self._device_errors():
-                frames_FHWC = next(decoded)
+                frames_FHWC = next(decoded, None)
+            if frames_FHWC is None:
+                return
             for frame_HWC in frames_FHWC[: request.num_frames - count]:
                 if count in given:
                     frame_HWC = given[count]
-                yield frame_HWC
+                if count >= start:
+                    yield frame_HWC
                 count += 1
+
+    def _whole(self, request: VideoRequest) -> Iterator[np.ndarray]:
+        """All frames of a settled video."""
+        count = 0
+        for frame_HWC in self.frames(request, lambda frame: self.store.latents(request.id, frame)):
+            yield frame_HWC
+            count += 1
+        assert count == request.num_frames, (request.id, count)
 
     @contextmanager
     def _device_errors(self) -> Iterator[None]:

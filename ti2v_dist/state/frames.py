@@ -95,7 +95,7 @@ class FrameStore(RequestStore):
         state, tip = VideoState.start(request, first.encoded), tip_of(request.id, first, data, its_class)
         later = [frame for frame in self._later_frames(request.id) if before is None or frame < before]
         start = later[-(request.params.context_frames + 1) :][:1] or [tip.frame + 1]
-        for record, settled in self._follow(tip, first.latent_shape, start[0], later):
+        for record, settled in self.follow(tip, first.latent_shape, start[0], later):
             if before is not None and settled.frame >= before:
                 break
             state, tip = replace(state, frame=record.frame - 1).push(record.chunk(request.id)), settled
@@ -106,17 +106,28 @@ class FrameStore(RequestStore):
 
         Ends at the last settled frame. Raises `KeyError` for a video without frame 0, `CorruptRecord`.
         """
+        for record, _ in self.records(video_id, start):
+            yield from record.latents_from(start)
+
+    def records(self, video_id: str, start: int) -> Iterator[tuple[Record, Tip]]:
+        """The records from the one with frame `start` on, as `latents` reads them, each with the tip that it makes."""
         data = self.store.get(keys.frame(video_id, 0))
         first = self._first(video_id, data)
-        if start == 0:
-            yield first.encoded.latent_CHW
-        if first.frames > 1:
-            yield from first.arrays["given_latents_NCHW"][max(0, start - 1) : first.frames - 1]
+        tip = tip_of(video_id, first, data)
+        if start < first.frames:
+            yield first, tip
         later = self._later_frames(video_id)
         nearest = max((frame for frame in later if frame <= start), default=first.frames)
-        for record, _ in self._follow(tip_of(video_id, first, data), first.latent_shape, nearest, later):
-            chunk = record.chunk(video_id)
-            yield from chunk.latents_FCHW[max(0, start - record.frame) // chunk.frames_per_latent :]
+        yield from self.follow(tip, first.latent_shape, nearest, later)
+
+    def follow(self, tip: Tip, shape: tuple, frame: int, listed: list[int]) -> Iterator[tuple[Record, Tip]]:
+        """Walk the records from `frame` to the first empty slot; `tip` is the first one's. The list is only a hint."""
+        parent = tip if frame == tip.frame + 1 else replace(tip, frame=frame - 1, sha256="")
+        while (data := self._get(key := keys.frame(tip.video_id, parent.frame + 1))) is not None:
+            record, parent = self._next(key, data, parent, shape)
+            yield record, parent
+        if listed and listed[-1] > parent.frame:
+            raise CorruptRecord(key, f"the record is missing, though frame {listed[-1]} has one")
 
     def classes(self, video_id: str) -> list[tuple[int, str]]:
         """Where each class begins in a video: (frame, sha256 of its fingerprint), from frame 0 on.
@@ -129,7 +140,7 @@ class FrameStore(RequestStore):
         first = self._first(video_id, data)
         tip = tip_of(video_id, first, data, self._recipes(video_id).get(first.recipe, ""))
         found = [(0, tip.fingerprint)]
-        for record, settled in self._follow(tip, first.latent_shape, first.frames, []):
+        for record, settled in self.follow(tip, first.latent_shape, first.frames, []):
             if settled.fingerprint != found[-1][1]:
                 found.append((record.frame, settled.fingerprint))
         return found
@@ -160,12 +171,10 @@ class FrameStore(RequestStore):
 
     def last_frame(self, video_id: str) -> int:
         """The last settled frame, every record verified; -1 for a video without frame 0. Raises `CorruptRecord`."""
-        if (data := self._get(keys.frame(video_id, 0))) is None:
+        try:
+            return max(tip.frame for _, tip in self.records(video_id, 0))
+        except KeyError:
             return -1
-        tip = tip_of(video_id, first := self._first(video_id, data), data)
-        for _, settled in self._follow(tip, first.latent_shape, first.frames, self._later_frames(video_id)):
-            tip = settled
-        return tip.frame
 
     def last_frames(self) -> dict[str, int]:
         """First frame of every video's newest record, from one listing: for people, who may be told too little."""
@@ -201,7 +210,7 @@ class FrameStore(RequestStore):
             if data is None:
                 return CorruptRecord(key, "the record is missing, though others are there") if later else None
             first = self._first(video_id, data)
-            for record, _ in self._follow(tip_of(video_id, first, data), first.latent_shape, first.frames, later):
+            for record, _ in self.follow(tip_of(video_id, first, data), first.latent_shape, first.frames, later):
                 below = keys.frame(video_id, record.frame)
         except BrokenChain as error:
             return CorruptRecord(below, f"it, or the record that follows, was exchanged: {error}")
@@ -236,7 +245,7 @@ class FrameStore(RequestStore):
             return state, tip
         first = self._first(origin.id, data)
         source = tip_of(origin.id, first, data, self._recipes(origin.id).get(first.recipe, ""))
-        for record, shared in self._follow(source, first.latent_shape, state.frame + 1, []):
+        for record, shared in self.follow(source, first.latent_shape, state.frame + 1, []):
             if shared.frame > origin.frame:
                 break
             settled = self.commit(record.chunk(tip.video_id), self.moved(tip, shared.fingerprint))
@@ -250,15 +259,6 @@ class FrameStore(RequestStore):
         first = self.read_request(request.id, 0) if request.generation else request
         assert first is not None, request.id
         return first.identity()
-
-    def _follow(self, tip: Tip, shape: tuple, frame: int, listed: list[int]) -> Iterator[tuple[Record, Tip]]:
-        """Walk the records from `frame` to the first empty slot; `tip` is the first one's. The list is only a hint."""
-        parent = tip if frame == tip.frame + 1 else replace(tip, frame=frame - 1, sha256="")
-        while (data := self._get(key := keys.frame(tip.video_id, parent.frame + 1))) is not None:
-            record, parent = self._next(key, data, parent, shape)
-            yield record, parent
-        if listed and listed[-1] > parent.frame:
-            raise CorruptRecord(key, f"the record is missing, though frame {listed[-1]} has one")
 
     def _first(self, video_id: str, data: bytes) -> Record:
         key = keys.frame(video_id, 0)

@@ -119,6 +119,15 @@ class Record:
         latents = len(self.arrays["latents_FCHW"])
         return Chunk(video_id, self.frame, **self.arrays, frames_per_latent=self.frames // latents)
 
+    def latents_from(self, frame: int) -> np.ndarray:
+        """Its latents_FCHW from that of this frame on, all of them where it begins later; of frame 0, those shown."""
+        if self.frame:
+            latents_FCHW = self.arrays["latents_FCHW"]
+        else:
+            given_NCHW = self.arrays.get("given_latents_NCHW", self.arrays["latent_CHW"][None][:0])
+            latents_FCHW = np.concatenate([self.arrays["latent_CHW"][None], given_NCHW[: self.frames - 1]])
+        return latents_FCHW[max(0, frame - self.frame) * len(latents_FCHW) // self.frames :]
+
     def to_bytes(self) -> bytes:
         """The object to store."""
         arrays = {name: _stored(name, array) for name, array in sorted(self.arrays.items())}

@@ -89,12 +89,12 @@ def put_file(source: Path, output_url: str, key: str) -> None:
 
 def remove(output_url: str, key: str) -> None:
     """Delete a view of an output, if it is there: a store may refuse to delete even what does not exist."""
-    if read_view(output_url, key) is None:
-        return
     fs, root = open_filesystem(output_url)
 
     def take() -> None:
+        fs.invalidate_cache()
         with suppress(FileNotFoundError):
+            fs.info(f"{root}/{key}")
             fs.rm_file(f"{root}/{key}")
 
     persist(key, take, transport_errors(check_scheme(output_url)))

@@ -57,13 +57,19 @@ class TextColumns:
 def write_table(rows: list[dict[str, Any]], types: dict[str, str]) -> bytes:
     """Rows as a Parquet file: the columns of `types` in their Arrow types, then all others as they are inferred."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns = {name: _pinned([row.get(name) for row in rows], kind) for name, kind in types.items()}
     others = [{name: value for name, value in row.items() if name not in types} for row in rows]
     columns |= {name: _inferred(values) for name, values in _gathered(others).items()}
+    return table_bytes(pa.table(columns))
+
+
+def table_bytes(table: "pa.Table") -> bytes:
+    """A table as a Parquet file."""
+    import pyarrow.parquet as pq
+
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink)
+    pq.write_table(table, sink)
     return sink.getvalue()
 
 
