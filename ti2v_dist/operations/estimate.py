@@ -21,13 +21,16 @@ from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.storage.addresses import absolute_url
 from ti2v_dist.video import VideoRequest
 
+HELD_BATCHES = 2
+"""Of a worker's videos in memory: one computing, one behind it (`scheduling/kinds.py`)."""
+
 
 @dataclass
 class Amount:
     """What is left to be made of the videos that may share a batch; `example` is one of them.
 
-    `calls` counts each video of an advance, `longest` those of the video that has most left. `shown` are the frames of
-    the mp4s. Evaluations are guided predictions, each of one video.
+    `calls` counts each video of an advance, `longest` those of the video that has most left; `advancing` videos have
+    any. `shown` are the frames of the mp4s. Evaluations are guided predictions, each of one video.
     """
 
     example: VideoRequest
@@ -36,6 +39,7 @@ class Amount:
     encode_evaluations: int = 0
     calls: int = 0
     longest: int = 0
+    advancing: int = 0
     evaluations: int = 0
     frames: int = 0
     shown: int = 0
@@ -49,13 +53,24 @@ class Amount:
         self.encodes += is_new
         self.encode_evaluations += is_new * encode_evaluations(request)
         self.calls += len(left)
+        self.advancing += bool(left)
         self.longest = max(self.longest, len(left))
         self.evaluations += sum(call.evaluations for call in left)
         self.frames += request.num_frames - left[0].first_frame if left else 0
 
-    def batches(self, slots: int) -> int:
-        """Advances of a worker: turns go round, so batches are full as long as there are videos to fill them."""
-        return max(math.ceil(self.calls / slots), self.longest)
+    def advances(self, slots: int, workers: int) -> tuple[int, int]:
+        """How many advances one worker makes one after the other, and how many all of them make.
+
+        Turns go round, so that batches are full as long as there are videos to fill them. Memory takes videos up to
+        `HELD_BATCHES` for each worker: those that are left over come last, and may be too few to fill a batch.
+        """
+        at_once, mean = slots * workers, self.calls / max(1, self.advancing)
+        rest = self.advancing % (HELD_BATCHES * at_once)
+        full, last = (self.advancing - rest) * mean / at_once, rest * mean / at_once
+        longest = (mean if full else self.longest) if rest else 0
+        of_last = math.ceil(last * workers) if last >= longest else math.ceil(longest) * min(workers, rest)
+        in_a_row = max(math.ceil(full) + math.ceil(max(last, longest)), self.longest)
+        return in_a_row, max(math.ceil(full * workers) + of_last, in_a_row)
 
 
 @dataclass
@@ -191,21 +206,21 @@ def _counts(amounts: Amounts) -> dict[str, Any]:
 def _times(amounts: Amounts, measured: Measured | None, slots: int, workers: int, reading_s: float) -> dict[str, Any]:
     """Seconds of all calls on one device, and of the run: several workers share the calls, and start side by side.
 
-    A video makes one chunk at a time, so the longest one bounds the run. Computing a chunk overlaps the commit of the
-    one before, so the slower of the two counts.
+    Computing a chunk overlaps the commit of the one before, so the slower of the two counts.
     """
     if measured is None:
         return {"measured": None, "device_s": None, "run_s": None, "device_hours": None, "wall_hours": None}
-    device, chains = {"encode": 0.0, "advance": 0.0, "finish": 0.0}, []
+    device, work_s = {"encode": 0.0, "advance": 0.0, "finish": 0.0}, 0.0
+    busy = max(1, min(workers, math.ceil(amounts.total("videos") / slots)))
     for group, amount in amounts.groups.items():
         pace = measured.paces[group]
         batch_s = max(pace.batch_s, pace.commit_s)
+        in_a_row, of_all = amount.advances(slots, busy)
+        work_s += in_a_row * batch_s
         device["encode"] += amount.encodes * pace.encode_s
-        device["advance"] += amount.batches(slots) * batch_s
+        device["advance"] += of_all * batch_s
         device["finish"] += amount.videos * pace.finish_s + amount.shown * pace.frame_s
-        chains.append(amount.longest * batch_s + pace.finish_s)
-    busy = min(workers, math.ceil(amounts.total("videos") / slots))
-    run = {"work": max(sum(device.values()) / busy, *chains)}
+    run = {"work": work_s + (device["encode"] + device["finish"]) / busy}
     if measured.start:
         shown = min(amounts.total("videos"), NEW_AT_END)
         run = {"reading": reading_s, **measured.start, **run, "report": shown * measured.picture_s}
