@@ -30,6 +30,8 @@ from ti2v_dist.storage.addresses import absolute_url
 from ti2v_dist.video import Given, Source, VideoRequest
 
 STORE_THREADS = 16
+MAX_PLANNED = 1_000_000
+"""Videos of one plan: one of more would not be read back (`MAX_PLAN_BYTES`)."""
 CLASS_SETTINGS = {"model": ("device", "dtype", "attention"), "engine": ("slots", "threads")}
 """Settings that may differ when a run is resumed: videos stay with workers like those that began them."""
 
@@ -106,17 +108,8 @@ def prepare(
         RunMismatch, RequestMismatch: the output was begun with other settings or another request.
         StoreRefused: the output's store does not keep what it accepted.
     """
-    output_url = absolute_url(output_url)
-    if "/working_dir_files/" in output_url:
-        raise InputError(
-            f"output {output_url!r} lies in the job's temporary copy of the working directory: "
-            "give an absolute path or a URL"
-        )
     config, facts = pinned(config), {"shard": shard} if shard else {}
-    if shard:
-        output_url = claim_shard(output_url, Shard.parse(shard), without_class(config.identity()))
-    else:
-        check_whole(output_url)
+    output_url = _checked_output(output_url, config, shard)
     store = CheckpointStore(output_url)
     run = store.read_run()  # of a format that is not known, nothing else may be looked at
     imaged, begun_ids = store.imaged_ids(), cache(store.begun_ids)
@@ -126,20 +119,40 @@ def prepare(
 
     chosen = Taking(config.variations, taken(facts), limit, only)
     with check_manifest(manifest_url, config, chosen, prompt, store.url) as manifest:
-        for warning in manifest.warnings:
-            warnings.warn(warning, stacklevel=2)
-        raise_unusable(manifest_url, manifest)
+        _check_usable(manifest_url, manifest)
         if run:  # with other settings, nothing is written
             _raise_mismatch(store, config, run)
         whole = joined(manifest.parts(lambda video_id: video_id not in imaged, begun))
     for warning in whole.warnings:
         warnings.warn(warning, stacklevel=2)
-    requests = _with_edits(store, {request.id: request for request in whole.requests})
+    requests = _with_edits(store, {request.id: request for request in whole.requests}, manifest.is_whole)
     lines = {**dict.fromkeys(requests, 0), **whole.lines}
     refused = tuple(failure.to_row() for failure in whole.failures)
     plan = Plan(tuple(requests.values()), lines, refused, allow_inexact=allow_inexact)
     facts |= {"manifest": manifest.url, "rows": len(whole.lines)} | ({"prompt": prompt} if prompt else {})
     return record(store, config, plan, facts, is_whole=manifest.is_whole)
+
+
+def _checked_output(output_url: str, config: RunConfig, shard: str | None) -> str:
+    """Where the run's own output is. Raises `InputError` for a place that goes with the job, or is another run's."""
+    output_url = absolute_url(output_url)
+    if "/working_dir_files/" in output_url:
+        raise InputError(
+            f"output {output_url!r} lies in the job's temporary copy of the working directory: "
+            "give an absolute path or a URL"
+        )
+    if shard:
+        return claim_shard(output_url, Shard.parse(shard), without_class(config.identity()))
+    check_whole(output_url)
+    return output_url
+
+
+def _check_usable(url: str, manifest: Manifest) -> None:
+    for warning in manifest.warnings:
+        warnings.warn(warning, stacklevel=3)
+    raise_unusable(url, manifest)
+    if manifest.rows > MAX_PLANNED:
+        raise InputError(f"{url} has {manifest.rows:,} rows; a run takes {MAX_PLANNED:,}: use --shard")
 
 
 def raise_unusable(url: str, manifest: Manifest) -> None:
@@ -150,8 +163,8 @@ def raise_unusable(url: str, manifest: Manifest) -> None:
         raise ManifestError(f"{url} is unusable:\n" + "\n".join(lines))
 
 
-def _with_edits(store: CheckpointStore, requests: dict[str, VideoRequest]) -> dict[str, VideoRequest]:
-    """The manifest's requests, each in its newest generation, and behind them those of forks."""
+def _with_edits(store: CheckpointStore, requests: dict[str, VideoRequest], is_whole: bool) -> dict[str, VideoRequest]:
+    """The manifest's requests, each in its newest generation, and of a whole one behind them those of forks."""
 
     def newest(video_id: str) -> VideoRequest:
         if video_id in requests:
@@ -164,7 +177,7 @@ def _with_edits(store: CheckpointStore, requests: dict[str, VideoRequest]) -> di
             return replace(found, source=places)  # which may lie elsewhere by now
         return found
 
-    edited = store.edits()
+    edited = [video_id for video_id in store.edits() if is_whole or video_id in requests]
     with ThreadPoolExecutor(STORE_THREADS) as pool:
         return requests | dict(zip(edited, pool.map(newest, edited), strict=True))
 
