@@ -358,7 +358,7 @@ def test_a_manifest_is_read_as_images_are(web: Web, quick: None) -> None:
 @pytest.mark.parametrize("what", ["image", "manifest"])
 def test_validate_ends_at_once_when_it_is_told_to(web: Web, tmp_path: Path, number: int, what: str) -> None:
     """With a server that accepts and never answers."""
-    name = f"never-{what}-{number}"
+    name = f"never-{what}-{number}.jsonl"
     web.hang(name)
     manifest = tmp_path / "m.jsonl"
     rows = [{"id": str(i), "image": f"{web.url}/{name}?{i}", "prompt": "x"} for i in range(20)]

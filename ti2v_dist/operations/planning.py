@@ -94,13 +94,8 @@ def prepare(
         RunMismatch, RequestMismatch: the output was begun with other settings or another request.
         StoreRefused: the output's store does not keep what it accepted.
     """
-    output_url = _lasting(output_url)
     config, facts = pinned(config), {"shard": shard} if shard else {}
-    if shard:
-        output_url = claim_shard(output_url, Shard.parse(shard), without_class(config.identity()))
-    else:
-        check_whole(output_url)
-    store = CheckpointStore(output_url)
+    store = CheckpointStore(_checked_output(output_url, config, shard))
     run = store.read_run()  # of a format that is not known, nothing else may be looked at
     imaged, begun_ids = store.imaged_ids(), cache(store.begun_ids)
 
@@ -121,6 +116,15 @@ def prepare(
     if config.output.format == "webdataset":
         webdataset.ask(store.url, config.output.samples_per_shard)
     return work
+
+
+def _checked_output(output_url: str, config: RunConfig, shard: str | None) -> str:
+    """The absolute URL of a run's own output: of a shard, a folder in the output of all."""
+    output_url = _lasting(output_url)
+    if shard:
+        return claim_shard(output_url, Shard.parse(shard), without_class(config.identity()))
+    check_whole(output_url)
+    return output_url
 
 
 def _told(parts: Iterable[Part]) -> Iterator[Part]:
