@@ -10,7 +10,7 @@ help:
 	@echo "make demo    six example videos on this machine, into runs/demo; the same command resumes"
 	@echo "make test    every test"
 	@echo "make check   ruff, ruff format and pyright"
-	@echo "make bench   half an hour of the README's quality table, into runs/"
+	@echo "make bench   half an hour of the quality tables of docs/quality.md, into runs/"
 	@echo "make simulate N=100000 SEED=0   that many schedules of the checkpoint protocol, from a seed on; FILE=x.json adds up"
 	@echo "make simulate-control N=10000 SEED=0   the same of the whole control plane, in virtual time"
 	@echo "make chaos N=300 SEED=0 MINUTES=30 STORE=local   random faults on real runs, or STORE=s3, or MODEL=image; the same command adds up"
@@ -19,7 +19,7 @@ help:
 
 demo: $(READY)
 	$(BIN)/ti2v demo --output runs/demo
-	@echo "what the oracle says of these videos (README, Quality):"
+	@echo "what the oracle says of these videos (docs/quality.md):"
 	@$(BIN)/python benchmarks/oracle.py runs/demo
 
 test: $(READY)

@@ -1,6 +1,6 @@
 """What several given frames do for a video of the shapes world: prediction from a clip, and infilling.
 
-    python benchmarks/given_frames.py --output benchmarks/results/given_frames.json --readme
+    python benchmarks/given_frames.py --output benchmarks/results/given_frames.json --page
 
 The truth is rendered: an object of a scene that training never saw, moving evenly from frame 0 on. Some of its frames
 are given, the others are made under the prompt that names its motion, and judged by the centroid of the object. Rows
@@ -30,7 +30,7 @@ from ti2v_dist.shapes import world
 from ti2v_dist.specs import SAMPLERS
 from ti2v_dist.video import Given, VideoRequest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "quality.md"
 MARKS = ("<!-- given:begin -->", "<!-- given:end -->")
 CHOSEN: dict[str, Any] = {"num_inference_steps": 10, "resample_iterations": 2}
 SPEED_SHARE = 0.25
@@ -223,20 +223,20 @@ def measure(engine: Engine, output: Path, videos: int, names: Sequence[str]) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and write it into the README where asked."""
+    """Measure, print the table, and write it into docs/quality.md where asked."""
     parser = argparse.ArgumentParser(description="Prediction and infilling, judged by the truth.")
     parser.add_argument("--videos", type=int, default=8, help="of each row")
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="which ones")
     parser.add_argument("--output", type=Path, default=Path("runs/given_frames.json"), help="the figures; resumed")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--slots", type=int, default=8, help="videos in a batch")
-    parser.add_argument("--readme", action="store_true", help="write the table into README.md between its marks")
+    parser.add_argument("--page", action="store_true", help="write the table into docs/quality.md between its marks")
     chosen = parser.parse_args(argv)
     engine = Engine(load_model(read_info("shapes"), dtype=chosen.dtype), chosen.slots)
     shown = table(measure(engine, chosen.output, chosen.videos, chosen.rows.split(",")))
     print(shown)
-    if chosen.readme:
-        quality_table.write_block(README, shown, MARKS)
+    if chosen.page:
+        quality_table.write_block(PAGE, shown, MARKS)
     return 0
 
 

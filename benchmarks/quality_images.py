@@ -1,6 +1,6 @@
 """What the samplers of image models do in the shapes world, judged by the oracle.
 
-    python benchmarks/quality_images.py --output benchmarks/results/quality_images.json --readme
+    python benchmarks/quality_images.py --output benchmarks/results/quality_images.json --page
     python benchmarks/quality_images.py --sheet docs/motion_fields.png
 
 Text2Video-Zero from text and from an image, with and without its cross-frame attention and its motion; under control
@@ -30,7 +30,7 @@ from ti2v_dist.shapes import world
 from ti2v_dist.specs import INSTRUCT, SAMPLERS, SamplerSpec
 from ti2v_dist.video import Source, VideoRequest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "quality.md"
 MARKS = ("<!-- images:begin -->", "<!-- images:end -->")
 IMAGE_MODEL, INSTRUCT_MODEL = "shapes-image", "shapes-instruct"
 SOURCE_STEP_PX = 3.0
@@ -357,7 +357,7 @@ def sheet(engines: Engines, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, and write it into the README where asked."""
+    """Measure, print the table, and write it into docs/quality.md where asked."""
     parser = argparse.ArgumentParser(description="The samplers of image models, judged by the oracle.")
     parser.add_argument("--videos", type=int, default=32, help="of each row")
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="which ones")
@@ -365,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--slots", type=int, default=16, help="videos in a batch")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--readme", action="store_true", help="write the table into README.md between its marks")
+    parser.add_argument("--page", action="store_true", help="write the table into docs/quality.md between its marks")
     parser.add_argument("--sheet", type=Path, help="only draw the motion fields, into this PNG")
     chosen = parser.parse_args(argv)
     engines = Engines(chosen.dtype, 1 if chosen.sheet else chosen.slots, chosen.threads)
@@ -374,8 +374,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     shown = table(measure(engines, chosen.output, chosen.videos, chosen.rows.split(",")))
     print(shown)
-    if chosen.readme:
-        quality_table.write_block(README, shown, MARKS)
+    if chosen.page:
+        quality_table.write_block(PAGE, shown, MARKS)
     return 0
 
 

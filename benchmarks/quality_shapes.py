@@ -1,6 +1,6 @@
 """How good the embedded model's videos are: the bars it must reach and the paper's ablation, judged by the oracle.
 
-    python benchmarks/quality_shapes.py --minutes 90 --output runs/quality_shapes.json --readme
+    python benchmarks/quality_shapes.py --minutes 90 --output runs/quality_shapes.json --page
 
 Images and prompts are drawn from seeds that training never used. Every finished batch is saved; the same command
 again goes on where the last one stopped, until every row has as many videos as it is meant to have.
@@ -28,7 +28,7 @@ from ti2v_dist.shapes import world
 from ti2v_dist.video import VideoRequest
 
 SAVE_EVERY_FRAMES = 8
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "quality.md"
 
 
 class Bench:
@@ -230,7 +230,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="shapes", help="`shapes` or a folder in the diffusers layout")
     parser.add_argument("--slots", type=int, default=8, help="videos in a batch")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--readme", action="store_true", help="write the tables into README.md between its markers")
+    parser.add_argument("--page", action="store_true", help="write the tables into docs/quality.md between its markers")
     return parser.parse_args(argv)
 
 
@@ -248,8 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench.run(rows_of(model.info.window, groups, guidance, chosen.device == "cuda"))
         tables = quality_table.markdown(bench.report)
         print(tables)
-        if chosen.readme:
-            quality_table.write_block(README, tables)
+        if chosen.page:
+            quality_table.write_block(PAGE, tables)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -60,15 +60,15 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def write_block(readme: Path, tables: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
-    """Put the tables between two markers of the README; raises `ValueError` when it has none."""
+def write_block(page: Path, tables: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
+    """Put the tables between two markers of a page; raises `ValueError` when it has none."""
     opening, closing = marks
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
     before, begin, rest = text.partition(opening)
     _, end, after = rest.partition(closing)
     if not begin or not end:
-        raise ValueError(f"{readme} has no {opening} and {closing} to write the tables between")
-    readme.write_text(f"{before}{opening}\n{tables}\n{closing}{after}", encoding="utf-8")
+        raise ValueError(f"{page} has no {opening} and {closing} to write the tables between")
+    page.write_text(f"{before}{opening}\n{tables}\n{closing}{after}", encoding="utf-8")
 
 
 def _settings(settings: dict[str, Any]) -> str:

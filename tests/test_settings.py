@@ -73,10 +73,9 @@ def test_every_place_has_the_declared_settings() -> None:
     assert all(one.about for one in SETTINGS.values())
 
 
-def test_the_readme_names_every_column() -> None:
-    (named,) = re.findall(
-        r"are required\. (.*?) may stand in a row", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
+def test_the_page_of_manifests_names_every_column() -> None:
+    text = (ROOT / "docs" / "manifests.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"are required\. (.*?) may stand in a row", text, re.DOTALL)
     rows = {name for name, one in SETTINGS.items() if one.is_column} | {"seed", *SOURCES}
     assert set(re.findall(r"[a-z_]{3,}", named)) - {"and"} == rows
 

@@ -69,12 +69,12 @@ def test_given_frames_are_the_truths(engine: Engine, monkeypatch: pytest.MonkeyP
         assert np.array_equal(video[frame], item.frames_FHWC[frame])
 
 
-def test_the_readme_quotes_the_figures_of_the_weights_that_ship(engine: Engine) -> None:
+def test_the_page_quotes_the_figures_of_the_weights_that_ship(engine: Engine) -> None:
     report = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert report["settings"]["weights_sha256"] == engine.model.weights_sha256()
     assert {row.name for row in ROWS} == set(report["rows"])
     opening, closing = MARKS
-    quoted = (ROOT / "README.md").read_text(encoding="utf-8").split(opening)[1].split(closing)[0]
+    quoted = (ROOT / "docs/quality.md").read_text(encoding="utf-8").split(opening)[1].split(closing)[0]
     assert quoted.strip() == table(report)
     for row in ROWS:
         entry = report["rows"][row.name]

@@ -119,16 +119,16 @@ def test_a_broken_video_is_counted_and_fails(folder: Path, tmp_path: Path) -> No
 
 
 def test_the_command_judges_every_kind_of_row(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real rows with the real engine, made cheap; the README's block is replaced, its rest kept."""
+    """The real rows with the real engine, made cheap; the page's block is replaced, its rest kept."""
     rows = [
         quality_rows.Row(row.name, row.group, row.title, 1, 1, row.params | CHEAP, min(row.num_frames, 4), row.opposite)
         for row in quality_rows.rows_of(tiny_models.WINDOW, quality_rows.GROUPS, (), on_gpu=True)
         if not row.name.startswith("s")
     ]
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{quality_table.BEGIN}\nold\n{quality_table.END}\nafter\n")
+    page = tmp_path / "quality.md"
+    page.write_text(f"before\n{quality_table.BEGIN}\nold\n{quality_table.END}\nafter\n")
     monkeypatch.setattr(quality_shapes, "rows_of", lambda *_: rows)
-    monkeypatch.setattr(quality_shapes, "README", readme)
+    monkeypatch.setattr(quality_shapes, "PAGE", page)
     command = [
         "--minutes",
         "5",
@@ -140,10 +140,10 @@ def test_the_command_judges_every_kind_of_row(folder: Path, tmp_path: Path, monk
         "1",
         "--threads",
         "1",
-        "--readme",
+        "--page",
     ]
     assert quality_shapes.main([*command, "--output", str(tmp_path / "q.json")]) == 0
-    text = readme.read_text()
+    text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
