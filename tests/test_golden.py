@@ -291,9 +291,11 @@ VERBS = {
     "repair": ["repair", "{output}", "--id", "half"],
     "run": ["run", "{manifest}", "--output", "{output}", "--set", SETTINGS[0], "--set", SETTINGS[1]],
     "watch": ["watch", "{output}", "--id", "half"],
+    "show": ["show", "{output}", "--id", "half"],
+    "plan": ["plan", "{manifest}", "--output", "{output}", "--set", SETTINGS[0], "--set", SETTINGS[1]],
     "generate": ["generate", "--image", "{image}", "--prompt", "a circle", "--output", "{mp4}"],
 }
-WITHOUT_A_RUN = {"validate", "demo", "spot-watch", "replay", "merge"}
+WITHOUT_A_RUN = {"validate", "init", "schema", "demo", "spot-watch", "replay", "merge"}
 """`merge` opens the run of each shard as `status` does."""
 
 

@@ -324,7 +324,7 @@ def test_an_illegal_id_is_refused_by_every_verb(
     row = {"id": video_id, "image": str(given.image("ann")), "prompt": "red"}
     (place / "rows.jsonl").write_text(json.dumps(row) + "\n")
     before = files(place)
-    assert {verb for verb, _ in taking("manifest")} == {"run", "validate"}
+    assert {verb for verb, _ in taking("manifest")} == {"plan", "run", "validate"}
     words = [*filled(COMMANDS["validate"]), "--model", str(given.model)]
     said = refusal("validate", words, monkeypatch, capsys)
     assert "id is '" in said
@@ -359,8 +359,8 @@ def test_a_refused_url_meets_no_client(
     )
     (place / "rows.jsonl").write_text(json.dumps({"id": "a", "image": url, "prompt": "red"}) + "\n")
     before = files(place)
-    ways = taking("manifest|output|image")
-    assert {verb for verb, _ in ways} == set(COMMANDS), "a verb that names its URLs otherwise"
+    ways = taking("manifest|output|image|place|folder")
+    assert {verb for verb, _ in ways} == set(COMMANDS) - {"schema"}, "a verb that names its URLs otherwise"
     for verb, name in ways:
         said = refusal(verb, filled(COMMANDS[verb], **{name: url}), monkeypatch, capsys)
         assert url in said or f"scheme {url.split(':')[0]!r}" in said, (verb, name, said)

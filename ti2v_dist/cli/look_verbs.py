@@ -12,10 +12,17 @@ from ti2v_dist.cli.options import (
     BelowOption,
     ConfigOption,
     FramesOption,
+    LimitOption,
+    ManifestArgument,
     ModelOption,
+    OnlyOption,
+    PromptOption,
     SetOption,
+    ShardOption,
     SlotsOption,
+    VariationsOption,
     chosen_config,
+    chosen_rows,
 )
 from ti2v_dist.errors import InputError
 
@@ -23,7 +30,7 @@ NOT_MEASURED = "not measured: --calibrate measures on this device, --output take
 
 
 def plan(
-    manifest: Annotated[str, typer.Argument(help="The manifest of the run.")],
+    manifest: ManifestArgument,
     output: Annotated[str | None, typer.Option("--output", help="Of the run; what is there is left out.")] = None,
     price_per_hour: Annotated[float | None, typer.Option(help="Of one worker's machine, in any currency.")] = None,
     calibrate: Annotated[
@@ -36,6 +43,11 @@ def plan(
     config: ConfigOption = None,
     settings: SetOption = None,
     images_below: BelowOption = None,
+    prompt: PromptOption = None,
+    variations: VariationsOption = None,
+    limit: LimitOption = None,
+    only: OnlyOption = None,
+    shard: ShardOption = None,
     as_json: terminal.JsonOption = False,
 ) -> None:
     """Say what a run will take: frames, evaluations, hours, cost, disk, and what a resume would skip."""
@@ -47,10 +59,14 @@ def plan(
         "engine.slots": slots,
         "cluster.workers": workers,
         "images_below": images_below or None,
+        "variations": variations,
     }
     resolved = chosen_config(config, settings, chosen)
+    taking = chosen_rows(resolved, limit, only, shard)
     with redirect_stdout(sys.stderr):  # Ray's notices
-        found = estimate.plan(manifest, resolved, output, calibrate=calibrate, price_per_hour=price_per_hour)
+        found = estimate.plan(
+            manifest, resolved, output, taking, prompt, calibrate=calibrate, price_per_hour=price_per_hour
+        )
     terminal.show(found, as_json, _told(found))
 
 

@@ -28,6 +28,7 @@ from ti2v_dist.cli.options import (
     VariationsOption,
     WorkersOption,
     chosen_config,
+    chosen_rows,
 )
 from ti2v_dist.cli.terminal import (
     BAD_INPUT,
@@ -176,14 +177,12 @@ def validate(
     as_json: JsonOption = False,
 ) -> None:
     """Check every row before a GPU is started; exit 2 if anything is wrong."""
-    from ti2v_dist.inputs.shards import Shard
-    from ti2v_dist.inputs.taking import Taking
     from ti2v_dist.operations.validate import validate
 
     resolved = chosen_config(
         config, settings, {"model.id": model, "images_below": images_below or None, "variations": variations}
     )
-    taking = Taking(resolved.variations, *([Shard.parse(shard).takes] if shard else []), limit=limit, only=only or ())
+    taking = chosen_rows(resolved, limit, only, shard)
 
     def tell(row: dict[str, Any]) -> None:
         if not as_json:

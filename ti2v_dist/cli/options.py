@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from ti2v_dist.config import RunConfig
+    from ti2v_dist.inputs.taking import Taking
 
 ManifestArgument = Annotated[
     str, typer.Argument(help="JSONL, CSV or Parquet with id, image and prompt; a folder of images; or a data set.")
@@ -49,3 +50,12 @@ def chosen_config(path: Path | None, settings: list[str] | None, chosen: dict[st
 
     flags = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
     return load_config(path, [*flags, *(settings or [])])
+
+
+def chosen_rows(config: "RunConfig", limit: int | None, only: list[str] | None, shard: str | None) -> "Taking":
+    """The rows that are taken of a manifest which no run has taken in yet."""
+    from ti2v_dist.inputs.shards import Shard
+    from ti2v_dist.inputs.taking import Taking
+
+    takes = [Shard.parse(shard).takes] if shard else []
+    return Taking(config.variations, *takes, limit=limit, only=only or ())

@@ -10,6 +10,7 @@ from ti2v_dist.config import RunConfig
 from ti2v_dist.effort import Call, calls, encode_evaluations
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import check_whole
+from ti2v_dist.inputs.taking import Taking
 from ti2v_dist.models import read_info
 from ti2v_dist.operations.calibrate import Measured, Pace, calibrated, recalled
 from ti2v_dist.operations.planning import check_manifest, pinned, raise_unusable
@@ -92,6 +93,8 @@ def plan(
     manifest: str,
     config: RunConfig,
     output: str | None = None,
+    taking: Taking | None = None,
+    prompt: str | None = None,
     *,
     calibrate: bool = False,
     price_per_hour: float | None = None,
@@ -99,7 +102,7 @@ def plan(
     """What a run of the manifest will take: frames, evaluations, hours, cost and bytes. Nothing is written to `output`.
 
     What an `output` has already is left out; without `calibrate` its own times are taken. `price_per_hour` is that of
-    one worker's machine. Times and bytes are None where nothing was measured.
+    one worker's machine. By default every row is taken, as often as `config` says. Times and bytes are None where nothing was measured.
 
     Raises:
         ManifestError: the manifest is unusable.
@@ -110,7 +113,7 @@ def plan(
     began, config = time.perf_counter(), pinned(config)
     limits = read_info(config.model.id, config.model.revision)
     store = _begun(output, config)
-    amounts = counted(_requests(manifest, config, store), limits, store)
+    amounts = counted(_requests(manifest, config, store, taking, prompt), limits, store)
     reading_s = time.perf_counter() - began
     most = sorted(amounts.groups.values(), key=lambda amount: -amount.evaluations)
     examples, measured = [amount.example for amount in most], None
@@ -164,7 +167,9 @@ def _begun(output: str | None, config: RunConfig) -> CheckpointStore | None:
     return store
 
 
-def _requests(manifest: str, config: RunConfig, store: CheckpointStore | None) -> Iterator[VideoRequest | None]:
+def _requests(
+    manifest: str, config: RunConfig, store: CheckpointStore | None, taking: Taking | None, prompt: str | None
+) -> Iterator[VideoRequest | None]:
     """The videos of a run, those of edits in their newest generation; None for each row that it would refuse."""
     edited = {name: store.read_request(name) for name in store.edits()} if store else {}
     imaged, begun = (store.imaged_ids(), store.begun_ids()) if store else (set[str](), set[str]())
@@ -172,12 +177,13 @@ def _requests(manifest: str, config: RunConfig, store: CheckpointStore | None) -
     def first(video_id: str) -> VideoRequest | None:
         return store.first_request(video_id) if store and video_id in begun else None
 
-    with check_manifest(manifest, config) as found:
+    with check_manifest(manifest, config, taking, prompt, store and store.url) as found:
         raise_unusable(manifest, found)
         for part in found.parts(lambda video_id: video_id not in imaged, first):
             yield from (edited.pop(request.id, None) or request for request in part.requests)
             yield from (None for _ in part.failures)
-    yield from filter(None, edited.values())
+        if found.is_whole:
+            yield from filter(None, edited.values())
 
 
 def _failed(store: CheckpointStore) -> set[str]:

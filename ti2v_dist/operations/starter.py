@@ -23,6 +23,8 @@ def init(folder: str) -> list[Path]:
 
     Raises `InputError` where any of them is there already: nothing is replaced, and nothing is written.
     """
+    if "://" in folder:
+        raise InputError(f"{folder!r} is a URL; the example is written to a local folder")
     place = Path(folder)
     examples, _ = examples_of("shapes")
     row = json.loads(examples.read_text(encoding="utf-8").splitlines()[0])
