@@ -36,7 +36,7 @@ from ti2v_dist.params import SamplingParams
 from ti2v_dist.runtime import coordinator, pool, ray_internals, upkeep
 from ti2v_dist.runtime.account import Account
 from ti2v_dist.runtime.coordinator import Coordinator
-from ti2v_dist.state import frames
+from ti2v_dist.state import requests
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
@@ -189,7 +189,7 @@ def answering(value: Any) -> Any:
 def put_in_place(fleet: Fleet, store: NullStore) -> None:
     """Let the coordinator find this fleet and this store where Ray and object storage would be."""
     pool.ray = fleet  # type: ignore[assignment]
-    frames.Store = lambda url: store  # type: ignore[assignment]
+    requests.Store = lambda url: store  # type: ignore[assignment]
     coordinator.begin = lambda **fields: None
     coordinator.LINGER_S, coordinator.exit_actor = 0.0, lambda: None
     upkeep.VIEWS_EVERY_S = 1e9

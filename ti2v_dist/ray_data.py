@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from ti2v_dist.config import ConfigLike, as_config
 from ti2v_dist.errors import RunError
 from ti2v_dist.operations.driver import Listener, run
-from ti2v_dist.operations.planning import place_for_rows
-from ti2v_dist.runtime.ray_data import dataset_of, keep_dataset
+from ti2v_dist.operations.planning import place_for_rows, put_rows
+from ti2v_dist.runtime.ray_data import MANIFEST, dataset_of, keep_dataset
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -32,7 +32,8 @@ def generate(
         RunError: the run cannot go on, or was stopped before its end. What is made is kept.
     """
     store, config = place_for_rows(str(output), as_config(config))
-    summary = run(keep_dataset(dataset, store.url), store.url, config, listener=listener)
+    manifest = put_rows(store.url, config, MANIFEST, keep_dataset(dataset, store.url))
+    summary = run(manifest, store.url, config, listener=listener)
     if summary["status"] not in ("finished", "failed_rows"):
         raise RunError(f"the run into {store.url} is {summary['status']}; the same call goes on from there")
     return dataset_of(store.url)

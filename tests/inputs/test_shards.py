@@ -21,6 +21,7 @@ from ti2v_dist.outputs.codec import read_video, write_video
 from ti2v_dist.outputs.dataset import metadata_row, store_video
 from ti2v_dist.runtime.work import Work
 from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.state.orders import Orders
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,7 @@ def finish(place: Place, shard: str, number: int, score: object) -> None:
     """A shard's run, as if its workers had made all."""
     work = place.prepare(shard, 4, score=score)
     store = CheckpointStore(f"{place.output}/{Shard.parse(shard).folder}")
+    Orders(store).place(work.plan, is_whole=True)
     for request in work.plan.requests:
         with write_video(moving_square(2 + number, SIZE, SIZE), request.fps, {}) as written:
             store.finish(request.id, metadata_row(request, written, store_video(store.url, request.id, written), FACTS))

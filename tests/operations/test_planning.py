@@ -205,10 +205,12 @@ def test_a_row_without_an_id_is_mended_by_giving_it_one(place: Place) -> None:
     place.rows[1]["id"] = 7
     work = place.prepare()
     assert (ids(work), refused(work)) == (["ann", "cid"], {"line-000002": "BadValue"})
+    Orders(place.store).place(work.plan, is_whole=True)
     place.rows[1]["id"] = "bob"
     (place.folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in place.rows))
     work = edit.retry(place.store)
     assert (ids(work), refused(work)) == (["bob"], {})
     assert work.plan.lines == {"bob": 2}
+    Orders(place.store).place(work.plan, is_whole=False)
     assert Orders(place.store).lines() == {"ann": 1, "bob": 2, "cid": 3}
     assert place.prepare().plan.lines == {"ann": 1, "bob": 2, "cid": 3}

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.simulation.fake_ray import World, until, video
+from ti2v_dist.columns import RowFailure
 from ti2v_dist.config import RunConfig
 from ti2v_dist.inputs.manifest import Part
 from ti2v_dist.operations.planning import plans_of
@@ -19,8 +21,10 @@ from ti2v_dist.runtime.work import Work
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
+from ti2v_dist.state.plan import Plan
 from ti2v_dist.video import VideoRequest
 
+CONFIG = RunConfig.model_validate({"model": {"id": "shapes"}})
 VIDEOS = [video(name, 3) for name in ("ann", "bob", "cid", "dan", "eve", "fay")]
 
 
@@ -38,8 +42,7 @@ def in_parts(store: CheckpointStore, requests: list[VideoRequest], size: int = 2
     slices = [requests[begin : begin + size] for begin in range(0, len(requests), size)]
     lines = {request.id: line for line, request in enumerate(requests, 1)}
     parts = [Part(requests=part, lines={one.id: lines[one.id] for one in part}) for part in slices]
-    config = RunConfig.model_validate({"model": {"id": "shapes"}})
-    return record(store, config, plans_of(store, parts), {"manifest": "m.jsonl", "rows": len(requests)}, True)
+    return record(store, CONFIG, plans_of(store, parts), {"manifest": "m.jsonl", "rows": len(requests)}, True)
 
 
 def ordered(world: World, size: int = 2) -> int:
@@ -167,3 +170,86 @@ def test_a_part_that_cannot_be_read_ends_its_order_and_no_other(world: World) ->
     assert "its sha256 is not its name" in end["error"]
     assert "a plan that was asked for is not made" in life.progress()["warnings"][0]
     assert life.account.tally.left == 0
+
+
+def test_a_retry_beside_an_unread_part_is_made(world: World) -> None:
+    """The part's own hint says that the row has failed for good: the retry, which was read first, counts more."""
+    failed = {"id": "ann", "attempts": 1, "line": 1, "error_type": "ValueError", "error_message": "x"}
+    world.store.fail("ann", failed)
+    ordered(world)
+    retry = Plan((VIDEOS[0],), {"ann": 1}, attempts={"ann": 1})
+    Ledger(world.store).write_plan(retry)
+    order = Orders(world.store).place(retry, False)
+
+    async def run() -> str:
+        held = Held(world, "ann")
+        life = world.begin(order)
+        await until(lambda: held.is_reached and len(life.upkeep.plans.held) > 1, "the part")
+        before = life.upkeep.plans.status_of(order)
+        await life.upkeep.plans.hint()
+        held.go_on.set()
+        await world.end(life)
+        return before
+
+    assert asyncio.run(run()) == "interrupted"
+    assert [one.id for one in VIDEOS if not world.store.read_done(one.id)] == []
+    assert Ledger(world.store).hinted(retry) == {"ann"}
+
+
+def test_an_extension_in_an_unread_part_is_counted_once(world: World) -> None:
+    world.store.claim_request(VIDEOS[0])
+    world.store.finish("ann", {"id": "ann", "num_frames": 3, "file_name": "x.mp4"})
+    order = ordered(world)
+    longer = replace(VIDEOS[0], num_frames=9, generation=1)
+    world.store.add_request(longer)
+
+    async def run() -> int:
+        held = Held(world, "ann")
+        life = world.begin(world.order(longer))
+        await until(lambda: life.upkeep.plans.unread is None, "all parts")
+        left = life.account.tally.left
+        held.go_on.set()
+        life.stop()
+        await world.end(life)
+        return left
+
+    assert order is not None
+    assert asyncio.run(run()) <= 8 + 5 * 2
+
+
+def test_a_broken_part_keeps_what_the_others_made(world: World) -> None:
+    async def run() -> Any:
+        order = ordered(world)
+        plan = Ledger(world.store).read_plan(Orders(world.store).read(order).plan)  # type: ignore[union-attr]
+        (Path(world.output) / f".ti2v/plans/{plan.parts[1].sha256}").write_bytes(b"x")
+        life = world.begin(order)
+        summary = await world.end(life)
+        assert not life.report(order)[2], "it is told by its end"
+        return summary
+
+    assert asyncio.run(run())["status"] == "interrupted"
+    assert [row["id"] for row in read_rows(world.output)] == ["ann", "bob"]
+
+
+def test_nothing_is_kept_where_no_row_can_be_made(store: CheckpointStore) -> None:
+    def parts() -> Iterator[Part]:
+        yield Part(failures=[RowFailure(1, "a", "a.png", {}, "ValueError", "no sampler")], lines={"a": 1})
+        yield Part(failures=[RowFailure(2, "b", "b.png", {}, "ValueError", "no sampler")], lines={"b": 2})
+        raise ValueError("the run's sampler")
+
+    with pytest.raises(ValueError, match="sampler"):
+        record(store, CONFIG, plans_of(store, parts()), {"rows": 2}, True)
+    assert not Path(store.url).exists()
+
+
+def test_a_shard_without_a_row_is_done(store: CheckpointStore) -> None:
+    work = record(store, CONFIG, plans_of(store, []), {"manifest": "m.jsonl", "rows": 0}, True)
+    assert work.is_done
+
+
+def test_a_plan_that_was_never_ordered_is_not_the_runs(store: CheckpointStore) -> None:
+    """With `--limit`, no order is for a whole manifest, so what earlier commands left counts only if it was ordered."""
+    in_parts(store, VIDEOS, size=6)
+    few = in_parts(store, VIDEOS[:2])
+    Orders(store).place(few.plan, False)
+    assert Orders(store).lines() == {"ann": 1, "bob": 2}

@@ -19,15 +19,13 @@ from ti2v_dist.storage.files import put_bytes
 MANIFEST, IMAGES = "manifest.jsonl", "images"
 
 
-def keep_rows(rows: Iterable[Mapping[str, Any]], output_url: str) -> str:
-    """Keep rows with a manifest's columns as `manifest.jsonl` of an output, in place of earlier ones; returns its URL.
+def keep_rows(rows: Iterable[Mapping[str, Any]], output_url: str) -> bytes:
+    """Rows with a manifest's columns as JSONL that may lie in an output, which keeps their images.
 
     For images see `RowKeeper`. Raises `InputError`, naming row and column, for a value that JSON cannot hold.
     """
     keeper = RowKeeper(output_url, os.getcwd())
-    lines = [_line(number, keeper.row(row)) for number, row in enumerate(rows, start=1)]
-    put_bytes(output_url, MANIFEST, b"".join(lines))
-    return f"{output_url}/{MANIFEST}"
+    return b"".join(_line(number, keeper.row(row)) for number, row in enumerate(rows, start=1))
 
 
 class RowKeeper:

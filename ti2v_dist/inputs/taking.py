@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import replace
 from itertools import islice
 
@@ -79,6 +79,17 @@ class Taking:
             return True
         value = row.columns.get("id")
         return isinstance(value, str) and value in self._rows_of and next(self.videos(row), None) is not None
+
+
+class Again(Taking):
+    """The rows of these videos, wherever they stand by now, and those on these lines."""
+
+    def __init__(self, variations: int, takes: Callable[[int], bool], ids: Set[str], lines: Set[int]) -> None:
+        super().__init__(variations, takes)
+        self._ids, self._lines = ids, lines
+
+    def _is_asked_for(self, row: Row) -> bool:
+        return row.line in self._lines or any(video.columns.get("id") in self._ids for video in self.videos(row))
 
 
 class Sought:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ti2v_dist.config import ConfigLike, as_config
 from ti2v_dist.errors import InputError, RunBug, RunError, begun
-from ti2v_dist.inputs.handed import keep_rows
-from ti2v_dist.operations.planning import place_for_rows, prepare
+from ti2v_dist.inputs.handed import MANIFEST, keep_rows
+from ti2v_dist.operations.planning import place_for_rows, prepare, put_rows
 from ti2v_dist.outputs import dataset, views
 from ti2v_dist.runtime import session
 from ti2v_dist.runtime.work import Work
@@ -48,7 +48,7 @@ def run(
 ) -> dict[str, Any]:
     """Make every video of a manifest; the same call again goes on where an interrupted one stopped.
 
-    Rows in the manifest's place are kept as one in the output (see `keep_rows`), so that they can be tried again.
+    Rows in the manifest's place are kept as one in the output (see `RowKeeper`), so that they can be tried again.
     `config` may be a `RunConfig`, a mapping as {"engine.slots": 8}, or a YAML file's path. `shard`, as "1/4", makes the
     videos of every fourth row, in a folder of the output. With `limit` and `only`, those of the first rows and of these
     ids alone; what was asked of the run before stays asked. With `prompt`, as "a photo of a {label}", each row's is
@@ -66,7 +66,7 @@ def run(
     config, output = as_config(config), str(output)
     if not isinstance(manifest, str | Path):
         store, config = place_for_rows(output, config)
-        manifest = keep_rows(manifest, store.url)
+        manifest = put_rows(store.url, config, MANIFEST, keep_rows(manifest, store.url))
     work = prepare(str(manifest), output, config, shard, allow_inexact, limit, only, prompt)
     return make(work, address=address, detach=detach, takeover=takeover, listener=listener)
 

@@ -16,7 +16,7 @@ from ti2v_dist.config import RunConfig, stored_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.manifest import Manifest, Part, joined
 from ti2v_dist.inputs.shards import check_whole, taken
-from ti2v_dist.inputs.taking import Taking
+from ti2v_dist.inputs.taking import Again
 from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.operations.planning import ManifestError, check_manifest, raise_unusable
@@ -81,9 +81,8 @@ def retry(store: CheckpointStore) -> Work:
     if unmade := found.keys() - imaged:
         run = store.read_run() or {}
         url, config = run["manifest"], config_of(store)
-        with check_manifest(
-            url, config, Taking(config.variations, taken(run)), run.get("prompt"), store.url
-        ) as manifest:
+        again = Again(config.variations, taken(run), unmade, {lines[video_id] for video_id in unmade})
+        with check_manifest(url, config, again, run.get("prompt"), store.url) as manifest:
             if not all(found.values()):
                 _raise_moved(store, url, manifest)
                 raise_unusable(url, manifest)

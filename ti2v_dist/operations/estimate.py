@@ -102,7 +102,8 @@ def plan(
     """What a run of the manifest will take: frames, evaluations, hours, cost and bytes. Nothing is written to `output`.
 
     What an `output` has already is left out; without `calibrate` its own times are taken. `price_per_hour` is that of
-    one worker's machine. By default every row is taken, as often as `config` says. Times and bytes are None where nothing was measured.
+    one worker's machine. By default every row is taken, as often as `config` says. Times and bytes are None where
+    nothing was measured.
 
     Raises:
         ManifestError: the manifest is unusable.

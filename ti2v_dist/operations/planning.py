@@ -23,6 +23,7 @@ from ti2v_dist.specs import NONE, SAMPLERS
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.plan import Plan
 from ti2v_dist.storage.addresses import absolute_url
+from ti2v_dist.storage.files import put_bytes, remove
 from ti2v_dist.video import Given, Source, VideoRequest
 
 
@@ -146,6 +147,22 @@ def place_for_rows(output_url: str, config: RunConfig) -> tuple[CheckpointStore,
     return store, config.model_copy(update={"images_below": below})
 
 
+def put_rows(output_url: str, config: RunConfig, name: str, data: bytes) -> str:
+    """Put rows into an output as its manifest, in place of earlier ones, once they are one; returns its URL.
+
+    Raises `ManifestError` where they are unusable as a whole: then the earlier ones stay.
+    """
+    candidate = f"new-{name}"
+    put_bytes(output_url, candidate, data)
+    try:
+        with check_manifest(f"{output_url}/{candidate}", config) as manifest:
+            raise_unusable("what was handed over", manifest)
+    finally:
+        remove(output_url, candidate)
+    put_bytes(output_url, name, data)
+    return f"{output_url}/{name}"
+
+
 def _lasting(output_url: str) -> str:
     """The absolute URL of an output; `InputError` for a place that is gone with the job that writes there."""
     output_url = absolute_url(output_url)
@@ -176,7 +193,7 @@ def plans_of(
         lines = {**dict.fromkeys((request.id for request in part.requests), 0), **part.lines}
         refused = tuple(failure.to_row() for failure in part.failures)
         before = Plan(tuple(edits.newest_of(part.requests)), lines, refused, allow_inexact=allow_inexact)
-    assert before, "a manifest without a row"
+    before = before or Plan((), {}, allow_inexact=allow_inexact)  # no row is this shard's
     forks = edits.forks() if with_forks else []
     lines = {**before.lines, **{request.id: 0 for request in forks}}
     yield replace(before, requests=(*before.requests, *forks), lines=lines) if forks else before

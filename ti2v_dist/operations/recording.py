@@ -1,7 +1,7 @@
 """What a command asks for, compared with what its output holds, and kept there: the run's description and a plan."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -56,7 +56,7 @@ class _Recording:
         parts: list[Part] = []
         final: set[str] = set()
         plan, ends = Plan((), {}), set[str]()
-        for following in plans:
+        for following in _once_usable(iter(plans)):
             if parts:
                 self._keep_part(plan, ends)
             plan, ends = self._compared(following)
@@ -76,8 +76,8 @@ class _Recording:
         """Keep a part, with a hint: without one, whoever owns the run would list all records for each part."""
         self.ledger.write_plan(plan)
         if self.ledger.hinted(plan) is None:
-            is_done = len(final) == len(plan.requests)
-            self.ledger.note(plan, final, ({}, final & self.listings.failed) if is_done else None)
+            is_untouched = not any(one.id in self.listings.begun for one in plan.requests if one.id not in final)
+            self.ledger.note(plan, final, ({}, final & self.listings.failed) if is_untouched else None)
 
     def _compared(self, plan: Plan) -> tuple[Plan, set[str]]:
         """The plan with the videos that must be made again, and the ids of those that are final."""
@@ -128,6 +128,17 @@ class _Recording:
             self.store.fail(row["id"], row)
 
 
+def _once_usable(plans: Iterator[Plan]) -> Iterator[Plan]:
+    """Plans, none before one has a request: where none has, what is wrong may be the run's own, and nothing is kept."""
+    waiting: list[Plan] = []
+    for plan in plans:
+        waiting.append(plan)
+        if plan.requests:
+            break
+    yield from waiting
+    yield from plans
+
+
 def _those(plan: Plan, is_one: Callable[[VideoRequest], bool]) -> set[str]:
     """Ids of the plan's videos of which this is true, asked of a few at once."""
     with ThreadPoolExecutor(STORE_THREADS) as pool:
@@ -155,6 +166,7 @@ def _described(store: CheckpointStore, config: RunConfig) -> dict[str, Any]:
         "run_id": config.run_id(store.url),
         "identity": config.identity(),
         "config": config.model_dump(mode="json"),
+        "orders": True,  # a plan without an order was never asked for
         "versions": {"ti2v_dist": __version__, "python": sys.version.split()[0]},
     }
 

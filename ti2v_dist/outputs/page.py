@@ -19,12 +19,6 @@ LISTED = 10_000
 FAILURES_LISTED = 500
 AT_A_TIME = 60
 """Cards that are drawn before somebody asks for more."""
-TROUBLES = {
-    "frames_discarded": "frames made twice",
-    "worker_losses": "workers lost",
-    "storage_retries": "store retries",
-}
-"""What the summary's `usage` counts that is told only where there is some."""
 
 
 def report_page(

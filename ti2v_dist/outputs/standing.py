@@ -1,6 +1,6 @@
 """How a run stands, from its store alone: what is finished, what has failed, how far all the rest is."""
 
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,9 +8,8 @@ from typing import Any
 
 from ti2v_dist.outputs import dataset
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.ledger import Ledger
+from ti2v_dist.state.ledger import Ledger, Listings
 from ti2v_dist.state.orders import Orders
-from ti2v_dist.state.plan import Plan
 from ti2v_dist.state.record import CorruptRecord
 from ti2v_dist.video import VideoRequest
 
@@ -46,17 +45,21 @@ def stands(store: CheckpointStore, final: Mapping[str, int] | None = None) -> St
     `final` are generations that are known to have ended, for listings may lag behind.
     """
     orders, known = Orders(store), final or {}
-    ids, plans = orders.lines().keys(), list(orders.plans())
+    ids = orders.lines().keys()
     rows, failures, unfinished = ends(store, ids, _asked(orders, ids), known)
     done = set(store.done_ids())
-    requests = _newest(request for plan in plans for request in plan.requests)
+    requests, frames, listings = dict[str, VideoRequest](), dict[str, int](), Listings(store)
+    for plan in orders.plans():
+        asked = (request for request in plan.requests if request.id in unfinished and request.id not in done)
+        requests |= {one.id: one for one in asked if one.generation >= requests.get(one.id, one).generation}
+        frames |= orders.ledger.made_before(plan, done, listings)[0]
     going = {
         video_id
         for video_id in unfinished - done
         if video_id not in requests or known.get(video_id, -1) < requests[video_id].generation
     }
-    frames = _reached(store, plans, done, going <= requests.keys())
-    requests |= _read(store, going - requests.keys())
+    if lost := going - requests.keys():  # a version without plans left no hints of them
+        frames, requests = listings.frames | frames, requests | _read(store, lost)
     under_way = {
         video_id: UnderWay(requests[video_id], frames.get(video_id, 0)) for video_id in going & requests.keys()
     }
@@ -82,18 +85,11 @@ def _asked(orders: Orders, ids: Set[str]) -> set[str]:
     asked: set[str] = set()
     for order in orders.open():
         with suppress(CorruptRecord, KeyError):
-            plan = orders.ledger.read_plan(order.plan)
-            final = orders.ledger.hinted(plan)
-            final = orders.ledger.scan(plan) if final is None else final
-            asked |= {request.id for request in plan.requests} - final
+            for plan in orders.ledger.parts(orders.ledger.read_plan(order.plan)):
+                final = orders.ledger.hinted(plan)
+                final = orders.ledger.scan(plan) if final is None else final
+                asked |= {request.id for request in plan.requests} - final
     return asked & ids
-
-
-def _newest(requests: Iterable[VideoRequest]) -> dict[str, VideoRequest]:
-    newest: dict[str, VideoRequest] = {}
-    for request in sorted(requests, key=lambda request: request.generation):
-        newest[request.id] = request
-    return newest
 
 
 def _read(store: CheckpointStore, ids: Set[str]) -> dict[str, VideoRequest]:
@@ -101,11 +97,3 @@ def _read(store: CheckpointStore, ids: Set[str]) -> dict[str, VideoRequest]:
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(store.read_request, sorted(ids))
         return {request.id: request for request in found if request}
-
-
-def _reached(store: CheckpointStore, plans: list[Plan], final: set[str], plans_say_all: bool) -> dict[str, int]:
-    """The last settled frame of half-made videos; a version without plans left no hints of them."""
-    frames = {} if plans_say_all else store.last_frames()
-    for plan in plans:
-        frames |= Ledger(store).made_before(plan, final)[0]
-    return frames

@@ -27,17 +27,19 @@ def write(
     this_life: dict[str, Any],
     check: Callable[[], None] = lambda: None,
     final: Mapping[str, int] | None = None,
+    has_more: bool = False,
 ) -> dict[str, Any]:
     """Write the tables, the card and the summary of a run anew where they have changed; returns the summary.
 
     `ids` are the manifest's, `pending` those of them that are being worked on, whether they have failed before or not.
     `this_life` is what one life of the coordinator has counted; it goes into the summary as it is. `usage` is of all
     lives. `check` is called before each file, and raises where the views are somebody else's to write by now. `final`
-    are generations that are known to have ended, for listings may lag behind.
+    are generations that are known to have ended, for listings may lag behind. `has_more` says that more is to be made
+    than is pending.
     """
     rows, failures, unfinished = ends(store, ids, pending, final or {})
     summary = {
-        "status": "interrupted" if unfinished else "failed_rows" if failures else "finished",
+        "status": "interrupted" if unfinished or has_more else "failed_rows" if failures else "finished",
         "run_id": (store.read_run() or {}).get("run_id"),
         "output": store.url,
         "dataset": f"{store.url}/{dataset.VIDEOS}" if rows else "none: no video is finished",

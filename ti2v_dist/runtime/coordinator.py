@@ -157,7 +157,8 @@ class Coordinator:
 
         One that it does not know is taken in, for as long as it accepts any, and once it knows those that are open.
         """
-        if order not in self.intake.orders and self.accepts and self.intake.knows_open:
+        is_new = order not in self.intake.orders | self.intake.refused
+        if is_new and self.accepts and self.intake.knows_open:
             self.intake.attach(order)
         # A life that ends before it knows any order is the end of whatever was asked for.
         covers = order in self.intake.orders or (self.summary is not None and not self.intake.knows_open)

@@ -35,6 +35,8 @@ class Intake:
         """Of fewer waiting videos, more are taken in."""
         self.orders: set[int] = set()
         """Those that this life has taken in."""
+        self.refused: set[int] = set()
+        """Those that have their end, or a plan that cannot be read."""
         self.knows_open = False
         """Whether it has taken in what was asked for before it began."""
         self.reading = 0
@@ -84,6 +86,7 @@ class Intake:
             found = None
         if found is None:
             self.orders.discard(number)
+            self.refused.add(number)
         return found or []
 
     def _submit(self, requests: Iterable[VideoRequest]) -> None:

@@ -6,12 +6,12 @@ very many videos a coordinator holds only those that come next.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ti2v_dist.state import keys
-from ti2v_dist.state.ledger import Ledger
+from ti2v_dist.state.ledger import Ledger, Listings
 from ti2v_dist.state.orders import Orders
 from ti2v_dist.state.plan import Part, Plan
 from ti2v_dist.state.record import CorruptRecord
@@ -27,6 +27,8 @@ class _Taken:
     read: list[str]
     unread: deque[Part]
     has_refused: bool
+    is_broken: bool = False
+    """Whether a part cannot be read."""
 
 
 class Plans:
@@ -48,6 +50,9 @@ class Plans:
         """Finished videos whose file was lost."""
         self.may_change = False
         """Whether a plan allows that videos change their class."""
+        self._listings = Listings(ledger.run)
+        """As they were when this life began: what was made since then, it knows itself."""
+        self._expected: set[str] = set()
         self._over: dict[str, bool] = {}  # parts that are let go of: whether one of their videos failed
         self._hinted: dict[str, tuple[int, dict[str, int]]] = {}
         self._noted: tuple[int, int, dict[str, int], int] = (0, 0, {}, 0)
@@ -69,7 +74,7 @@ class Plans:
         self.may_change = self.may_change or plan.allow_inexact
         if plan.parts:
             self.taken[number] = _Taken([], deque(plan.parts), plan.has_refused)
-            self.tally.expect(sum(part.frames for part in plan.parts))
+            self._expect(part for part in plan.parts if part.sha256 not in {*self.held, *self._over, *self._expected})
             return []
         new = await self._learn(order.plan, plan)
         self.taken[number] = _Taken([order.plan], deque(), plan.has_refused)
@@ -90,14 +95,22 @@ class Plans:
         try:
             plan = await self._read(number, part.sha256)
         except CorruptRecord:
-            self.tally.expect(-sum(part.frames for part in taken.unread))
-            del self.taken[number]
+            self._expect(taken.unread, -1)
+            taken.unread.clear()
+            taken.is_broken = True
             raise
         new = await self._learn(part.sha256, plan)
         taken.unread.popleft()
         taken.read.append(part.sha256)
-        self.tally.expect(-part.frames)
+        self._expect([part], -1)
         return new
+
+    def _expect(self, parts: Iterable[Part], sign: int = 1) -> None:
+        """Count the frames of parts that are to be read, or no more; each once, whatever the orders that have it."""
+        for part in list(parts):
+            if (part.sha256 in self._expected) == (sign < 0):
+                self._expected ^= {part.sha256}
+                self.tally.expect(sign * part.frames)
 
     async def _read(self, number: int, sha256: str) -> Plan:
         try:
@@ -110,7 +123,11 @@ class Plans:
     async def _learn(self, sha256: str, plan: Plan) -> list[VideoRequest]:
         final = await self.storage(self.ledger.hinted, plan)
         if final is None:
-            final = await self.storage(self.ledger.scan, plan)
+            final = await self.storage(self.ledger.scan, plan, self._listings)
+        # What another order has begun again is not final, though this plan's hint or an old record says so.
+        going = {
+            one.id: one.generation for held in self.held.values() for one in held.requests if not self._is_final(one)
+        }
         self.held[sha256] = plan
         self.lines |= plan.lines
         self.remake |= set(plan.remake)
@@ -118,16 +135,18 @@ class Plans:
         for video_id in {*plan.remake, *plan.attempts}:
             self.final.pop(video_id, None)
         for request in plan.requests:
-            if request.id in final:
+            if request.id in final and going.get(request.id) != request.generation:
                 self.is_final(request.id, request.generation)
-        self._count(plan)
+        self._count(plan, going)
         new = [request for request in plan.requests if not self._is_final(request)]
         LOG.info("admitted a plan of %d videos, of which %d are to be made", len(plan.requests), len(new))
         return new
 
-    def _count(self, plan: Plan) -> None:
+    def _count(self, plan: Plan, going: Mapping[str, int]) -> None:
         self.refused -= {request.id for request in plan.requests}
         for request in plan.requests:
+            if going.get(request.id, -1) >= request.generation:
+                continue  # another order has it counted
             is_final = self._is_final(request)
             if is_final and self.tally.is_final(request.id):
                 continue  # how it ended is known better
@@ -150,7 +169,8 @@ class Plans:
     @property
     def rows(self) -> int:
         """How many rows were asked for."""
-        return len(self.lines) + sum(part.rows for taken in self.taken.values() for part in taken.unread)
+        unread = {part.sha256: part.rows for taken in self.taken.values() for part in taken.unread}
+        return len(self.lines) + sum(unread.values())
 
     def pending(self) -> set[str]:
         """Ids of the videos that are to be made, as far as plans are read."""
@@ -160,7 +180,7 @@ class Plans:
     def status_of(self, number: int) -> str:
         """How an order stands, by what is final of its plan: "finished", "failed_rows" or "interrupted"."""
         taken = self.taken.get(number)
-        if taken is None or taken.unread or not all(map(self._is_over, taken.read)):
+        if taken is None or taken.is_broken or taken.unread or not all(map(self._is_over, taken.read)):
             return "interrupted"
         return "failed_rows" if taken.has_refused or any(map(self._has_failed, taken.read)) else "finished"
 
@@ -182,7 +202,7 @@ class Plans:
                 continue
             self._recalling.add(sha256)
             finished = {request.id for request in plan.requests if self.tally.has_finished(request.id)}
-            self.tally.recall(*await self.storage(self.ledger.made_before, plan, finished))
+            self.tally.recall(*await self.storage(self.ledger.made_before, plan, finished, self._listings))
             self._recalled.add(sha256)
 
     @property
@@ -198,6 +218,7 @@ class Plans:
         Parts of which nothing is left to be made are let go of.
         """
         final, failed, half_made = dict(self.final), self.tally.failed_ids(), self.tally.half_made()
+        recalled = set(self._recalled)  # of these, it is known by now which have failed
         known = len(final), sum(final.values()), half_made, len(self.held)
         if known == self._noted:
             return
@@ -205,10 +226,10 @@ class Plans:
             # A plan may be of many videos: the events of the run go on meanwhile.
             ends, reached = await asyncio.to_thread(_reached, plan, final, half_made)
             if reached != self._hinted[sha256]:
-                made = (reached[1], failed & ends) if sha256 in self._recalled else None
+                made = (reached[1], failed & ends) if sha256 in recalled else None
                 await self.storage(self.ledger.note, plan, ends, made)
                 self._hinted[sha256] = reached
-            if sha256 in self._parts() and sha256 in self._recalled and len(ends) == len(plan.requests):
+            if sha256 in self._parts() and sha256 in recalled and len(ends) == len(plan.requests):
                 self._over[sha256] = bool(failed & ends)
                 del self.held[sha256], self._hinted[sha256]
         self._noted = known

@@ -15,7 +15,7 @@ from ti2v_dist.columns import COLUMN_TYPES, SOURCES
 from ti2v_dist.inputs.handed import RowKeeper
 from ti2v_dist.outputs.dataset import VIDEOS, read_rows
 from ti2v_dist.outputs.tables import FAILURE_TYPES, METADATA_TYPES
-from ti2v_dist.storage.files import put_bytes, read_view
+from ti2v_dist.storage.files import read_view
 from ti2v_dist.storage.parquet import read_table, write_table
 
 MANIFEST = "manifest.parquet"
@@ -23,8 +23,8 @@ PLACES = ("image", "images", *SOURCES)
 RESULT_TYPES = METADATA_TYPES | dict.fromkeys(("video_path", "error_type", "error_message"), "string")
 
 
-def keep_dataset(dataset: Dataset, output_url: str) -> str:
-    """Keep a Dataset with a manifest's columns as `manifest.parquet` of an output, by id; returns its URL.
+def keep_dataset(dataset: Dataset, output_url: str) -> bytes:
+    """A Dataset with a manifest's columns as Parquet, by id, that may lie in an output, which keeps its images.
 
     It is executed here. Its tasks write images that are bytes or arrays into the output; only the rows come to this
     process.
@@ -37,8 +37,7 @@ def keep_dataset(dataset: Dataset, output_url: str) -> str:
     table = table.sort_by("id") if "id" in table.column_names else table
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    put_bytes(output_url, MANIFEST, sink.getvalue())
-    return f"{output_url}/{MANIFEST}"
+    return sink.getvalue()
 
 
 def dataset_of(output_url: str) -> Dataset:

@@ -148,7 +148,8 @@ class Upkeep:
 
     def _write_views(self, *arguments: Any) -> dict[str, Any]:
         with self._views:
-            return views.write(*arguments, check=self._check_owner, final=dict(self.plans.final))
+            more = self.plans.unread is not None
+            return views.write(*arguments, check=self._check_owner, final=dict(self.plans.final), has_more=more)
 
     def _check_owner(self) -> None:
         """Raise `TakenOver` unless the views are this life's to write."""

@@ -48,6 +48,10 @@ class Listings:
     def failed(self) -> set[str]:
         return set(self.run.failed_ids())
 
+    @cached_property
+    def frames(self) -> dict[str, int]:
+        return self.run.last_frames()
+
 
 class Ledger:
     """Plans, hints and final rows of one run. Blocks on storage, and raises as `CheckpointStore` does."""
@@ -83,7 +87,9 @@ class Ledger:
         hint = self._newest_hint(plan)
         return None if hint is None else _ids_at(plan, hint["final"])
 
-    def made_before(self, plan: Plan, final: set[str]) -> tuple[dict[str, int], set[str]]:
+    def made_before(
+        self, plan: Plan, final: set[str], listings: Listings | None = None
+    ) -> tuple[dict[str, int], set[str]]:
         """For people: about the last settled frame of half-made videos, and which `final` ids of the plan have failed.
 
         The newest hint says so in two calls. Without it, or with one of an older version, the records are listed.
@@ -91,10 +97,11 @@ class Ledger:
         hint = self._newest_hint(plan)
         if hint and "frames" in hint:
             return hint["frames"], _ids_at(plan, hint["failed"])
-        failed = final & set(self.run.failed_ids()) if final else set()
-        unfinished = [request.id for request in plan.requests if request.id not in final]
+        listings = listings or Listings(self.run)
+        failed = final & listings.failed if final else set[str]()
+        unfinished = {request.id: None for request in plan.requests if request.id not in final}
         if len(unfinished) > FEW_VIDEOS:
-            return self.run.last_frames(), failed
+            return {key: frame for key, frame in listings.frames.items() if key in unfinished}, failed
         with ThreadPoolExecutor(READERS) as pool:
             records = pool.map(lambda video_id: self.run.names(keys.frames(video_id)), unfinished)
             last = [max(map(int, names), default=0) for names in records]

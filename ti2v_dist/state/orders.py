@@ -103,8 +103,9 @@ class Orders:
     def plans(self) -> Iterator[Plan]:
         """The plans that say what the run consists of. One that cannot be read says nothing."""
         for name in self._names(self._standing()):
-            with suppress(CorruptRecord, KeyError):
-                yield from self.ledger.parts(self.ledger.read_plan(name))
+            for part in self._part_names(name, {}):
+                with suppress(CorruptRecord, KeyError):
+                    yield self.ledger.read_plan(part)
 
     def lines(self, known: Mapping[str, Plan] | None = None) -> dict[str, int]:
         """Manifest lines of all ids that the run's tables speak of: the newest whole manifest's, and what came later.
@@ -161,7 +162,8 @@ class Orders:
     def _names(self, standing: list[Order]) -> list[str]:
         """Names of the plans that say what the run consists of, oldest first."""
         # Of a version that kept no orders: every plan that there is.
-        earlier = [] if _has_whole(standing) else self.run.names("plans")
+        is_old = not _has_whole(standing) and "orders" not in (self.run.read_run() or {})
+        earlier = self.run.names("plans") if is_old else []
         return list(dict.fromkeys([*earlier, *(order.plan for order in standing)]))
 
     def _standing(self) -> list[Order]:
