@@ -102,10 +102,10 @@ MUTANTS = {
         10, session, "coordinator", "except ValueError:", "except ZeroDivisionError:"
     ),
     "19: the scheduler hears of it after the next await": Mutant(
-        *(280, Videos, "_commit", TELL_AND_LOOK, LOOK_AND_TELL), ("zombie", "worst moment")
+        *(1300, Videos, "_commit", TELL_AND_LOOK, LOOK_AND_TELL), ("zombie", "worst moment")
     ),
     "20: a late reply replaces newer state": Mutant(
-        280, Videos, "_encode", "if self.pool.is_there(command.worker):", "if True:", ("slow store", "worker dies")
+        0, Videos, "_encode", "if self.pool.is_there(command.worker):", "if True:", ("slow store", "worker dies")
     ),
     "a start that fails is not tried again": Mutant(
         *(0, Starts, "on_failed"),

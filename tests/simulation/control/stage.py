@@ -15,7 +15,7 @@ from tests.simulation.control.world import CONFIG, IDS, Broken, World
 from tests.simulation.simulated import ROOT, played
 from tests.simulation.virtual import VirtualLoop, wait
 from ti2v_dist.operations import driver, edit, planning, recording
-from ti2v_dist.outputs import dataset, views
+from ti2v_dist.outputs import dataset, standing, views
 from ti2v_dist.runtime import (
     account,
     classes,
@@ -139,7 +139,7 @@ def played_control() -> Iterator[pytest.MonkeyPatch]:
     """What is the same in every world."""
     with played() as patch:
         inline = lambda threads: nullcontext(SimpleNamespace(map=map))  # noqa: E731
-        for room in (planning, recording, views, edit, orders):
+        for room in (planning, recording, views, standing, edit, orders):
             patch.setattr(room, "ThreadPoolExecutor", inline)
         patch.setattr(checkpoint.CheckpointStore, "probe", lambda store: None)
         patch.setattr(recording._Recording, "_lost", lambda recording, plan: set())
