@@ -15,6 +15,8 @@ from tests.simulation.schedules import Campaign
 
 HALF = 2500
 """Schedules that each of two tests plays."""
+FEWEST = 20
+"""So often each fault strikes in them at least: the rarest needs two owners of one run, and a frame that both make."""
 
 
 def play(seed: int, failing_starts: float = 0.0, only: frozenset[str] = frozenset()) -> Counter[str]:
@@ -40,7 +42,7 @@ def every_promise_is_kept(seeds: range) -> None:
                 counts += play(seed)
             except BaseException as error:
                 raise AssertionError(f"schedule {seed}") from error
-    assert {fault for fault in FAULTS if counts[fault] < len(seeds) / 100} == set(), "a fault that hardly ever struck"
+    assert {fault for fault in FAULTS if counts[fault] < FEWEST} == set(), "a fault that hardly ever struck"
 
 
 ROOMS = ("state", "scheduling", "runtime", "operations")
