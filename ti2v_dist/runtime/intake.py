@@ -51,6 +51,7 @@ class Intake:
                 if request.generation >= newest.get(request.id, request).generation:
                     newest[request.id] = request
         self._submit(newest.values())
+        gc.freeze()  # what a life begins with stays
         self.knows_open = True
 
     async def take_in(self, number: int) -> None:
@@ -91,7 +92,6 @@ class Intake:
 
     def _submit(self, requests: Iterable[VideoRequest]) -> None:
         submitted = self.videos.admit(requests)
-        gc.freeze()  # what was read stays for long
         held = self.videos.requests.values()
         self.pool.largest = max(held, key=lambda asked: asked.height * asked.width, default=None)
         self.spawn(self.plans.recall())
