@@ -120,7 +120,7 @@ def test_the_figures_that_are_quoted_are_of_the_weights_that_ship() -> None:
     sha256 = load_model(read_info("shapes")).weights_sha256()
     figures = json.loads((ROOT / "benchmarks" / "results" / "quality_shapes.json").read_text())
     assert figures["settings"]["weights_sha256"] == sha256
-    assert f"weights `{sha256[:12]}`" in (ROOT / "README.md").read_text()
+    assert f"weights `{sha256[:12]}`" in (ROOT / "docs" / "quality.md").read_text()
 
 
 def test_the_text_encoder_that_ships_keeps_the_motions_apart() -> None:
