@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +172,23 @@ class Calls(list[str]):
         patch.setattr(BaseClient, "_make_api_call", make)
 
 
+@contextmanager
+def aws() -> Iterator[None]:
+    """A simulated AWS in this process; the buckets of the server that lives here too stay."""
+    simulated = mock_aws()
+    simulated.start(reset=False)
+    try:
+        yield
+    finally:
+        simulated.stop(remove_data=False)
+
+
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Calls]]:
     """The machine of each type of node as AWS describes it, and what a head asks of AWS."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ssh").mkdir()
-    with pytest.MonkeyPatch.context() as patch, mock_aws():
+    with pytest.MonkeyPatch.context() as patch, aws():
         keys = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none"}
         for name, value in {**keys, "HOME": str(home), "MOTO_EC2_LOAD_DEFAULT_AMIS": "false"}.items():
             patch.setenv(name, value)

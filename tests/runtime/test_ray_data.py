@@ -20,7 +20,7 @@ from ti2v_dist.operations.generate import generate
 from ti2v_dist.operations.planning import ManifestError
 from ti2v_dist.operations.recording import RunMismatch
 
-FRAMES = 30
+FRAMES = 90
 
 
 @pytest.fixture(scope="module", autouse=True)
