@@ -12,13 +12,13 @@ import yaml
 
 from ti2v_dist.canonical import canonical_json, canonical_sha256
 from ti2v_dist.errors import InputError
+from ti2v_dist.inputs.folders import ENDINGS, images_among
 from ti2v_dist.inputs.images import MAX_IMAGE_BYTES
 from ti2v_dist.settings import check_range
 from ti2v_dist.storage.addresses import absolute_url
 from ti2v_dist.storage.files import listed
 from ti2v_dist.storage.urls import open_filesystem, read_bytes
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 TRAIN, VALIDATION = "train", "validation"
 
 Prompts = Mapping[str, Sequence[str]]
@@ -67,8 +67,7 @@ def read_prompts(path: str | Path | None) -> dict[str, list[str]]:
 def _labelled(folder: str) -> list[str]:
     """The names LABEL/NAME of the images in the folders of a folder."""
     _, root = open_filesystem(folder)
-    names = [path.removeprefix(f"{root}/") for path in listed(folder)]
-    names = sorted(name for name in names if name.lower().endswith(ENDINGS) and "/." not in f"/{name}")
+    names = images_among([path.removeprefix(f"{root}/") for path in listed(folder)])
     found = [name for name in names if name.count("/") == 1]
     if not found:
         raise InputError(f"{folder!r} has no image {' or '.join(f'LABEL/*{ending}' for ending in ENDINGS)}")

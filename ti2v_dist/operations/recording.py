@@ -35,7 +35,7 @@ def record(
 ) -> Work:
     """Compare what is asked for with what the output holds, and keep it and the run's description there.
 
-    Several `plans` are the parts of one; only one of them is in memory at a time. What is final costs nothing: the
+    There is at least one of `plans`; several are the parts of one, and only one of them is in memory at a time. What is final costs nothing: the
     newest hint of this very plan names it. Without one, or when nothing seems left to do, the records are looked at,
     and the requests that were begun are compared.
     """
@@ -66,8 +66,6 @@ class _Recording:
             self._keep_part(plan, ends)
             plan = Plan((), {}, allow_inexact=plan.allow_inexact, parts=tuple(parts))
         work = Work(self.store, self.config, plan, final, is_whole)
-        if not parts:
-            self._claim(work.is_done)
         if not work.is_done:
             self.ledger.write_plan(plan)
         return replace(work, run_id=self.run["run_id"])

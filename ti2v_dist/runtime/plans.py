@@ -51,7 +51,7 @@ class Plans:
         self.may_change = False
         """Whether a plan allows that videos change their class."""
         self._listings = Listings(ledger.run)
-        """As they were when this life began: what was made since then, it knows itself."""
+        """Each asked for once in a life: what was made since then, it knows itself."""
         self._expected: set[str] = set()
         self._over: dict[str, bool] = {}  # parts that are let go of: whether one of their videos failed
         self._hinted: dict[str, tuple[int, dict[str, int]]] = {}
