@@ -35,9 +35,9 @@ def record(
 ) -> Work:
     """Compare what is asked for with what the output holds, and keep it and the run's description there.
 
-    There is at least one of `plans`; several are the parts of one, and only one of them is in memory at a time. What is final costs nothing: the
-    newest hint of this very plan names it. Without one, or when nothing seems left to do, the records are looked at,
-    and the requests that were begun are compared.
+    There is at least one of `plans`; several are the parts of one, and only one of them is in memory at a time. What is
+    final costs nothing: the newest hint of this very plan names it. Without one, or when nothing seems left to do, the
+    records are looked at, and the requests that were begun are compared.
     """
     recording = _Recording(store, config, {"output": store.url, "argv": sys.argv, **facts})
     return recording.of(plans, is_whole)
