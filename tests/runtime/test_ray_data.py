@@ -1,7 +1,8 @@
 """A Ray Data pipeline on a real Ray: requests in, videos out; stopped, and gone on with by the same call."""
 
-import os
-import signal
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import ray
 import ray.data
 
 from tests.support.drawn import pixels
+from tests.support.places import ROOT
 from tests.support.ray_runs import Inputs
 from tests.support.tiny_models import SIZE
 from ti2v_dist import ray_data
-from ti2v_dist.errors import RunError
 from ti2v_dist.operations.generate import generate
 from ti2v_dist.operations.planning import ManifestError
 from ti2v_dist.operations.recording import RunMismatch
@@ -47,20 +48,38 @@ def requests(*images: np.ndarray | None) -> Any:
     return ray.data.from_items(rows[::-1], override_num_blocks=2)
 
 
-def test_a_stopped_pipeline_goes_on_with_the_same_bits(config: dict[str, Any], tmp_path: Path) -> None:
-    images, output = [pixels(SIZE, SIZE, seed) for seed in range(3)], tmp_path / "out"
-    heard = []
+STOPPED = """
+import json, os, signal, sys
+import ray
+from tests.runtime.test_ray_data import pictures, requests
+from ti2v_dist import ray_data
 
-    def stop(progress: dict[str, Any]) -> None:
-        if progress["frames"] and not heard:
-            os.kill(os.getpid(), signal.SIGINT)
-            heard.append(progress)
+address, output, config = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+ray.init(address, log_to_driver=False)
+heard = []
+
+def stop(progress):
+    if progress["frames"] and not heard:
+        os.kill(os.getpid(), signal.SIGINT)
+        heard.append(progress)
+
+ray_data.generate(requests(*pictures()), output, config, listener=stop)
+"""
+
+
+def pictures() -> list[np.ndarray]:
+    return [pixels(SIZE, SIZE, seed) for seed in range(3)]
+
+
+def test_a_stopped_pipeline_goes_on_with_the_same_bits(config: dict[str, Any], tmp_path: Path) -> None:
+    images, output = pictures(), tmp_path / "out"
 
     def records() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in (output / ".ti2v" / "videos").glob("*/[0-9]*")}
 
-    with pytest.raises(RunError, match="is interrupted; the same call goes on from there"):
-        ray_data.generate(requests(*images), output, config, listener=stop)
+    command = [sys.executable, "-c", STOPPED, ray.get_runtime_context().gcs_address, str(output), json.dumps(config, default=str)]
+    stopped = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
+    assert "is interrupted; the same call goes on from there" in stopped.stderr, stopped.stderr
     before = records()
     assert 0 < len(before) < 3 * FRAMES
 
