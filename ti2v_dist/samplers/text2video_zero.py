@@ -11,7 +11,7 @@ from torch.nn.functional import max_pool2d
 
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import number_at
-from ti2v_dist.samplers.base import Batch, Sample
+from ti2v_dist.samplers.base import Batch, Begun, Sample
 from ti2v_dist.samplers.frames import Anchor, ImageBackbone, denoise_alone, denoise_beside, guided_frames, stepped, warp
 from ti2v_dist.samplers.noise import Purpose
 from ti2v_dist.schedules import VP, motion_pair, timestep_pairs
@@ -21,7 +21,7 @@ SUBJECT_T = 301
 """Where the anchor is looked at for its foreground: nearly clean."""
 
 
-def begin_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Tensor:
+def begin_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Begun:
     """The anchor of a video: frame 0 at T', at T and clean, anchor_BC3HW. S evaluations.
 
     From text it is made by DDIM (Alg. 1, lines 1 to 3). A given image is inverted: DDIM from 0 up to T, with the text
@@ -33,11 +33,11 @@ def begin_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingPa
     if not request.image:
         x = batch.noise.draw(Purpose.INIT, 0, 0, 1)[:, :, 0]
         at = denoise_alone(model.schedule, steps, x, guided_frames(model, batch))
-        return torch.stack([at[t0], at[t1], at[0]], 2)
+        return Begun(torch.stack([at[t0], at[t1], at[0]], 2))
     plain = guided_frames(model, replace(batch, guidance_B=torch.ones_like(batch.guidance_B)))
     rising = [(t_next, t) for t, t_next in reversed(steps) if t <= t1]
     at = denoise_alone(model.schedule, rising, batch.context_BCKHW[:, :, -1], plain)
-    return torch.stack([at[t0], at[t1], at[0]], 2)
+    return Begun(torch.stack([at[t0], at[t1], at[0]], 2))
 
 
 def sample_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Sample:
