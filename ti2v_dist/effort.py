@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ti2v_dist.schedules import motion_pair, timesteps
+from ti2v_dist.schedules import inversion_pairs, motion_pair, timesteps
 from ti2v_dist.specs import CallSize, Limits
 from ti2v_dist.video import VideoRequest
 
@@ -43,8 +43,10 @@ def calls(request: VideoRequest, model: Limits) -> Iterator[Call]:
 
 def _size(request: VideoRequest, latents: int) -> CallSize:
     params = request.params
-    late = steps = timesteps(params)
+    late = len(steps := timesteps(params))
     if "motion_t0" in params.spec.reads:
-        late = [t for t in steps if t <= motion_pair(params)[1]]
-    iterations, is_smoothed = params.resample_iterations, params.smoothing is not None
-    return CallSize(len(steps), iterations, latents, len(late), bool(request.image), is_smoothed)
+        late = sum(t <= motion_pair(params)[1] for t in steps)
+    if "inversion_timestep" in params.spec.reads:
+        late = len(inversion_pairs(params))
+    iterations, is_smoothed = params.inversion_iterations or params.resample_iterations, params.smoothing is not None
+    return CallSize(len(steps), iterations, latents, late, bool(request.image), is_smoothed, params.without)

@@ -30,6 +30,9 @@ from ti2v_dist.video import VideoRequest
 NUMERICS_VERSION = 1
 """Raised by every change of this package that may change a frame's bits."""
 
+FEWEST = {"motion_t0": 1, "motion_t1": 2, "inversion_iterations": 1}
+"""What of a sampler's settings decides how long it takes, and not how much memory: as little as there can be."""
+
 DECODE_BATCH = 4
 """Latents decoded before their frames are given on: what bounds the memory of a long video."""
 
@@ -58,9 +61,9 @@ class Engine:
 
         Later batches of this shape need no more memory. Raises what torch raises where it does not suffice.
         """
-        moves = "motion_t0" in largest.params.spec.reads
-        few = {"motion_t0": 1, "motion_t1": 2} if moves else {}
-        steps = 2 if moves else 1
+        reads = largest.params.spec.reads
+        few = {name: value for name, value in FEWEST.items() if name in reads}
+        steps = 2 if "motion_t0" in reads else 1
         chosen = {"t_start": steps, "num_inference_steps": steps, "resample_iterations": 1, **few}
         params = replace(largest.params, **chosen)
         request = replace(largest, params=params)
