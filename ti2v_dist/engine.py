@@ -61,9 +61,8 @@ class Engine:
 
         Later batches of this shape need no more memory. Raises what torch raises where it does not suffice.
         """
-        reads = largest.params.spec.reads
-        few = {name: value for name, value in FEWEST.items() if name in reads}
-        steps = 2 if "motion_t0" in reads else 1
+        few = {name: value for name, value in FEWEST.items() if name in largest.params.spec.reads}
+        steps = 2 if "motion_t0" in few else 1
         chosen = {"t_start": steps, "num_inference_steps": steps, "resample_iterations": 1, **few}
         params = replace(largest.params, **chosen)
         request = replace(largest, params=params)
@@ -90,12 +89,11 @@ class Engine:
         pairs = [_to_numpy(self.model.encode_text([text, request.negative_prompt])) for text in request.texts]
         later_text_PLD = np.stack([pair[0] for pair in pairs[1:]]) if pairs[1:] else None
         given = (np.stack(images_HWC[1:]), np.stack(latents[1:])) if latents[1:] else (None, None)
-        image_HWC, latent_CHW = images_HWC[0] if images_HWC else None, [*latents, None][0]
+        image_HWC, latent_CHW = (images_HWC[0], latents[0]) if latents else (None, None)
         anchor_NCHW, embeddings_SLD = self._begun(request, latent_CHW, pairs[0], source_FHWC)
-        if latent_CHW is None:
+        if image_HWC is None or latent_CHW is None:
             assert anchor_NCHW is not None, request.id
             latent_CHW = anchor_NCHW[-1]
-        if image_HWC is None:
             image_HWC = self.decode(latent_CHW[None])[0]
         text_LD, negative_text_LD = pairs[0]
         text = (text_LD, negative_text_LD, later_text_PLD)

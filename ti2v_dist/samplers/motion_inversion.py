@@ -1,4 +1,4 @@
-"""PiLife's motion-aware inversion (Liu et al. 2024, Sec. 3.2): embeddings with which guidance leads back to an image.
+"""PiLife's motion-aware inversion (Liu et al., Sec. 3.2): embeddings with which guidance leads back to an image.
 
 Names and suffixes as in `samplers/base.py`; psi is the embedding in the place of the negative text, Z the image's way
 up by DDIM, s a timestep of it. This is the one place where a frozen model is differentiated.

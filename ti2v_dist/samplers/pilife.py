@@ -1,4 +1,4 @@
-"""PiLife (Liu et al. 2024): what moves in an image, and what stays, by the noise that its frames begin with.
+"""PiLife (Liu et al., Prompt Image to Life): what moves in an image, by the noise that its frames begin with.
 
 Names and suffixes as in `samplers/motion_inversion.py`; eps_rec is the noise that leads from the image to Z, A where
 the image moves, and k a frame of a chunk, whose frame 0 is what the chunk goes on from (the paper's frame 1).
