@@ -27,6 +27,7 @@ from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import motion_words
 from ti2v_dist.samplers.base import Batch
 from ti2v_dist.samplers.frames import denoise_alone, guided_frames
+from ti2v_dist.samplers.motion_inversion import _fitted
 from ti2v_dist.samplers.noise import KeyedNoise, Purpose, distance
 from ti2v_dist.samplers.pilife import _looks, _noise, clipped
 from ti2v_dist.schedules import inversion_pairs
@@ -214,6 +215,21 @@ def test_the_more_often_an_embedding_is_improved_the_nearer_it_leads(model: Any)
     errors = [error(engine.encode(asked(inversion_iterations=n, guidance_scale=7.5), picture())) for n in (1, 4, 16)]
     assert errors == sorted(errors, reverse=True), errors
     assert errors[2] < errors[0] / 2
+
+
+def test_an_embedding_is_no_longer_improved_once_it_leads_there() -> None:
+    psi, steps = torch.zeros(1, 2, 3), list[Tensor]()
+
+    def leads(psi: Tensor) -> Tensor:
+        steps.append(psi)
+        return 2 * psi
+
+    assert torch.equal(_fitted(leads, psi, torch.full((1, 2, 3), 1e-3), 0.01, 9)[0], psi)
+    assert len(steps) == 1
+    found, reached = _fitted(leads, psi, torch.ones(1, 2, 3), 0.01, 9)
+    assert len(steps) == 1 + 10
+    assert torch.equal(reached, 2 * found)
+    assert torch.allclose(found, torch.full((1, 2, 3), 0.09), atol=1e-3), "nine steps of Adam, each of its rate"
 
 
 def drawn(color: str, shape: str, seed: int) -> np.ndarray:

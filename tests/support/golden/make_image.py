@@ -1,6 +1,8 @@
 """Makes a golden run of an image model: a half-made video's state, kept in `image/NAME.tar.gz`. As `make.py`.
 
-PYTHONPATH=CHECKOUT python tests/support/golden/make_image.py NAME
+PYTHONPATH=CHECKOUT python tests/support/golden/make_image.py NAME [VIDEO ...]
+
+with all videos, or with those that are named.
 """
 
 import shutil
@@ -20,6 +22,7 @@ VIDEOS: dict[str, dict[str, Any]] = {
     "text": {"prompt": "a red circle", "seed": 5, "motion_dx": 4.0, "motion_dy": 0.0},
     "image": {"prompt": "a blue square", "image": "blue-square.png"},
     "edges": {"prompt": "one red circle", "control": "moving-circle-edges", "sampler": "text2video_zero_control"},
+    "life": {"prompt": "a blue square moving left", "image": "blue-square.png", "sampler": "pilife"},
 }
 """What each video is made of; places are relative to the folder."""
 INTERRUPTED_AT = 2
@@ -49,12 +52,12 @@ def made(folder: Path, name: str, listener: Listener = lambda frame, num_frames:
 
 
 def main() -> None:
-    (name,) = sys.argv[1:]
+    name, *videos = sys.argv[1:]
     make.PLACE.mkdir()  # never over what is there
     try:
         shutil.copy(make.EXAMPLES / "blue-square.png", make.PLACE)
         shutil.copytree(make.EXAMPLES / "moving-circle-edges", make.PLACE / "moving-circle-edges")
-        for video in VIDEOS:
+        for video in videos or VIDEOS:
             try:
                 made(make.PLACE, video, interrupt)
             except Interrupted:
