@@ -17,12 +17,12 @@ from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.settings import plain_settings, settings_of
-from ti2v_dist.specs import SAMPLERS
+from ti2v_dist.specs import NEEDED, SAMPLERS
 from ti2v_dist.video import SETTINGS, Given, Source, VideoRequest
 
 INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_factor=8, guidance_scale=3.0, fps=12)
 OTHERS = {"sampler": "replace", "init": "gaussian", "negative_prompt": "blurry"}
-OTHERS |= {"anchor": "last", "control_preprocessor": "canny", "motion_t0": 861, "motion_t1": 961}
+OTHERS |= {"anchor": "last", "control_preprocessor": "canny", "motion_t0": 861, "motion_t1": 961, "strategy": "noised"}
 OTHERS |= {"smoothing": 0.5, "subject": "cat"}
 ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs)
 ROOT = Path(video.__file__).parents[1]
@@ -60,7 +60,8 @@ def test_a_runs_setting_of_some_samplers_reaches_only_their_rows(name: str) -> N
     spec = SAMPLERS[reader_of(name)]
     source = Source("/a.mp4", "a.mp4", 16, "") if spec.source else None
     subject = {"subject": "cat"} if name == "smoothing" else {}
-    made = defaults.request(id="a", image="", prompt="a cat", sampler=reader_of(name), source=source, **subject)
+    image = "/a.png" if spec.image == NEEDED else ""
+    made = defaults.request(id="a", image=image, prompt="a cat", sampler=reader_of(name), source=source, **subject)
     assert getattr(made.params, name) == other(name)
 
 

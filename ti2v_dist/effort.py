@@ -47,4 +47,5 @@ def _size(request: VideoRequest, latents: int) -> CallSize:
     if "motion_t0" in params.spec.reads:
         late = [t for t in steps if t <= motion_pair(params)[1]]
     iterations, is_smoothed = params.resample_iterations, params.smoothing is not None
-    return CallSize(len(steps), iterations, latents, len(late), bool(request.image), is_smoothed)
+    row = {"has_image": bool(request.image), "is_smoothed": is_smoothed, "is_inverted": params.strategy == "inverted"}
+    return CallSize(len(steps), iterations, latents, len(late), context=params.context_frames, **row)

@@ -10,6 +10,7 @@ from ti2v_dist.specs import SAMPLERS, SamplerSpec
 INIT_NAMES = ("inversion", "gaussian")
 ANCHORS = ("first", "last")
 PREPROCESSORS = ("none", "canny")
+STRATEGIES = ("clean", "noised", "inverted")
 TRAIN_TIMESTEPS = 1000
 
 _PIXELS: dict[str, Any] = {"low": -512, "high": 512, "kept": float, "is_shared": False}
@@ -63,6 +64,10 @@ class SamplingParams:
     )
     image_guidance_scale: float | None = some_setting(
         1.5, "weight of the source's frames", above=0, kept=float, is_shared=False
+    )
+
+    strategy: str | None = some_setting(
+        "clean", "how given frames go into a model that looks back", choices=STRATEGIES, is_column=False
     )
 
     def __post_init__(self) -> None:

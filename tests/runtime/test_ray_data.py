@@ -77,7 +77,14 @@ def test_a_stopped_pipeline_goes_on_with_the_same_bits(config: dict[str, Any], t
     def records() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in (output / ".ti2v" / "videos").glob("*/[0-9]*")}
 
-    command = [sys.executable, "-c", STOPPED, ray.get_runtime_context().gcs_address, str(output), json.dumps(config, default=str)]
+    command = [
+        sys.executable,
+        "-c",
+        STOPPED,
+        ray.get_runtime_context().gcs_address,
+        str(output),
+        json.dumps(config, default=str),
+    ]
     stopped = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=300)
     assert "is interrupted; the same call goes on from there" in stopped.stderr, stopped.stderr
     before = records()

@@ -2,7 +2,7 @@
 
 Stable Diffusion 1 and 2, and every DreamBooth of them; a ControlNet (Zhang et al. 2023) lies beside the UNet in
 `controlnet/`, as `StableDiffusionControlNetPipeline.save_pretrained` writes it; a UNet of 8 channels is an
-InstructPix2Pix (Brooks et al. 2023).
+InstructPix2Pix (Brooks et al. 2023); with `look_back/` beside it, it sees the frames before (`models/look_back.py`).
 
 Suffixes: R rows, B batch, C channels, F frames, H height, W width, L tokens, D text width.
 """
@@ -20,7 +20,7 @@ from ti2v_dist.models.animatediff import BLOCKS, JOINED, SCHEDULERS, check_plain
 from ti2v_dist.models.checks import check_same
 from ti2v_dist.models.family import CLASSES, SCHEDULE, Configs, Family
 from ti2v_dist.schedules import PREDICTIONS
-from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, PICTURES
+from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, LOOK_BACK, PICTURES
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,12 @@ def _load(info: ModelInfo, family: Family, device: str, dtype: str, attention: s
     return LatentImageModel(info, family, device=device, dtype=dtype, attention=attention)
 
 
+def _load_looking_back(info: ModelInfo, family: Family, device: str, dtype: str, attention: str) -> VideoModel:
+    from ti2v_dist.models.look_back import LatentLookBackModel
+
+    return LatentLookBackModel(info, family, device=device, dtype=dtype, attention=attention)
+
+
 _IMAGE = Family(
     load_unet=_load_unet,
     predict=_predict,
@@ -90,5 +96,14 @@ INSTRUCTED = replace(
     extra_channels=4,
     suits=lambda folder, unet: unet.get("in_channels") == 8,
 )
-IMAGE_UNET = replace(_IMAGE, variants=(JOINED, INSTRUCTED, CONTROLLED))
+LOOKING_BACK = replace(
+    _IMAGE,
+    classes={**_IMAGE.classes, "look_back": ("LookBackModules",)},
+    longest_window=("look_back", "depth", 5),
+    window=16,
+    capabilities=frozenset({LOOK_BACK, PICTURES}),
+    suits=lambda folder, unet: (folder / "look_back").is_dir(),
+    load=_load_looking_back,
+)
+IMAGE_UNET = replace(_IMAGE, variants=(JOINED, INSTRUCTED, LOOKING_BACK, CONTROLLED))
 """What a folder with a UNet2D is, unless something lies beside it that makes it another family."""
