@@ -93,13 +93,23 @@ def test_a_folder_says_what_it_is_and_what_it_lacks(folder: Path, tmp_path: Path
     assert (info.capabilities, info.window) == ({LOOK_BACK, PICTURES}, 5)
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
     config = broken / "look_back" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "depth": 3}))
+    whole = json.loads(config.read_text())
+    config.write_text(json.dumps({**whole, "depth": 3}))
     with pytest.raises(ModelFolderError, match=r"look_back/.*: weight layers\.0\.look\.weight has shape"):
         load_model(read_info(str(broken)))
-    (broken / "look_back" / "config.json").unlink()
-    LookBackModules([8, 12], kernel=3).save_pretrained(broken / "look_back")
-    with pytest.raises(ModelFolderError, match=r"look_back/config\.json has channels \[8, 12\], but unet/config\.json"):
-        load_model(read_info(str(broken)))
+    for key, value, problem in (
+        (
+            "channels",
+            [8, 12],
+            r"look_back/config\.json has channels \[8, 12\], but the layers of unet/config\.json have",
+        ),
+        ("kernel", 4, r"look_back/config\.json has kernel 4; it must be an odd number"),
+        ("depth", 1, r"look_back/config\.json has depth 1; it must be a whole number from 2"),
+    ):
+        config.write_text(json.dumps({**whole, key: value}))
+        with pytest.raises(ModelFolderError, match=problem):
+            read_info(str(broken))
+    config.write_text(json.dumps(whole))
     (broken / "look_back" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ModelFolderError, match=r"look_back/ has no weights"):
         read_info(str(broken))

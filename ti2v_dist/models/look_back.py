@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.models.family import Family
-from ti2v_dist.models.folder import ModelFolderError
 from ti2v_dist.models.latent_model import LatentVideoModel
 from ti2v_dist.models.parts import freeze, load_diffusers_part
 
@@ -155,10 +154,6 @@ class LatentLookBackModel(LatentVideoModel):
         """Load the folder of `info`; see `ti2v_dist.models.load_model` for the choices and the errors."""
         super().__init__(info, family, device=device, dtype=dtype, attention=attention)
         modules = freeze(load_diffusers_part(LookBackModules, info, "look_back", self.dtype), self.device)
-        channels = [width for _, width in layers_of(self._unet)]
-        if (stated := list(modules.config["channels"])) != channels:
-            problem = f"look_back/config.json has channels {stated}, but unet/config.json asks for {channels}"
-            raise ModelFolderError(f"{info.folder}: {problem}")
         self._looking_back = LookingBack(self._unet, modules)
 
     @torch.inference_mode()

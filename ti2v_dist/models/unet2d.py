@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ti2v_dist.models.animatediff import BLOCKS, JOINED, SCHEDULERS, check_plain
 from ti2v_dist.models.checks import check_same
 from ti2v_dist.models.family import CLASSES, SCHEDULE, Configs, Family
+from ti2v_dist.models.folder import ModelFolderError
 from ti2v_dist.schedules import PREDICTIONS
 from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, LOOK_BACK, PICTURES
 
@@ -57,6 +58,21 @@ def _check_controlled(folder: Path, configs: Configs) -> None:
     check_plain(folder, configs)
     for key, default in _ALIKE.items():
         check_same(folder, configs, ("controlnet", key, default), ("unet", key, default))
+
+
+def _check_looking_back(folder: Path, configs: Configs) -> None:
+    """Modules after each layer of this UNet (`look_back.layers_of`), whose kernels have a middle."""
+    check_plain(folder, configs)
+    modules, unet = configs["look_back"], configs["unet"]
+    blocks, layers = unet.get("block_out_channels", list(BLOCKS)), unet.get("layers_per_block", 2)
+    down, up = (
+        [width for width in widths for _ in range(n)] for widths, n in ((blocks, layers), (blocks[::-1], layers + 1))
+    )
+    if (stated := modules.get("channels")) != (asked := [*down, blocks[-1], *up]):
+        problem = f"look_back/config.json has channels {stated!r}, but the layers of unet/config.json have {asked}"
+        raise ModelFolderError(f"{folder}: {problem}")
+    if type(kernel := modules.get("kernel", 5)) is not int or kernel < 1 or kernel % 2 == 0:
+        raise ModelFolderError(f"{folder}: look_back/config.json has kernel {kernel!r}; it must be an odd number")
 
 
 def _load(info: ModelInfo, family: Family, device: str, dtype: str, attention: str) -> VideoModel:
@@ -98,6 +114,7 @@ INSTRUCTED = replace(
 )
 LOOKING_BACK = replace(
     _IMAGE,
+    check=_check_looking_back,
     classes={**_IMAGE.classes, "look_back": ("LookBackModules",)},
     longest_window=("look_back", "depth", 5),
     window=16,

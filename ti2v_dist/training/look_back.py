@@ -35,8 +35,8 @@ _CLIPS, _BATCH = 20, 21
 class LookBackConfig(StageConfig):
     """One training: lengths in optimiser steps, sizes in clips or frames.
 
-    Of a clip `clean` frames are given, as a video's next chunk goes on from so many, and `new` are denoised. The paper's
-    `kernel` is 5, on latents of 32 x 32; these have 8 x 8.
+    Of a clip `clean` frames are given, as a video's next chunk goes on from so many, and `new` are denoised. The
+    paper's `kernel` is 5, on latents of 32 x 32; these have 8 x 8.
     """
 
     trajectories: int = 2000
