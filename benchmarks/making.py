@@ -30,10 +30,8 @@ def finished(
     latents_BFCHW = np.full(shape, np.nan, np.float32)
     alive = dict(enumerate(states))
     while alive and not next(iter(alive.values())).is_complete:
-        taken = [
-            sources[slot][engine.source_frames(state)] if sources and sources[slot] is not None else None
-            for slot, state in alive.items()
-        ]
+        whole = {slot: sources[slot] if sources else None for slot in alive}
+        taken = [None if (one := whole[slot]) is None else one[engine.source_frames(alive[slot])] for slot in alive]
         for slot, result in zip(list(alive), engine.advance(list(alive.values()), taken), strict=True):
             if isinstance(result, NonFiniteLatents):
                 del alive[slot]
