@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "canonical": set(),
     "settings": {"errors"},
     "specs": {"errors"},
-    "params": {"errors", "settings", "specs"},
+    "params": {"errors", "prompts", "settings", "specs"},
     "columns": {"video"},
     "schedules": {"errors", "params"},
     "video": {"errors", "prompts", "canonical", "settings", "specs", "params", "schedules"},

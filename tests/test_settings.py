@@ -24,6 +24,7 @@ INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_facto
 OTHERS = {"sampler": "replace", "init": "gaussian", "negative_prompt": "blurry"}
 OTHERS |= {"anchor": "last", "control_preprocessor": "canny", "motion_t0": 861, "motion_t1": 961, "strategy": "noised"}
 OTHERS |= {"smoothing": 0.5, "subject": "cat"}
+OTHERS |= {"motion_prompt": "purring", "inversion_timestep": 561, "distance_probability": 0.25, "without": "frames"}
 ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs)
 ROOT = Path(video.__file__).parents[1]
 
@@ -61,7 +62,8 @@ def test_a_runs_setting_of_some_samplers_reaches_only_their_rows(name: str) -> N
     source = Source("/a.mp4", "a.mp4", 16, "") if spec.source else None
     subject = {"subject": "cat"} if name == "smoothing" else {}
     image = "/a.png" if spec.image == NEEDED else ""
-    made = defaults.request(id="a", image=image, prompt="a cat", sampler=reader_of(name), source=source, **subject)
+    row: dict[str, Any] = {"id": "a", "image": image, "prompt": "a cat walking", "source": source, **subject}
+    made = defaults.request(**row, sampler=reader_of(name))
     assert getattr(made.params, name) == other(name)
 
 
@@ -86,6 +88,7 @@ def test_a_default_is_the_runs_else_the_models_or_the_samplers_else_the_declared
     chosen = load_config(None, [f"sampling.{name}={other(name)}"])
     assert request_defaults(chosen, INFO).settings[name] == other(name)
     of_model = {"guidance_scale": 3.0, "height": 32, "width": 48, "fps": 12, "motion_t0": 881, "motion_t1": 941}
+    of_model |= {"inversion_timestep": 761}
     of_model |= {"motion_dx": 48 * 12 / 512, "motion_dy": 32 * 12 / 512}
     found = request_defaults(RunConfig(), INFO).settings[name]
     assert found == of_model.get(name, None if SETTINGS[name].of_sampler else SETTINGS[name].default)
@@ -106,7 +109,7 @@ def test_a_batch_is_of_one_value_of_what_is_shared(name: str) -> None:
     sampler = reader_of(name)
     source = Source("/a.mp4", "a.mp4", 16, "") if SAMPLERS[sampler].source else None
     image = "" if source else "/a.png"
-    one = VideoRequest("a", image, "a cat", 0, 32, 48, SamplingParams(sampler), source=source)
+    one = VideoRequest("a", image, "a cat walking", 0, 32, 48, SamplingParams(sampler), source=source)
     changed: dict[str, Any] = {name: other(name), **({"subject": "cat"} if name == "smoothing" else {})}
     is_params = name in settings_of(SamplingParams)
     two = replace(one, params=replace(one.params, **changed)) if is_params else replace(one, **changed)

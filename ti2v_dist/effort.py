@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ti2v_dist.schedules import motion_pair, timesteps
+from ti2v_dist.schedules import inversion_pairs, motion_pair, timesteps
 from ti2v_dist.specs import CallSize, Limits
 from ti2v_dist.video import VideoRequest
 
@@ -43,9 +43,19 @@ def calls(request: VideoRequest, model: Limits) -> Iterator[Call]:
 
 def _size(request: VideoRequest, latents: int) -> CallSize:
     params = request.params
-    late = steps = timesteps(params)
+    late = len(steps := timesteps(params))
     if "motion_t0" in params.spec.reads:
-        late = [t for t in steps if t <= motion_pair(params)[1]]
-    iterations, is_smoothed = params.resample_iterations, params.smoothing is not None
-    row = {"has_image": bool(request.image), "is_smoothed": is_smoothed, "is_inverted": params.strategy == "inverted"}
-    return CallSize(len(steps), iterations, latents, len(late), context=params.context_frames, **row)
+        late = sum(t <= motion_pair(params)[1] for t in steps)
+    if "inversion_timestep" in params.spec.reads:
+        late = len(inversion_pairs(params))
+    return CallSize(
+        steps=len(steps),
+        iterations=params.inversion_iterations or params.resample_iterations,
+        latents=latents,
+        late_steps=late,
+        has_image=bool(request.image),
+        is_smoothed=params.smoothing is not None,
+        without=params.without,
+        context=params.context_frames,
+        is_inverted=params.strategy == "inverted",
+    )

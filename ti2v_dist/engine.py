@@ -2,14 +2,15 @@
 
 The shape of every batch is pinned, because a matrix product may sum in another order in another shape: so a video's
 bits depend neither on its neighbours nor on its slot.
-Suffixes: B batch slots, C latent channels, F frames, K context frames, H height, W width, L tokens, D text width.
+Suffixes: B batch slots, C latent channels, F frames, K context frames, S steps, H height, W width, L tokens, D width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from ti2v_dist.video import VideoRequest
 
 NUMERICS_VERSION = 1
 """Raised by every change of this package that may change a frame's bits."""
+
+FEWEST = {"motion_t0": 1, "motion_t1": 2, "inversion_iterations": 1}
+"""What of a sampler's settings decides how long it takes, and not how much memory: as little as there can be."""
 
 DECODE_BATCH = 4
 """Latents decoded before their frames are given on: what bounds the memory of a long video."""
@@ -57,9 +61,8 @@ class Engine:
 
         Later batches of this shape need no more memory. Raises what torch raises where it does not suffice.
         """
-        moves = "motion_t0" in largest.params.spec.reads
-        few = {"motion_t0": 1, "motion_t1": 2} if moves else {}
-        steps = 2 if moves else 1
+        few = {name: value for name, value in FEWEST.items() if name in largest.params.spec.reads}
+        steps = 2 if "motion_t0" in few else 1
         chosen = {"t_start": steps, "num_inference_steps": steps, "resample_iterations": 1, **few}
         params = replace(largest.params, **chosen)
         request = replace(largest, params=params)
@@ -86,15 +89,15 @@ class Engine:
         pairs = [_to_numpy(self.model.encode_text([text, request.negative_prompt])) for text in request.texts]
         later_text_PLD = np.stack([pair[0] for pair in pairs[1:]]) if pairs[1:] else None
         given = (np.stack(images_HWC[1:]), np.stack(latents[1:])) if latents[1:] else (None, None)
-        image_HWC, latent_CHW, anchor_NCHW = images_HWC[0] if images_HWC else None, [*latents, None][0], None
-        if begin := load_begin(request.params.sampler):
-            batch = self._first(request, latent_CHW, pairs[0], source_FHWC)
-            anchor_NCHW = _to_numpy(begin(self.model, batch, request.params)[0].transpose(0, 1))
-            latent_CHW = anchor_NCHW[-1] if latent_CHW is None else latent_CHW
-        if image_HWC is None:
+        image_HWC, latent_CHW = (images_HWC[0], latents[0]) if latents else (None, None)
+        anchor_NCHW, embeddings_SLD = self._begun(request, latent_CHW, pairs[0], source_FHWC)
+        if image_HWC is None or latent_CHW is None:
+            assert anchor_NCHW is not None, request.id
+            latent_CHW = anchor_NCHW[-1]
             image_HWC = self.decode(latent_CHW[None])[0]
         text_LD, negative_text_LD = pairs[0]
-        return Encoded(image_HWC, latent_CHW, text_LD, negative_text_LD, later_text_PLD, *given, anchor_NCHW)
+        text = (text_LD, negative_text_LD, later_text_PLD)
+        return Encoded(image_HWC, latent_CHW, *text, *given, anchor_NCHW, embeddings_SLD)
 
     @torch.inference_mode()
     def advance(
@@ -107,7 +110,7 @@ class Engine:
         neighbours are not affected. Raises `ValueError` for states that cannot share a batch.
         """
         self._check_batch(states)
-        usable = [state if _is_finite(state) else None for state in states]
+        usable = [state if state.is_finite else None for state in states]
         if not any(usable):
             return [NonFiniteLatents(state.request.id, state.frame + 1) for state in states]
         empty = [None] * (self.slots - len(states))
@@ -198,39 +201,39 @@ class Engine:
     def _sample(self, slots: Sequence[VideoState | None], sources: Sequence[np.ndarray | None]) -> Sample:
         """One sampler call of the engine's fixed shape; an empty slot is all zeros."""
         one = next(state for state in slots if state is not None)
-        queue_BKCHW = np.zeros((self.slots, *one.queue.latents_KCHW.shape), np.float32)
-        text_BLD = np.zeros((self.slots, *one.text_LD.shape), np.float32)
-        negative_text_BLD = np.zeros_like(text_BLD)
-        guidance_B = np.ones(self.slots, np.float32)
-        for slot, state in enumerate(slots):
-            if state is not None:
-                queue_BKCHW[slot] = state.queue.latents_KCHW
-                text_BLD[slot], negative_text_BLD[slot] = state.next_text_LD, state.negative_text_LD
-                guidance_B[slot] = state.request.params.guidance_scale
+
+        def each(read: Callable[[VideoState], Any]) -> Tensor:
+            return self._stacked([None if state is None else read(state) for state in slots])
+
+        guidance = [1.0 if state is None else state.request.params.guidance_scale for state in slots]
         seeds = [None if state is None else state.request.seed for state in slots]
         frames = [0 if state is None else state.frame + 1 for state in slots]
-        _, C, H, W = one.queue.latents_KCHW.shape
+        C, H, W = one.queue.latents_KCHW.shape[1:]
         batch = Batch(
-            self._to_device(queue_BKCHW).transpose(1, 2).contiguous(),
-            self._to_device(text_BLD),
-            self._to_device(negative_text_BLD),
-            self._to_device(guidance_B),
+            each(lambda state: state.queue.latents_KCHW).transpose(1, 2).contiguous(),
+            each(lambda state: state.next_text_LD),
+            each(lambda state: state.negative_text_LD),
+            self._to_device(np.array(guidance, np.float32)),
             KeyedNoise(seeds, frames, (C, H, W), self.model.device, self._executor),
             [None if state is None else state.ahead(self._chunk(state.request.params)) for state in slots],
             [None if state is None else state.request for state in slots],
             frames,
             self._sources([None if state is None else source for state, source in zip(slots, sources, strict=True)]),
+            None if one.embeddings_SLD is None else each(lambda state: state.embeddings_SLD),
         )
         return load_sampler(one.request.params.sampler)(self.model, batch, one.request.params)
 
-    def _first(
+    def _begun(
         self,
         request: VideoRequest,
         latent_CHW: np.ndarray | None,
         text_2LD: np.ndarray,
         source_FHWC: np.ndarray | None,
-    ) -> Batch:
-        """The batch of one slot in which a video's first frame is made."""
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The anchor_NCHW and embeddings_SLD with which a video begins, made in a batch of one slot."""
+        begin = load_begin(request.params.sampler)
+        if begin is None:
+            return None, None
         assert isinstance(self.model, ImageModel), request.params.sampler
         C, f = self.model.latent_channels, self.model.info.vae_factor
         shape = (C, request.height // f, request.width // f)
@@ -240,15 +243,21 @@ class Engine:
         noise = KeyedNoise([request.seed], [0], shape, self.model.device, self._executor)
         sources = self._sources([source_FHWC])
         context_1C1HW = self._to_device(context[None, :, None])
-        return Batch(context_1C1HW, text, negative_text, guidance, noise, [None], [request], [0], sources)
+        batch = Batch(context_1C1HW, text, negative_text, guidance, noise, [None], [request], [0], sources)
+        anchor_BCNHW, embeddings_BSLD = begin(self.model, batch, request.params)
+        found = None if embeddings_BSLD is None else _to_numpy(embeddings_BSLD[0])
+        return _to_numpy(anchor_BCNHW[0].transpose(0, 1)), found
 
     def _sources(self, sources: Sequence[np.ndarray | None]) -> Tensor | None:
         """The frames of each slot's source in [0, 1]; None where no video has one."""
-        one = next((source for source in sources if source is not None), None)
-        if one is None:
+        if all(source is None for source in sources):
             return None
-        frames_BFHWC = np.stack([np.zeros_like(one) if source is None else source for source in sources])
-        return self._to_device(frames_BFHWC).float() / 255
+        return self._stacked(sources).float() / 255
+
+    def _stacked(self, of_slots: Sequence[np.ndarray | None]) -> Tensor:
+        """The same array of each slot, zeros where a slot has none."""
+        one = next(array for array in of_slots if array is not None)
+        return self._to_device(np.stack([np.zeros_like(one) if array is None else array for array in of_slots]))
 
     def _chunk(self, params: SamplingParams) -> int:
         """Latents that one call makes of a video."""
@@ -277,11 +286,6 @@ class Engine:
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.tensor(array).to(self.model.device)  # a copy: what came out of a store or Ray is read-only
-
-
-def _is_finite(state: VideoState) -> bool:
-    inputs = (state.queue.latents_KCHW, state.next_text_LD, state.negative_text_LD)
-    return all(bool(np.isfinite(array).all()) for array in inputs)
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Latents: what a video has been made of so far, and what its next frames are made from.
 
 Arrays are numpy, so that a process without torch can hold them.
-Suffixes: C latent channels, F frames, H latent height, W latent width, L tokens, D text width.
+Suffixes: C latent channels, F frames, S steps, H latent height, W latent width, L tokens, D text width.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +18,8 @@ class Encoded:
     """What a new video starts from: its first frame (uint8, pixels), z0 and the text embeddings (float32).
 
     `later_text_PLD` are those of a prompt schedule's P later texts; `given_*` are the N later frames that are given;
-    `anchor_NCHW` are the latents that all chunks go on from, where a sampler has such.
+    `anchor_NCHW` are the latents that all chunks go on from, and `embeddings_SLD` what was found to stand for a text at
+    each step, where a sampler has such.
     """
 
     image_HWC: np.ndarray
@@ -29,11 +30,12 @@ class Encoded:
     given_images_NHWC: np.ndarray | None = None
     given_latents_NCHW: np.ndarray | None = None
     anchor_NCHW: np.ndarray | None = None
+    embeddings_SLD: np.ndarray | None = None
 
     @property
     def is_finite(self) -> bool:
         """True when no value is NaN or infinite."""
-        text = (self.text_LD, self.negative_text_LD, self.later_text_PLD)
+        text = (self.text_LD, self.negative_text_LD, self.later_text_PLD, self.embeddings_SLD)
         arrays = (self.latent_CHW, self.given_latents_NCHW, self.anchor_NCHW, *text)
         return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
 
@@ -98,6 +100,7 @@ class VideoState:
     negative_text_LD: np.ndarray
     later_text_PLD: np.ndarray | None = None
     given_NCHW: np.ndarray | None = None
+    embeddings_SLD: np.ndarray | None = None
 
     @classmethod
     def start(cls, request: VideoRequest, encoded: Encoded) -> "VideoState":
@@ -108,7 +111,14 @@ class VideoState:
         if encoded.given_latents_NCHW is not None:
             queue, given = queue.push(encoded.given_latents_NCHW[:lead]), encoded.given_latents_NCHW[lead:]
         text = (encoded.text_LD, encoded.negative_text_LD, encoded.later_text_PLD)
-        return cls(request, lead, queue, *text, given if given is not None and len(given) else None)
+        given = given if given is not None and len(given) else None
+        return cls(request, lead, queue, *text, given, encoded.embeddings_SLD)
+
+    @property
+    def is_finite(self) -> bool:
+        """True when nothing that its next frames are made from is NaN or infinite."""
+        inputs = (self.queue.latents_KCHW, self.next_text_LD, self.negative_text_LD, self.embeddings_SLD)
+        return all(array is None or bool(np.isfinite(array).all()) for array in inputs)
 
     @property
     def next_text_LD(self) -> np.ndarray:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ti2v_dist.errors import InputError
+from ti2v_dist.prompts import motion_words
 from ti2v_dist.settings import check_range, check_settings, setting, settings_of, shared, some_setting
 from ti2v_dist.specs import SAMPLERS, SamplerSpec
 
@@ -11,6 +12,7 @@ INIT_NAMES = ("inversion", "gaussian")
 ANCHORS = ("first", "last")
 PREPROCESSORS = ("none", "canny")
 STRATEGIES = ("clean", "noised", "inverted")
+PARTS_OF_PILIFE = ("none", "inversion", "attention", "clipper", "frames")
 TRAIN_TIMESTEPS = 1000
 
 _PIXELS: dict[str, Any] = {"low": -512, "high": 512, "kept": float, "is_shared": False}
@@ -41,7 +43,13 @@ class SamplingParams:
     )
     t_start: int | None = setting(None, "the first timestep", low=1, high=TRAIN_TIMESTEPS - 1, is_column=False)
     init: str = setting("inversion", "what a new frame starts from", choices=INIT_NAMES, is_column=False)
-    chunk_frames: int | None = some_setting(8, "frames of an image model made at once", low=1, is_column=False)
+    chunk_frames: int | None = some_setting(
+        8,
+        "frames of an image model made at once",
+        low=1,
+        of_sampler=lambda spec, window: spec.chunk_frames,
+        is_column=False,
+    )
     anchor: str | None = some_setting("first", "whose look the frames take over", choices=ANCHORS, is_column=False)
     motion_dx: float | None = some_setting(
         12.0, "pixels a frame to the right [δx]", of_model=lambda info: info.width * 12 / 512, **_PIXELS
@@ -65,6 +73,30 @@ class SamplingParams:
     image_guidance_scale: float | None = some_setting(
         1.5, "weight of the source's frames", above=0, kept=float, is_shared=False
     )
+    motion_prompt: str | None = some_setting(None, "the words that say what moves and how", is_shared=False)
+    inversion_timestep: int | None = some_setting(
+        761,
+        "where the image's inversion ends and the frames begin [s*]",
+        low=1,
+        high=TRAIN_TIMESTEPS - 1,
+        of_model=lambda info: info.inversion_timestep,
+        is_column=False,
+    )
+    inversion_iterations: int | None = some_setting(
+        10, "how often each of its steps improves the embedding, at most", low=1, is_column=False
+    )
+    inversion_rate: float | None = some_setting(
+        0.01, "Adam's learning rate at its first step", above=0, kept=float, is_column=False
+    )
+    motion_noise: float | None = some_setting(
+        1.0, "weight of the noise that keeps to what moves [η]", low=0, high=1000, kept=float
+    )
+    distance_probability: float | None = some_setting(
+        0.5, "how likely the third frame that is looked at is the one before [p]", low=0.01, high=1, kept=float
+    )
+    without: str | None = some_setting(
+        "none", "a part of PiLife that is left out, for the ablation", choices=PARTS_OF_PILIFE, is_column=False
+    )
 
     strategy: str | None = some_setting(
         "clean", "how given frames go into a model that looks back", choices=STRATEGIES, is_column=False
@@ -81,10 +113,21 @@ class SamplingParams:
             raise InputError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
         check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
 
-    def check_subject(self, texts: list[str]) -> None:
-        """Raise `InputError` where a background is to be smoothed and nobody says what stands before it."""
-        if self.smoothing is None:
-            return
+    def check_texts(self, texts: list[str]) -> None:
+        """Raise `InputError` where a sampler needs a word that neither the texts nor the settings have."""
+        if "motion_prompt" in self.spec.reads:
+            self.motion_of(texts[0])
+        if self.smoothing is not None:
+            self._check_subject(texts)
+
+    def motion_of(self, text: str) -> str:
+        """The words of the motion: those that are given, else those of the text. Raises `InputError` for none."""
+        if words := self.motion_prompt or motion_words(text):
+            return words
+        raise InputError(f"prompt {text!r} has no word of a motion that is known: give motion_prompt too")
+
+    def _check_subject(self, texts: list[str]) -> None:
+        """A background is to be smoothed, and somebody says what stands before it."""
         if not self.subject:
             raise InputError(f"smoothing is {self.smoothing!r}; give subject too, the words of the prompt in front")
         for text in texts:

@@ -1,6 +1,7 @@
 """What a video shows: one text, or a prompt schedule, whose texts each hold from a frame on."""
 
 import json
+import re
 from typing import Any, TypedDict
 
 from ti2v_dist.errors import InputError
@@ -70,6 +71,27 @@ def caption(prompt: Prompt) -> str:
     """One line for people: "a cat; from frame 41: a dog"."""
     first, *later = entries(prompt)
     return "; ".join([first["prompt"], *(f"from frame {entry['from_frame']}: {entry['prompt']}" for entry in later)])
+
+
+_NO_MOTION = "morning|evening|building|ceiling|painting|clothing|lightning|anything|nothing|something|everything|during"
+_NO_MOTION += "|thing|spring|string|wedding|earring|pudding|sibling|duckling"
+_VERB = (
+    "moves|goes|runs|walks|flies|jumps|dances|swims|falls|rises|slides|turns|spins|rotates|rolls|swings|climbs|sails"
+)
+_VERB += "|floats|drifts|flows|blows|shakes|stays|stands|rests?"
+_WHERE = "left|right|up|down|(?:up|down|for|back)wards?|away|around|round|across|along|over|off|out|still|fast"
+_MOTION = re.compile(
+    rf"\b(?:not )?(?:(?!(?:{_NO_MOTION})\b)[a-z]{{2,}}ing|{_VERB})\b(?:\s+(?:to the )?(?:{_WHERE}|[a-z]+ly)\b)*"
+)
+
+
+def motion_words(text: str) -> str:
+    """The words of a text that say what moves and how, in their order; "" where none is known.
+
+    Those are words in -ing and a few verbs, a "not" before one, and the directions and words in -ly that follow it:
+    "moving to the left" of "a red circle moving to the left on a table".
+    """
+    return " ".join(_MOTION.findall(text.lower()))
 
 
 def _check_text(name: str, text: Any) -> str:

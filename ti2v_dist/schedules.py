@@ -33,6 +33,17 @@ def timestep_pairs(params: SamplingParams) -> list[tuple[int, int]]:
     return list(zip(ts, [*ts[1:], 0], strict=True))
 
 
+def inversion_pairs(params: SamplingParams) -> list[tuple[int, int]]:
+    """The steps from s* of PiLife on: of the timesteps that there are, the one that is nearest to what is asked for."""
+    assert params.inversion_timestep is not None, params
+    first = _nearest(params, params.inversion_timestep)
+    return [(t, t_next) for t, t_next in timestep_pairs(params) if t <= first]
+
+
+def _nearest(params: SamplingParams, wanted: int) -> int:
+    return min(timesteps(params), key=lambda t: abs(t - wanted))
+
+
 def motion_pair(params: SamplingParams) -> tuple[int, int]:
     """T' and T of Text2Video-Zero: of the timesteps that there are, those nearest to what is asked for.
 
@@ -40,8 +51,7 @@ def motion_pair(params: SamplingParams) -> tuple[int, int]:
     """
     assert params.motion_t0 is not None, params
     assert params.motion_t1 is not None, params
-    ts = timesteps(params)
-    t0, t1 = (min(ts, key=lambda t, wanted=wanted: abs(t - wanted)) for wanted in (params.motion_t0, params.motion_t1))
+    t0, t1 = _nearest(params, params.motion_t0), _nearest(params, params.motion_t1)
     if t0 >= t1:
         raise InputError(
             f"num_inference_steps is {params.num_inference_steps}: of its timesteps {t0} is the nearest to motion_t0, "

@@ -34,8 +34,8 @@ COMMON = frozenset({"num_inference_steps", "guidance_scale", "t_start"})
 class CallSize(NamedTuple):
     """What the evaluations of one call of a sampler depend on: [S], [U], the latents that it makes, and the rest.
 
-    `late_steps` are those of its steps from `motion_t1` on. `has_image`, `is_smoothed` and `is_inverted` are the
-    row's. `context` are the latents that it goes on from.
+    `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `has_image`, `is_smoothed`,
+    `without` and `is_inverted` are the row's. `context` are the latents that it goes on from.
     """
 
     steps: int
@@ -44,6 +44,7 @@ class CallSize(NamedTuple):
     late_steps: int
     has_image: bool = True
     is_smoothed: bool = False
+    without: str | None = None
     context: int = 0
     is_inverted: bool = False
 
@@ -65,10 +66,10 @@ class SamplerSpec:
     `begin` names, as `function` does, what makes the first frame, or what else a video starts from: then the context is
     an anchor of so many latents, which does not slide. `image` says whether a row gives the first frame: NEEDED,
     OPTIONAL or NONE. `source` is the column of the video of which each new frame takes one.
-    `num_inference_steps` is the number of steps where nobody chose.
+    `num_inference_steps` is the number of steps where nobody chose, `chunk_frames` that of an image model's frames.
 
     `evaluations` are the calls of the model that one call of the sampler makes, and `begin_evaluations` those of
-    `begin`; of a look ahead, for the latents that are not given.
+    `begin`, at most, where it may stop early; of a look ahead, for the latents that are not given.
     """
 
     function: str
@@ -82,6 +83,7 @@ class SamplerSpec:
     image: str = NEEDED
     source: str | None = None
     num_inference_steps: int = 10
+    chunk_frames: int = 8
     evaluations: Callable[[CallSize], int] = each_step
     begin_evaluations: Callable[[CallSize], int] = each_step
 
@@ -113,6 +115,8 @@ class Limits(Protocol):
 _QUEUE = frozenset({"resample_iterations", "context_frames", "init"})
 _MOTION = frozenset({"chunk_frames", "anchor", "motion_dx", "motion_dy", "motion_t0", "motion_t1"})
 _MOTION |= {"smoothing", "subject"}
+_LIFE = frozenset({"chunk_frames", "inversion_timestep", "inversion_iterations", "inversion_rate"})
+_LIFE |= {"motion_prompt", "motion_noise", "distance_probability", "without"}
 
 
 def _resampled(call: CallSize) -> int:
@@ -132,6 +136,17 @@ def _moved(call: CallSize) -> int:
 def _inverted(call: CallSize) -> int:
     """An image is inverted up to `motion_t1`; without one the first frame is made."""
     return call.late_steps if call.has_image else call.steps
+
+
+def _enlivened(call: CallSize) -> int:
+    """Each frame, and the one that they begin from; and the inversion of the last one, for the next call."""
+    return call.late_steps * (call.latents + 2)
+
+
+def _optimised(call: CallSize) -> int:
+    """Of each step the inversion, the text once, U times the embedding, and once what it came to; and one look."""
+    found = 0 if call.without == "inversion" else call.late_steps * (call.iterations + 2)
+    return call.late_steps + found + (call.without != "attention")
 
 
 def _beside(call: CallSize) -> int:
@@ -160,6 +175,29 @@ SAMPLERS: dict[str, SamplerSpec] = {
         num_inference_steps=50,
         evaluations=_moved,
         begin_evaluations=_inverted,
+    ),
+    "i2v_zero": SamplerSpec(
+        "text2video_zero:sample_text2video_zero",
+        _MOTION,
+        frozenset({IMAGE}),
+        chunk=None,
+        begin="text2video_zero:begin_text2video_zero",
+        anchor=3,
+        num_inference_steps=50,
+        evaluations=_moved,
+        begin_evaluations=_inverted,
+    ),
+    "pilife": SamplerSpec(
+        "pilife:sample_pilife",
+        _LIFE,
+        frozenset({IMAGE}),
+        chunk=None,
+        begin="motion_inversion:begin_pilife",
+        anchor=3,
+        num_inference_steps=50,
+        chunk_frames=5,
+        evaluations=_enlivened,
+        begin_evaluations=_optimised,
     ),
     "text2video_zero_control": SamplerSpec(
         "controlled:sample_controlled",

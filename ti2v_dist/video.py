@@ -138,7 +138,7 @@ class VideoRequest:
             made = "makes one window" if spec.is_one_window else "makes what lies between given frames"
             raise InputError(f"prompt is a schedule; sampler {self.params.sampler!r} {made} under one text")
         check_settings(self)
-        self.params.check_subject(self.texts)
+        self.params.check_texts(self.texts)
         check_range("seed", self.seed, 0, MAX_SEED)
         self._check_given()
         self._check_source()

@@ -36,7 +36,7 @@ def test_a_folder_says_what_it_is(folders: dict[str, Path]) -> None:
     assert found["instruct"].capabilities == {INSTRUCT, PICTURES}
     one = found["image"]
     assert (one.window, one.height, one.vae_factor, one.guidance_scale) == (1, SIZE, 8, 3.0)
-    assert (one.motion_t0, one.motion_t1) == (881, 941)
+    assert (one.motion_t0, one.motion_t1, one.inversion_timestep) == (881, 941, 761)
 
 
 def first_frame(folder: Path, sampler: str) -> tuple[np.ndarray, torch.Tensor, Image.Image]:
@@ -104,7 +104,12 @@ def edited(folder: Path, tmp_path: Path, part: str, **entries: Any) -> Path:
 @pytest.mark.parametrize(
     ("kind", "part", "entries", "message"),
     [
-        ("image", "ti2v.json", {"window": 8}, "has window; it may state guidance_scale, fps, motion_t0, motion_t1"),
+        (
+            "image",
+            "ti2v.json",
+            {"window": 8},
+            "has window; it may state guidance_scale, fps, motion_t0, motion_t1, inversion_timestep",
+        ),
         ("image", "ti2v.json", {"motion_t0": 0}, "motion_t0 is 0; it must be a timestep, 1 to 999"),
         ("image", "scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type is 'sample'"),
         (

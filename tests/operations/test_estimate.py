@@ -31,6 +31,8 @@ from ti2v_dist.video import Given, Source, VideoRequest
 K, SLOTS = WINDOW - 1, 4
 KINDS = {INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image", LOOK_BACK: "look_back"}
 MOTION: dict[str, Any] = {"num_inference_steps": 5, "motion_t0": 401, "motion_t1": 601, "context_frames": 3}
+LIFE: dict[str, Any] = {"num_inference_steps": 4, "inversion_timestep": 500, "chunk_frames": 2, "context_frames": 3}
+LIFE |= {"inversion_iterations": 2, "motion_prompt": "rolling"}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 5}),
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 4}, {"given": (1, 2), "num_frames": 5}),
@@ -39,6 +41,10 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("infill", {"num_inference_steps": 3, "context_frames": 2}, {"given": (2, 3, 5), "num_frames": 6}),
     ("text2video_zero", {**MOTION, "chunk_frames": 2}, {"num_frames": 6, "image": ""}),
     ("text2video_zero", {**MOTION, "smoothing": 0.6, "subject": "ball"}, {"num_frames": 4}),
+    ("i2v_zero", {**MOTION, "chunk_frames": 2}, {"num_frames": 4}),
+    ("pilife", LIFE, {"num_frames": 5}),
+    ("pilife", {**LIFE, "without": "inversion"}, {"num_frames": 3}),
+    ("pilife", {**LIFE, "without": "attention"}, {"num_frames": 3}),
     ("text2video_zero_control", {"num_inference_steps": 3, "context_frames": 1}, {"num_frames": 10}),
     ("look_back", {"num_inference_steps": 3, "context_frames": 4, "chunk_frames": 3}, {"num_frames": 6}),
     ("look_back", {"num_inference_steps": 3, "context_frames": 2, "strategy": "inverted"}, {"num_frames": 4}),

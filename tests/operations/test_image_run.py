@@ -21,7 +21,7 @@ from ti2v_dist.operations.verify import verify
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 
-SAMPLER, CONTROLLED = "text2video_zero", "text2video_zero_control"
+SAMPLER, CONTROLLED, LIVING = "text2video_zero", "text2video_zero_control", "pilife"
 SETTINGS = (
     f"sampling.sampler={SAMPLER}",
     "sampling.num_inference_steps=4",
@@ -29,11 +29,13 @@ SETTINGS = (
     "sampling.motion_t1=501",
     "sampling.motion_dx=8",
     "sampling.chunk_frames=4",
+    "sampling.inversion_timestep=501",
+    "sampling.inversion_iterations=2",
     f"engine.slots={ray_runs.SLOTS}",
 )
 LEVELS = range(10, 250, 18)
 """The grey of each frame of a control clip."""
-FRAMES = {"ann": 25, "bob": 13, "cid": 13}
+FRAMES = {"ann": 25, "bob": 13, "cid": 13, "dan": 9}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         {"id": "ann", "prompt": "red"},
         {"id": "bob", "prompt": "blue", "image": "bob.png"},
         {"id": "cid", "prompt": "sky", "control": "cid.mkv", "sampler": CONTROLLED},
+        {"id": "dan", "prompt": "a red ball rolling", "image": "bob.png", "sampler": LIVING},
     ]
     made.other_manifest("manifest.jsonl", [{**row, "num_frames": FRAMES[row["id"]]} for row in rows])
     return made
@@ -91,10 +94,13 @@ def test_killed_resumed_extended_and_forked_they_are_the_videos_that_were_made_a
         edit.fork(opened, "ann", 8, "a green dog", new_id="dog")
         with pytest.raises(ValueError, match=r"from_frame is 9, in the middle of a chunk of 4 frames: choose 8 or 12"):
             edit.fork(opened, "ann", 9, "a green dog", new_id="cat")
-        edit.extend(opened, "bob", "17")
+        longer = {"bob": 17, "dan": 13}
+        for video_id, frames in longer.items():
+            edit.extend(opened, video_id, str(frames))
         assert (ended := run.run(*options, workers=1)).code == 0, ended.stderr
-        longer = alone(given, tmp_path / "longer", {**rows["bob"], "num_frames": 17})
-        assert (store.read_done("bob") or {})["frames_sha256"] == longer["frames_sha256"]
+        for video_id, frames in longer.items():
+            expected = alone(given, tmp_path / "longer", {**rows[video_id], "num_frames": frames})
+            assert (store.read_done(video_id) or {})["frames_sha256"] == expected["frames_sha256"], video_id
         schedule = [{"from_frame": 0, "prompt": "red"}, {"from_frame": 9, "prompt": "a green dog"}]
         forked = alone(given, tmp_path / "forked", {**rows["ann"], "prompt": schedule, "seed": store_seed(store)})
         assert (store.read_done("dog") or {})["frames_sha256"] == forked["frames_sha256"]

@@ -109,7 +109,7 @@ def _evaluations(name: str, spec: SamplerSpec) -> str:
     request = defaults.request(
         id="one",
         image="" if spec.image == NONE else "/one.png",
-        prompt="one",
+        prompt="moving",
         num_frames=frames,
         given=(Given(frames - 1, "/last.png"),) if spec.looks_ahead else (),
         source=Source("/one.mp4", "one.mp4", frames, "0" * 64) if spec.source else None,

@@ -20,7 +20,7 @@ from ti2v_dist.inputs.rows import Row
 from ti2v_dist.inputs.sources import PREPARED
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import entries, read_prompt
-from ti2v_dist.schedules import motion_pair
+from ti2v_dist.schedules import inversion_pairs, motion_pair
 from ti2v_dist.settings import settings_of
 from ti2v_dist.specs import COMMON
 from ti2v_dist.storage.addresses import UrlRefused
@@ -129,7 +129,11 @@ def _settings_but(read: frozenset[str]) -> list[str]:
 
 
 def _warn_nearest(params: SamplingParams) -> Iterator[str]:
-    asked = params.motion_t0, params.motion_t1
-    if "motion_t0" in params.spec.reads and (taken := motion_pair(params)) != asked:
-        steps = f"{params.num_inference_steps} steps have no timesteps {asked[0]} and {asked[1]}"
-        yield f"{steps}: the motion is at the nearest ones, {taken[0]} and {taken[1]}"
+    taken = dict[str, int]()
+    if "motion_t0" in params.spec.reads:
+        taken = dict(zip(("motion_t0", "motion_t1"), motion_pair(params), strict=True))
+    if "inversion_timestep" in params.spec.reads:
+        taken = {"inversion_timestep": inversion_pairs(params)[0][0]}
+    for name, t in taken.items():
+        if t != (asked := getattr(params, name)):
+            yield f"{name} is {asked}: of the {params.num_inference_steps} steps the nearest is taken, {t}"

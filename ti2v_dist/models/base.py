@@ -39,6 +39,7 @@ class ModelInfo:
     capabilities: frozenset[str] = FRAME_BY_FRAME
     motion_t0: int = 881
     motion_t1: int = 941
+    inversion_timestep: int = 761
 
 
 class VideoModel(Protocol):
@@ -101,16 +102,32 @@ class LookBackModel(VideoModel, Protocol):
 
 @dataclass(frozen=True)
 class FrameKeys:
-    """What the self-attention layers of an image model read of frames: key_RTD and value_RTD a layer, of R rows."""
+    """What the self-attention layers of an image model read of frames: key_RTD and value_RTD a layer, of R rows.
+
+    Where `gather` has put the tokens of N frames side by side in a row, `read_RN` says which of these are read.
+    """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
+    read_RN: Tensor | None = None
+
+    def __add__(self, other: FrameKeys) -> FrameKeys:
+        """The rows of both."""
+        import torch
+
+        pairs = zip(self.layers, other.layers, strict=True)
+        return FrameKeys(tuple((torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in pairs))
 
     def gather(self, table: Sequence[Sequence[int]]) -> FrameKeys:
-        """Row r reads the tokens of all rows that `table[r]` names: frame 0's, or those of several frames in a row."""
+        """Row r reads the tokens of all rows that `table[r]` names: frame 0's, or those of several frames in a row.
+
+        A row that is named twice is read once: so what reads more frames and what reads fewer have one shape.
+        """
         import torch
 
         rows = torch.tensor(table)
-        return FrameKeys(tuple((key[rows].flatten(1, 2), value[rows].flatten(1, 2)) for key, value in self.layers))
+        layers = tuple((key[rows].flatten(1, 2), value[rows].flatten(1, 2)) for key, value in self.layers)
+        is_new = [[row not in named[:place] for place, row in enumerate(named)] for named in table]
+        return FrameKeys(layers, torch.tensor(is_new, device=layers[0][0].device))
 
 
 @runtime_checkable
@@ -131,7 +148,9 @@ class ImageModel(VideoModel, Protocol):
         control_RCHW: Tensor | None = None,
         picture_RCHW: Tensor | None = None,
     ) -> tuple[Tensor, FrameKeys]:
-        """What `schedule.step` takes of noisy latents at timestep `t`, and the keys that were read: its own, or `keys`.
+        """What `schedule.step` takes of noisy latents at timestep `t`, and the keys that later frames may read.
+
+        Those are these rows' own, if they read their own or `keys` that were gathered; else `keys`.
 
         `control_RCHW` are the pictures in [0, 1] that steer a model with a ControlNet; `picture_RCHW` the latents that
         a model which is told what to change takes beside its own (`INSTRUCT`).

@@ -14,7 +14,7 @@ from ti2v_dist.specs import WINDOW
 SETTINGS = ("guidance_scale", "fps")
 """What `ti2v.json` may state of any model."""
 OF_WINDOWS = ("window",)
-OF_IMAGES = ("motion_t0", "motion_t1")
+OF_IMAGES = ("motion_t0", "motion_t1", "inversion_timestep")
 SPECIAL_TOKENS = 2
 """Start and end of a text: a vocabulary of these alone has no word."""
 

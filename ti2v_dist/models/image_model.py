@@ -28,19 +28,37 @@ from ti2v_dist.models.parts import freeze, load_diffusers_part
 
 
 class _Memory:
-    """What the self-attention layers read, in the order in which they are called, and what they have read."""
+    """What the self-attention layers read, in the order in which they are called, and what others may read of them."""
 
     def __init__(self) -> None:
         self.given: Iterator[tuple[Tensor, Tensor]] | None = None
-        self.read: list[tuple[Tensor, Tensor]] | None = None
+        self.read_RN: Tensor | None = None
+        self.kept: list[tuple[Tensor, Tensor]] | None = None
 
     @contextmanager
     def watched(self, keys: FrameKeys | None) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        self.given, self.read = iter(keys.layers) if keys else None, []
+        self.given, self.read_RN, self.kept = (iter(keys.layers), keys.read_RN, []) if keys else (None, None, [])
         try:
-            yield self.read
+            yield self.kept
         finally:
-            self.given, self.read = None, None
+            self.given, self.read_RN, self.kept = None, None, None
+
+    def pair(self, attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """The key_RTD and value_RTD that the next layer reads."""
+        given = next(self.given) if self.given is not None else None
+        if given is None or self.read_RN is not None:
+            own = attn.to_k(hidden_states), attn.to_v(hidden_states)
+        else:
+            own = given  # nobody looks at these rows: what they look at will do for all
+        if self.kept is not None:
+            self.kept.append(own)
+        return given or own
+
+    def mask(self, tokens: int) -> Tensor | None:
+        """Which of a row's so many tokens are read, mask_R1T; None where all are."""
+        if self.read_RN is None:
+            return None
+        return self.read_RN.repeat_interleave(tokens // self.read_RN.shape[1], 1)[:, None]
 
 
 class _FramesAttention:
@@ -51,19 +69,18 @@ class _FramesAttention:
 
     def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         query = attn.to_q(hidden_states)
-        if self._memory.given is None:
-            pair = attn.to_k(hidden_states), attn.to_v(hidden_states)
-        else:
-            pair = next(self._memory.given)
-        if self._memory.read is not None:
-            self._memory.read.append(pair)
-        key, value = pair
+        key, value = self._memory.pair(attn, hidden_states)
+        mask_R1T = self._memory.mask(key.shape[1])
         if self._fused:
             q, k, v = (rows.unflatten(2, (attn.heads, -1)).transpose(1, 2) for rows in (query, key, value))
-            mixed = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            mask = None if mask_R1T is None else mask_R1T[:, None]
+            mixed = scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
         else:
             query, key, value = map(attn.head_to_batch_dim, (query, key, value))
-            mixed = attn.batch_to_head_dim(torch.bmm(attn.get_attention_scores(query, key), value))
+            bias = None
+            if mask_R1T is not None:
+                bias = torch.where(mask_R1T, 0.0, -torch.inf).to(query.dtype).repeat_interleave(attn.heads, 0)
+            mixed = attn.batch_to_head_dim(torch.bmm(attn.get_attention_scores(query, key, bias), value))
         return attn.to_out[1](attn.to_out[0](mixed))
 
 
@@ -106,7 +123,6 @@ class LatentImageModel(LatentVideoModel):
             others = self._texts if network is self._unet else theirs
             network.set_attn_processor({name: ours if own else others for name, own in is_self.items()})
 
-    @torch.inference_mode()
     def predict_frames(
         self,
         x_RCHW: Tensor,
@@ -116,10 +132,10 @@ class LatentImageModel(LatentVideoModel):
         control_RCHW: Tensor | None = None,
         picture_RCHW: Tensor | None = None,
     ) -> tuple[Tensor, FrameKeys]:
-        """See `ImageModel`. Float32 in and out; the keys are in the network's own dtype."""
+        """See `ImageModel`. Float32 in and out; the keys are in the network's own dtype. Gradients flow through it."""
         x, text = (rows.to(self.device, self.dtype) for rows in (x_RCHW, text_RLD))
         timestep, residuals = self._timesteps[t], {}
-        with self._memory.watched(keys) as read:
+        with self._memory.watched(keys) as kept:
             if control_RCHW is not None:
                 assert self._control is not None, self.info.folder
                 control = control_RCHW.to(self.device, self.dtype)
@@ -128,17 +144,23 @@ class LatentImageModel(LatentVideoModel):
             if picture_RCHW is not None:
                 x = torch.cat([x, picture_RCHW.to(self.device, self.dtype)], 1)
             predicted = self._unet(x, timestep, text, return_dict=False, **residuals)[0].float()
-        return predicted, FrameKeys(tuple(read))
+        return predicted, FrameKeys(tuple(kept))
 
     @torch.inference_mode()
-    def text_attention(self, x_RCHW: Tensor, t: int, text_RLD: Tensor) -> Tensor:
-        """How much each place of a noisy latent looks at each token: map_RLHW, the mean of all layers and heads."""
+    def text_attention(self, x_RCHW: Tensor, t: int, text_RLD: Tensor, side: int | None = None) -> Tensor:
+        """How much each place of a noisy latent looks at each token: map_RLHW, the mean over heads and layers.
+
+        Of all layers, or of those that see the picture on a grid of as near to `side` x `side` cells as there is.
+        """
         self._texts.maps = []
         try:
             self.predict_frames(x_RCHW, t, text_RLD)
             maps, (height, width) = self._texts.maps, x_RCHW.shape[2:]
         finally:
             self._texts.maps = None
+        if side is not None:
+            cells = min({map_RTL.shape[1] for map_RTL in maps}, key=lambda cells: (abs(cells**0.5 - side), cells))
+            maps = [map_RTL for map_RTL in maps if map_RTL.shape[1] == cells]
         found = []
         for map_RTL in maps:
             shrunk = round((height * width / map_RTL.shape[1]) ** 0.5)

@@ -2,7 +2,7 @@
 
 The paper's symbols are the names: s_0 the queue of K clean latents, s_t its noisy copy, x the new latents (the
 paper's z-hat^K), t and t_prev the timesteps of a step, U the denoisings per step, g the guidance scale.
-Suffixes: B batch, C latent channels, F new latents, K context latents, H height, W width, L tokens, D text width.
+Suffixes: B batch, C latent channels, F new latents, K context latents, S steps, H height, W width, L tokens, D width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +62,8 @@ class Batch:
     frames_B: Sequence[int] = ()
     """The first new frame of each slot."""
     sources_BFHWC: Tensor | None = None
+    embeddings_BSLD: Tensor | None = None
+    """What `begin` found a video's embeddings to be, one for each step; None where it finds none."""
 
 
 class Sample(NamedTuple):
@@ -72,8 +74,16 @@ class Sample(NamedTuple):
 
 
 Sampler = Callable[[Any, Batch, SamplingParams], Sample]
-Begin = Callable[[Any, Batch, SamplingParams], Tensor]
-"""The anchor_BCNHW that a video goes on from; its last latent is that of frame 0."""
+
+
+class Begun(NamedTuple):
+    """The anchor that a video goes on from, whose last latent is that of frame 0; and embeddings, one a step."""
+
+    anchor_BCNHW: Tensor
+    embeddings_BSLD: Tensor | None = None
+
+
+Begin = Callable[[Any, Batch, SamplingParams], Begun]
 
 
 def guided(model: Backbone, batch: Batch) -> Callable[[Tensor, int], Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ti2v_dist.params import SamplingParams
-from ti2v_dist.samplers.base import Batch, Sample
+from ti2v_dist.samplers.base import Batch, Begun, Sample
 from ti2v_dist.samplers.frames import (
     Evaluate,
     ImageBackbone,
@@ -25,7 +25,7 @@ from ti2v_dist.samplers.noise import Purpose
 from ti2v_dist.schedules import timestep_pairs
 
 
-def begin_controlled(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Tensor:
+def begin_controlled(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Begun:
     """Frame 0, clean, anchor_BC1HW. S evaluations."""
     return _begin(model, batch, params, guided_frames(model, batch, _pictures(batch)))
 
@@ -35,7 +35,7 @@ def sample_controlled(model: ImageBackbone, batch: Batch, params: SamplingParams
     return _sample(model, batch, params, guided_frames(model, batch, _pictures(batch)))
 
 
-def begin_instructed(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Tensor:
+def begin_instructed(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Begun:
     """Frame 0, clean, anchor_BC1HW. S evaluations of three rows."""
     return _begin(model, batch, params, _instructed(model, batch))
 
@@ -45,9 +45,9 @@ def sample_instructed(model: ImageBackbone, batch: Batch, params: SamplingParams
     return _sample(model, batch, params, _instructed(model, batch))
 
 
-def _begin(model: ImageBackbone, batch: Batch, params: SamplingParams, evaluate: Evaluate) -> Tensor:
+def _begin(model: ImageBackbone, batch: Batch, params: SamplingParams, evaluate: Evaluate) -> Begun:
     steps = timestep_pairs(params)
-    return denoise_alone(model.schedule, steps, _start(batch), evaluate)[0][:, :, None]
+    return Begun(denoise_alone(model.schedule, steps, _start(batch), evaluate)[0][:, :, None])
 
 
 def _sample(model: ImageBackbone, batch: Batch, params: SamplingParams, evaluate: Evaluate) -> Sample:

@@ -4,6 +4,7 @@ Names and suffixes as in `samplers/base.py`; R rows of a model call, T' and T th
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,7 +35,9 @@ class ImageBackbone(Protocol):
         picture_RCHW: Tensor | None = None,
     ) -> tuple[Tensor, Any]: ...
 
-    def text_attention(self, x_RCHW: Tensor, t: int, text_RLD: Tensor) -> Tensor: ...
+    def encode_text(self, prompts: Sequence[str]) -> Tensor: ...
+
+    def text_attention(self, x_RCHW: Tensor, t: int, text_RLD: Tensor, side: int | None = None) -> Tensor: ...
 
     def tokens_of(self, text: str, words: str) -> list[int]: ...
 
@@ -89,6 +92,30 @@ def stepped(schedule: Schedule, x_first: Tensor) -> Anchor:
         return x_first if x is None or predicted is None else schedule.step(x, predicted, t_before, t)
 
     return anchor
+
+
+def held(schedule: VP, z_BCHW: Tensor, x_BCHW: Tensor, first: int, is_held_B: Sequence[bool]) -> Anchor:
+    """An anchor that is x at its first timestep. Where it is held it stays z, under the noise that leads from z to x.
+
+    Else it goes its own way by DDIM. What was given, or took over the look of another frame, guidance would lead away
+    from itself.
+    """
+    own, noise = stepped(schedule, x_BCHW), schedule.noise_between(z_BCHW, x_BCHW, first)
+    is_held = torch.tensor(is_held_B, device=x_BCHW.device).view(-1, 1, 1, 1)
+
+    def anchor(x: Tensor | None, predicted: Tensor | None, t_before: int, t: int) -> Tensor:
+        return torch.where(is_held, schedule.q_sample(z_BCHW, t, noise), own(x, predicted, t_before, t))
+
+    return anchor
+
+
+def inverted(model: ImageBackbone, batch: Batch, steps: Steps, z_BCHW: Tensor) -> dict[int, Tensor]:
+    """A clean latent at the timesteps of all steps, by DDIM from 0 on with the text and without guidance.
+
+    Each step goes from where it is. One evaluation a step.
+    """
+    plain = guided_frames(model, replace(batch, guidance_B=torch.ones_like(batch.guidance_B)))
+    return denoise_alone(model.schedule, [(t_next, t) for t, t_next in reversed(steps)], z_BCHW, plain)
 
 
 def guided_frames(model: ImageBackbone, batch: Batch, controls_BFCHW: Tensor | None = None) -> Evaluate:

@@ -25,13 +25,25 @@ class Purpose(IntEnum):
     NEXT_CONTEXT = 3
     AHEAD = 4
     SUBJECT = 5
+    MOVING = 6
+    FRESH = 7
+    DISTANCE = 8
 
 
 def gaussian(key: Sequence[int], seed: int, shape: Sequence[int]) -> np.ndarray:
     """float32 standard normals of `shape` for (frame index, step, iteration, purpose) under `seed` < 2**64."""
+    return _keyed(key, seed).standard_normal(tuple(shape), dtype=np.float32)
+
+
+def distance(key: Sequence[int], seed: int, p: float, most: int) -> int:
+    """1 to `most`, each (1 - p) times as likely as the one before (PiLife, eq. 13, cut off at `most`)."""
+    likely = (1 - p) ** np.arange(most)
+    return 1 + int(np.searchsorted(np.cumsum(likely) / likely.sum(), _keyed(key, seed).random(), side="right"))
+
+
+def _keyed(key: Sequence[int], seed: int) -> Generator:
     # SeedSequence joins numbers of varying width without a mark between them, so the wide seed is split by hand.
-    words = [seed & 0xFFFFFFFF, seed >> 32, *key]
-    return Generator(Philox(SeedSequence(words))).standard_normal(tuple(shape), dtype=np.float32)
+    return Generator(Philox(SeedSequence([seed & 0xFFFFFFFF, seed >> 32, *key])))
 
 
 class KeyedNoise:
@@ -64,6 +76,11 @@ class KeyedNoise:
     def shared(self) -> "KeyedNoise":
         """The noise that all frames of a video have in common: frame 0's."""
         return KeyedNoise([seed for seed, _ in self._slots], [0] * len(self._slots), self._latent_shape, self._device)
+
+    def distances(self, step: int, p: float, most: int) -> list[int]:
+        """How far before the frame of each slot another one lies, 1 to `most`; 1 for an empty slot."""
+        key = step, 0, Purpose.DISTANCE
+        return [1 if seed is None else distance((frame, *key), seed, p, most) for seed, frame in self._slots]
 
     def ahead(self, purpose: Purpose, step: int, iteration: int, frames: int) -> None:
         """Begin a draw that will be asked for soon; it changes no value."""

@@ -3,29 +3,26 @@
 A video goes on from an anchor, frame 0: what it is at T' and at T, and clean. So any worker can make any frame.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import number_at
-from ti2v_dist.samplers.base import Batch, Sample
-from ti2v_dist.samplers.frames import Anchor, ImageBackbone, denoise_alone, denoise_beside, guided_frames, stepped, warp
+from ti2v_dist.samplers.base import Batch, Begun, Sample
+from ti2v_dist.samplers.frames import ImageBackbone, denoise_alone, denoise_beside, guided_frames, held, inverted, warp
 from ti2v_dist.samplers.noise import Purpose
-from ti2v_dist.schedules import VP, motion_pair, timestep_pairs
+from ti2v_dist.schedules import motion_pair, timestep_pairs
 from ti2v_dist.video import VideoRequest
 
 SUBJECT_T = 301
 """Where the anchor is looked at for its foreground: nearly clean."""
 
 
-def begin_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Tensor:
+def begin_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Begun:
     """The anchor of a video: frame 0 at T', at T and clean, anchor_BC3HW. S evaluations.
 
-    From text it is made by DDIM (Alg. 1, lines 1 to 3). A given image is inverted: DDIM from 0 up to T, with the text
-    and without guidance, each step from where it is.
+    From text it is made by DDIM (Alg. 1, lines 1 to 3). A given image is inverted up to T.
     """
     t0, t1 = motion_pair(params)
     steps, (request,) = timestep_pairs(params), batch.requests
@@ -33,11 +30,9 @@ def begin_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingPa
     if not request.image:
         x = batch.noise.draw(Purpose.INIT, 0, 0, 1)[:, :, 0]
         at = denoise_alone(model.schedule, steps, x, guided_frames(model, batch))
-        return torch.stack([at[t0], at[t1], at[0]], 2)
-    plain = guided_frames(model, replace(batch, guidance_B=torch.ones_like(batch.guidance_B)))
-    rising = [(t_next, t) for t, t_next in reversed(steps) if t <= t1]
-    at = denoise_alone(model.schedule, rising, batch.context_BCKHW[:, :, -1], plain)
-    return torch.stack([at[t0], at[t1], at[0]], 2)
+        return Begun(torch.stack([at[t0], at[t1], at[0]], 2))
+    at = inverted(model, batch, [step for step in steps if step[0] <= t1], batch.context_BCKHW[:, :, -1])
+    return Begun(torch.stack([at[t0], at[t1], at[0]], 2))
 
 
 def sample_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingParams) -> Sample:
@@ -62,7 +57,7 @@ def sample_text2video_zero(model: ImageBackbone, batch: Batch, params: SamplingP
     steps = [(t, t_next) for t, t_next in timestep_pairs(params) if t <= t1]
     slots = zip(batch.requests, batch.frames_B, strict=True)
     is_given_B = [bool(request and request.image) or (is_last and first > 1) for request, first in slots]
-    anchor = _anchor(schedule, x_t1, z_0, t1, is_given_B)
+    anchor = held(schedule, z_0, x_t1, t1, is_given_B)
     masks = _subjects(model, batch, z_0)
 
     def blend(x: Tensor, i: int, t: int) -> Tensor:
@@ -118,19 +113,3 @@ def _moved(model: ImageBackbone, x_CHW: Tensor, frames: int, request: VideoReque
     assert params.motion_dx is not None, params
     assert params.motion_dy is not None, params
     return warp(x_CHW, frames * params.motion_dx / pixels, frames * params.motion_dy / pixels)
-
-
-def _anchor(schedule: VP, x_t1: Tensor, z_0: Tensor, t1: int, is_given_B: list[bool]) -> Anchor:
-    """The anchor at each step. A frame 0 that was made goes its own way again; what is given stays itself.
-
-    Between the image and its inversion at T it is the image under the noise that the inversion found: guidance would
-    lead it away from the image. So it is with the last frame of a chunk, which took over the look of another one.
-    """
-    own = stepped(schedule, x_t1)
-    noise = schedule.noise_between(z_0, x_t1, t1)
-    is_given = torch.tensor(is_given_B, device=x_t1.device).view(-1, 1, 1, 1)
-
-    def anchor(x: Tensor | None, predicted: Tensor | None, t_before: int, t: int) -> Tensor:
-        return torch.where(is_given, schedule.q_sample(z_0, t, noise), own(x, predicted, t_before, t))
-
-    return anchor

@@ -3,7 +3,7 @@
     magic (8) · sha256 of all that follows (32) · header length, uint32 (4) · header · arrays in the header's order
 
 Equal records have equal bytes on every machine: they hold no time and no writer.
-Suffixes: C channels, F frames, H height, W width, L tokens, D text width, P later texts of a prompt schedule.
+Suffixes: C channels, F frames, S steps, H height, W width, L tokens, D text width, P later texts of a prompt schedule.
 """
 
 import hashlib
@@ -34,11 +34,12 @@ _ARRAYS = {
     "given_images_NHWC": ("uint8", 4),
     "given_latents_NCHW": ("float32", 4),
     "anchor_NCHW": ("float32", 4),
+    "embeddings_SLD": ("float32", 3),
     "latents_FCHW": ("float32", 4),
     "context_FCHW": ("float32", 4),
 }
 _START = {"image_HWC", "latent_CHW", "text_LD", "negative_text_LD"}
-_MAY_START = {"later_text_PLD", "given_images_NHWC", "given_latents_NCHW", "anchor_NCHW"}
+_MAY_START = {"later_text_PLD", "given_images_NHWC", "given_latents_NCHW", "anchor_NCHW", "embeddings_SLD"}
 _FIELDS = {"arrays", "frame", "frames", "parent", "recipe", "request"}
 
 

@@ -28,7 +28,7 @@ VIDEO_MODEL = Path(__file__).parents[1] / "shapes" / "weights"
 """The embedded video model, whose VAE, text encoder and tokenizer the image models share."""
 VARIANTS = 3
 """Of each scene: as it is, in another colour, in another shape."""
-IMAGE_FACTS = {"guidance_scale": 3.0, "fps": 8, "motion_t0": 521, "motion_t1": 581}
+IMAGE_FACTS = {"guidance_scale": 3.0, "fps": 8, "motion_t0": 521, "motion_t1": 581, "inversion_timestep": 561}
 INSTRUCT_FACTS = {"guidance_scale": 3.0, "fps": 8}
 """The two models' own defaults, found with `benchmarks/quality_images.py`."""
 _STAGES = {"pictures": 10, "image": 11, "control": 12, "instruct": 13}

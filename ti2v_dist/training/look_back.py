@@ -39,6 +39,8 @@ class LookBackConfig(StageConfig):
     paper's `kernel` is 5, on latents of 32 x 32; these have 8 x 8.
     """
 
+    adamw_lr: float = 1e-3
+    muon_lr: float = 1e-3
     trajectories: int = 2000
     batch: int = 8
     steps: int = 5000
