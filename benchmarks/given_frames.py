@@ -12,17 +12,17 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import pixels, quality_table
-from benchmarks.quality_rows import SPLIT
+from benchmarks import making, pixels, quality_table
+from benchmarks.quality_rows import SPLIT, Truth, truths
 from ti2v_dist.engine import Engine
-from ti2v_dist.latents import Chunk, VideoState
+from ti2v_dist.latents import VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.params import SamplingParams
@@ -74,42 +74,12 @@ ROWS = (
 )
 
 
-@dataclass(frozen=True)
-class Truth:
-    """A scene that moves: its frames (uint8), its prompt, its speed in pixels a frame and its unit direction (x, y)."""
-
-    index: int
-    frames_FHWC: np.ndarray
-    prompt: str
-    speed: float
-    direction: tuple[int, int]
-
-
-def truths(num_frames: int) -> Iterator[Truth]:
-    """Held-out scenes without end, those that move, each from its first frame on."""
-    for index in itertools.count():
-        scene = world.sample_scenes(1, np.random.default_rng([SPLIT, index]))
-        motion = list(world.MOTIONS)[scene.motion[0]]
-        if motion == "still":
-            continue
-        frames_FCHW = world.render(scene, scene.speed[:, None] * np.arange(num_frames))[0].numpy()
-        frames_FHWC = (frames_FCHW.transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
-        prompt = world.describe(list(world.COLORS)[scene.color[0]], world.SHAPES[scene.shape[0]], motion)
-        yield Truth(index, frames_FHWC, prompt, float(scene.speed[0]), world.MOTIONS[motion])
-
-
 def make(engine: Engine, row: Row, items: Sequence[Truth]) -> list[np.ndarray]:
     """The row's videos, frames_FHWC each, in one batch; the given frames are the truth's."""
-    states = [_start(engine, row, item) for item in items]
-    latents = [[] for _ in items]
-    while not all(state.is_complete for state in states):
-        for slot, result in enumerate(engine.advance(states)):
-            assert isinstance(result, Chunk), result
-            latents[slot].append(result.latents_FCHW)
-            states[slot] = states[slot].push(result)
+    latents_BFCHW = making.finished(engine, [_start(engine, row, item) for item in items])
     videos = []
-    for item, chunks in zip(items, latents, strict=True):
-        made_FHWC = engine.decode(np.concatenate(chunks))
+    for item, latents_FCHW in zip(items, latents_BFCHW, strict=True):
+        made_FHWC = making.pictures(engine, item.frames_FHWC[0], latents_FCHW)[1:]
         video_FHWC = item.frames_FHWC.copy()
         first = row.num_frames - len(made_FHWC)
         for frame in row.made:
@@ -216,8 +186,7 @@ def measure(engine: Engine, output: Path, videos: int, names: Sequence[str]) -> 
             made = make(engine, row, items)
             entry["videos"] += [judge(row, item, video) for item, video in zip(items, made, strict=True)]
             entry["summary"] = summary(row, entry["videos"])
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            making.save(report, output)
             print(f"{row.name}: {entry['summary']}", file=sys.stderr, flush=True)
     return report
 

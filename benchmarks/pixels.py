@@ -6,6 +6,7 @@ Suffixes: F frames, N templates, H height, W width, C colour channels.
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import numpy as np
 
@@ -151,18 +152,45 @@ def moves(mask_FHW: np.ndarray) -> np.ndarray:
     return wrap(np.diff(circular_centroid(mask_FHW), axis=0), world.SIZE)
 
 
+def _soft(opacity_HW: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
+    """The opacity of the object alone, with its edge."""
+    return np.where(_dilate(mask_HW[None], 2)[0], opacity_HW, 0.0)
+
+
+def _in_the_middle(picture: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """What lies around `center` (x, y), to a whole pixel, in the middle of a smaller picture (2 REACH_PX, 2 REACH_PX).
+
+    There no edge of the torus is to be thought of, and there is less to compare.
+    """
+    whole = np.floor(center).astype(int)
+    return np.roll(picture, REACH_PX - whole[::-1], (0, 1))[: 2 * REACH_PX, : 2 * REACH_PX]
+
+
+def cut_out(frame_HWC: np.ndarray, opacity_HW: np.ndarray, mask_HW: np.ndarray) -> np.ndarray:
+    """A frame's object in the middle of a smaller picture: its colours less mid-grey, and 0 around it.
+
+    Around mid-grey two colours that differ point to different sides, and red is not much like orange.
+    """
+    object_HWC = _soft(opacity_HW, mask_HW)[..., None] * (frame_HWC - 0.5)
+    return _in_the_middle(object_HWC, circular_centroid(mask_HW[None])[0])
+
+
+def likeness(one_HWC: np.ndarray, other_HWC: np.ndarray) -> float:
+    """Of two objects that were cut out: the cosine of their pixels, in [0, 1], the best one of shifts by a pixel."""
+    lengths = float(np.linalg.norm(one_HWC) * np.linalg.norm(other_HWC))
+    shifts = product((-1, 0, 1), repeat=2)
+    best = max(float((one_HWC * np.roll(other_HWC, shift, (0, 1))).sum()) for shift in shifts)
+    return max(best, 0.0) / max(lengths, 1e-12)
+
+
 def classify_shape(opacity_HW: np.ndarray, mask_HW: np.ndarray) -> str:
     """The shape whose template overlaps the object best: soft IoU over a small search of place, size and blur."""
-    near_HW = _dilate(mask_HW[None], 2)[0]
     center = circular_centroid(mask_HW[None])[0]
-    whole = np.floor(center).astype(int)
-    # The object in the middle of a smaller picture: no edge of the torus to think of, and less to compare.
-    middle_HW = np.roll(np.where(near_HW, opacity_HW, 0.0), REACH_PX - whole[::-1], (0, 1))
-    object_HW = middle_HW[: 2 * REACH_PX, : 2 * REACH_PX]
+    object_HW = _in_the_middle(_soft(opacity_HW, mask_HW), center)
     best = {}
     for shape in world.SHAPES:
         radius = np.sqrt(mask_HW.sum() / unit_area(shape))
-        templates_NHW = _templates(shape, radius, center - whole + REACH_PX)
+        templates_NHW = _templates(shape, radius, center - np.floor(center) + REACH_PX)
         overlap_N = np.minimum(templates_NHW, object_HW).sum((1, 2)) / np.maximum(templates_NHW, object_HW).sum((1, 2))
         best[shape] = overlap_N.max()
     return max(best, key=best.__getitem__)

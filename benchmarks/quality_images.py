@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import oracle, pixels, quality_table
+from benchmarks import making, oracle, pixels, quality_table
 from benchmarks.quality_rows import SPLIT
 from ti2v_dist.engine import Engine
 from ti2v_dist.inputs.edges import edges
-from ti2v_dist.latents import Chunk, VideoState
+from ti2v_dist.latents import VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.shapes import world
@@ -235,7 +235,7 @@ def request_of(row: Row, one: Scene, engine: Engine) -> VideoRequest:
 def make(engine: Engine, row: Row, scenes: Sequence[Scene]) -> list[np.ndarray]:
     """The row's videos of these scenes, frames_FHWC each, in one batch."""
     sources = [row.source(one) for one in scenes]
-    states, videos = [], []
+    states, firsts = [], []
     for one, source in zip(scenes, sources, strict=True):
         request = request_of(row, one, engine)
         images = [one.frames(1)[0]] if row.is_given else []
@@ -244,15 +244,9 @@ def make(engine: Engine, row: Row, scenes: Sequence[Scene]) -> list[np.ndarray]:
             dx, dy = motion_of(row, encoded.image_HWC)
             request = replace(request, params=replace(request.params, motion_dx=dx, motion_dy=dy))
         states.append(VideoState.start(request, encoded))
-        videos.append([encoded.image_HWC[None]])
-    while not states[0].is_complete:
-        pairs = zip(states, sources, strict=True)
-        taken = [None if source is None else source[engine.source_frames(state)] for state, source in pairs]
-        for slot, result in enumerate(engine.advance(states, taken)):
-            assert isinstance(result, Chunk), result
-            videos[slot].append(engine.decode(result.latents_FCHW))
-            states[slot] = states[slot].push(result)
-    return [np.concatenate(frames)[: row.num_frames] for frames in videos]
+        firsts.append(encoded.image_HWC)
+    made = zip(firsts, making.finished(engine, states, sources), strict=True)
+    return [making.pictures(engine, first_HWC, latents_FCHW) for first_HWC, latents_FCHW in made]
 
 
 def summary(videos: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -299,8 +293,7 @@ def measure(engines: "Engines", output: Path, videos: int, names: Sequence[str])
                 {"index": one.index, **row.judge(row, one, video)} for one, video in zip(scenes, made, strict=True)
             ]
             entry["summary"] = summary(entry["videos"])
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            making.save(report, output)
             print(f"{row.name}: {entry['summary']}", file=sys.stderr, flush=True)
     return report
 

@@ -116,3 +116,32 @@ def requests_of(row: Row) -> Iterator[HeldOut]:
             yield item
         elif item.motion in oracle.OPPOSITE:
             yield held_out(index, opposite=True)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A scene that moves: its frames (uint8), its prompt, its speed in pixels a frame."""
+
+    index: int
+    frames_FHWC: np.ndarray
+    prompt: str
+    speed: float
+    motion: str
+
+    @property
+    def direction(self) -> tuple[int, int]:
+        """Where it moves, (x, y)."""
+        return world.MOTIONS[self.motion]
+
+
+def truths(num_frames: int) -> Iterator[Truth]:
+    """Held-out scenes without end, those that move, each from its first frame on."""
+    for index in itertools.count():
+        scene = world.sample_scenes(1, np.random.default_rng([SPLIT, index]))
+        motion = list(world.MOTIONS)[scene.motion[0]]
+        if motion == "still":
+            continue
+        frames_FCHW = world.render(scene, scene.speed[:, None] * np.arange(num_frames))[0].numpy()
+        frames_FHWC = (frames_FCHW.transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
+        prompt = world.describe(list(world.COLORS)[scene.color[0]], world.SHAPES[scene.shape[0]], motion)
+        yield Truth(index, frames_FHWC, prompt, float(scene.speed[0]), motion)

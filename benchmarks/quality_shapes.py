@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import oracle, quality_table
+from benchmarks import making, oracle, quality_table
 from benchmarks.quality_rows import GROUPS, SPLIT, HeldOut, Row, requests_of, rows_of
 from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
@@ -62,11 +62,8 @@ class Bench:
         return report
 
     def save(self) -> None:
-        """Write the report in one move, so that an interruption leaves the last one whole."""
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        part = self.output.with_suffix(".part")
-        part.write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, self.output)
+        """Write the report."""
+        making.save(self.report, self.output)
 
     def run(self, rows: Sequence[Row]) -> None:
         """Run every row, giving each its share of the time left in proportion to its work left."""
@@ -173,7 +170,7 @@ class Bench:
     def _record(self, entry: dict[str, Any], items: Sequence[HeldOut], latents_BFCHW: np.ndarray) -> None:
         """Judge a batch and add it to its row: verdicts per video, curves as the mean over all videos."""
         for item, latents_FCHW in zip(items, latents_BFCHW, strict=True):
-            frames_FHWC = self._frames(item, latents_FCHW)
+            frames_FHWC = making.pictures(self.engine, item.image_HWC, latents_FCHW)
             verdict = oracle.judge(frames_FHWC, item.image_HWC, item.color, item.shape, item.motion)
             n = len(entry["videos"])
             for name, curve in verdict.curves.items():
@@ -197,15 +194,6 @@ class Bench:
                     "motion_px_per_frame": round(verdict.motion_px_per_frame, 3),
                 }
             )
-
-    def _frames(self, item: HeldOut, latents_FCHW: np.ndarray) -> np.ndarray:
-        """The video's frames; a broken one is black from its first frame that is not finite, and fails by that."""
-        finite = int(np.count_nonzero(np.isfinite(latents_FCHW).all((1, 2, 3))))
-        frames_FHWC = np.zeros((1 + len(latents_FCHW), world.SIZE, world.SIZE, 3), np.uint8)
-        frames_FHWC[0] = item.image_HWC
-        if finite:
-            frames_FHWC[1 : 1 + finite] = self.engine.decode(latents_FCHW[:finite])
-        return frames_FHWC
 
 
 def _go_on(states: Sequence[VideoState], latents_BFCHW: np.ndarray) -> dict[int, VideoState]:

@@ -81,7 +81,8 @@ def _settings(settings: dict[str, Any]) -> str:
     )
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def grid(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
     rule = ["---"] * len(header)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
 
@@ -99,7 +100,7 @@ def _bars(rows: dict[str, Any]) -> str:
     lines.insert(2, _background_line(rows))
     if not rows.keys() & {bar[1] for bar in BARS}:
         return ""
-    return _table(("figure", "n", "measured", "95 % interval", "to reach", "result"), lines)
+    return grid(("figure", "n", "measured", "95 % interval", "to reach", "result"), lines)
 
 
 def _bar_line(rows: dict[str, Any], figure: str, name: str, key: str, bar: float | None) -> list[str]:
@@ -125,7 +126,7 @@ def _settings_compared(rows: dict[str, Any]) -> str:
     header = ("setting", "n", "evaluations a frame", "colour kept", "shape kept", "background error")
     header = (*header, "motion follows", "motion, px a frame", "broken")
     ordered = sorted(rows.values(), key=lambda row: GROUP_ORDER.index(row["group"]))
-    return _table(header, [_compared_line(row) for row in ordered])
+    return grid(header, [_compared_line(row) for row in ordered])
 
 
 def _compared_line(row: dict[str, Any]) -> list[str]:
@@ -154,4 +155,4 @@ def _curves(rows: dict[str, Any]) -> str:
         cells = [f"{curves[key][-1]:.3f} ({1000 * slope(np.array(curves[key])):+.2f})" for key in CURVES]
         lines.append([str(rows[name]["num_frames"]), str(len(rows[name]["videos"])), *cells])
     header = ("frames", "n", *CURVES.values())
-    return "At the last frame, and in brackets the change a frame in thousandths:\n\n" + _table(header, lines)
+    return "At the last frame, and in brackets the change a frame in thousandths:\n\n" + grid(header, lines)

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.numerics import make_deterministic
-from ti2v_dist.shapes.network import new_schedule, new_tokenizer
+from ti2v_dist.training.network import new_schedule, new_tokenizer
 
 SIZE, STEPS, CHUNK = 512, 48, 8
 """Pixels, the steps from T on, and the frames of a chunk in the paper's settings."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ti2v_dist.shapes.train import TrainConfig, train
+from ti2v_dist.training.video_model import TrainConfig, train
 
 SIZES = ("vae_steps", "trajectories", "text_steps", "unet_steps")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ti2v_dist.shapes.train_images import VIDEO_MODEL, ImageConfig, train
+from ti2v_dist.training.image_models import VIDEO_MODEL, ImageConfig, train
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from ti2v_dist.video import SETTINGS, Given, Source, VideoRequest
 
 INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_factor=8, guidance_scale=3.0, fps=12)
 OTHERS = {"sampler": "replace", "init": "gaussian", "negative_prompt": "blurry"}
-OTHERS |= {"anchor": "last", "control_preprocessor": "canny", "motion_t0": 861, "motion_t1": 961}
+OTHERS |= {"anchor": "last", "control_preprocessor": "canny", "motion_t0": 861, "motion_t1": 961, "strategy": "noised"}
 OTHERS |= {"smoothing": 0.5, "subject": "cat"}
 OTHERS |= {"motion_prompt": "purring", "inversion_timestep": 561, "distance_probability": 0.25, "without": "frames"}
 ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs)

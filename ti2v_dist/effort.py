@@ -48,5 +48,14 @@ def _size(request: VideoRequest, latents: int) -> CallSize:
         late = sum(t <= motion_pair(params)[1] for t in steps)
     if "inversion_timestep" in params.spec.reads:
         late = len(inversion_pairs(params))
-    iterations, is_smoothed = params.inversion_iterations or params.resample_iterations, params.smoothing is not None
-    return CallSize(len(steps), iterations, latents, late, bool(request.image), is_smoothed, params.without)
+    return CallSize(
+        steps=len(steps),
+        iterations=params.inversion_iterations or params.resample_iterations,
+        latents=latents,
+        late_steps=late,
+        has_image=bool(request.image),
+        is_smoothed=params.smoothing is not None,
+        without=params.without,
+        context=params.context_frames,
+        is_inverted=params.strategy == "inverted",
+    )

@@ -11,6 +11,7 @@ from ti2v_dist.specs import SAMPLERS, SamplerSpec
 INIT_NAMES = ("inversion", "gaussian")
 ANCHORS = ("first", "last")
 PREPROCESSORS = ("none", "canny")
+STRATEGIES = ("clean", "noised", "inverted")
 PARTS_OF_PILIFE = ("none", "inversion", "attention", "clipper", "frames")
 TRAIN_TIMESTEPS = 1000
 
@@ -95,6 +96,10 @@ class SamplingParams:
     )
     without: str | None = some_setting(
         "none", "a part of PiLife that is left out, for the ablation", choices=PARTS_OF_PILIFE, is_column=False
+    )
+
+    strategy: str | None = some_setting(
+        "clean", "how given frames go into a model that looks back", choices=STRATEGIES, is_column=False
     )
 
     def __post_init__(self) -> None:

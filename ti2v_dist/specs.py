@@ -22,6 +22,8 @@ CONTROL = "control"
 """An image model with a ControlNet."""
 INSTRUCT = "instruct"
 """An image model that changes a picture as it is told."""
+LOOK_BACK = "look_back"
+"""An image model with modules through which a frame sees those before it; its window is how far back it sees."""
 FRAME_BY_FRAME = frozenset({WINDOW, PICTURES})
 """What a latent video model of one latent a frame can do."""
 NEEDED, OPTIONAL, NONE = "needed", "optional", "none"
@@ -32,8 +34,8 @@ COMMON = frozenset({"num_inference_steps", "guidance_scale", "t_start"})
 class CallSize(NamedTuple):
     """What the evaluations of one call of a sampler depend on: [S], [U], the latents that it makes, and the rest.
 
-    `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `has_image`, `is_smoothed` and
-    `without` are the row's.
+    `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `has_image`, `is_smoothed`,
+    `without` and `is_inverted` are the row's. `context` are the latents that it goes on from.
     """
 
     steps: int
@@ -43,6 +45,8 @@ class CallSize(NamedTuple):
     has_image: bool = True
     is_smoothed: bool = False
     without: str | None = None
+    context: int = 0
+    is_inverted: bool = False
 
 
 def each_step(call: CallSize) -> int:
@@ -150,6 +154,11 @@ def _beside(call: CallSize) -> int:
     return call.steps * (call.latents + 1)
 
 
+def _looked_back(call: CallSize) -> int:
+    """Each frame, those that are given too; twice where they are inverted."""
+    return call.steps * (call.latents + call.context * (1 + call.is_inverted))
+
+
 SAMPLERS: dict[str, SamplerSpec] = {
     "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE, evaluations=_resampled),
     "ti2v_zero_reference": SamplerSpec("reference:sample_reference", _QUEUE, FRAME_BY_FRAME, evaluations=_whole_window),
@@ -201,6 +210,14 @@ SAMPLERS: dict[str, SamplerSpec] = {
         source="control",
         num_inference_steps=20,
         evaluations=_beside,
+    ),
+    "look_back": SamplerSpec(
+        "look_back:sample_look_back",
+        frozenset({"context_frames", "chunk_frames", "strategy"}),
+        frozenset({LOOK_BACK}),
+        chunk=None,
+        num_inference_steps=20,
+        evaluations=_looked_back,
     ),
     "instruct_pix2pix_video": SamplerSpec(
         "controlled:sample_instructed",

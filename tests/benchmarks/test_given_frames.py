@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import given_frames
-from benchmarks.given_frames import MARKS, ROWS, Row, judge, make, measure, table, truths
+from benchmarks.given_frames import MARKS, ROWS, Row, judge, make, measure, table
+from benchmarks.quality_rows import truths
 from tests.support.places import ROOT
 from ti2v_dist.engine import Engine
 from ti2v_dist.models import load_model, read_info

@@ -207,11 +207,11 @@ MISTAKES = [
     (["validate", "M", "--config", "none.yaml"], "config 'none.yaml' cannot be read"),
     (
         ["validate", "M", "--model", "no such model"],
-        'give "shapes", "shapes-image", "shapes-instruct", a local folder',
+        'give "shapes", "shapes-image", "shapes-instruct", "shapes-look-back", a local folder',
     ),
     (
         ["validate", "M", "--model", "nobody/nothing"],
-        'give "shapes", "shapes-image", "shapes-instruct", a local folder',
+        'give "shapes", "shapes-image", "shapes-instruct", "shapes-look-back", a local folder',
     ),
     (["validate", "M", "--model", "."], "is not a text-to-video model in the diffusers layout"),
     (["validate", "none.jsonl"], "'none.jsonl' does not exist"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.shapes import train_images
-from ti2v_dist.shapes.train_images import VIDEO_MODEL, ImageConfig, train
+from ti2v_dist.training import image_models
+from ti2v_dist.training.image_models import VIDEO_MODEL, ImageConfig, train
 
 SMALL = ImageConfig(
     scenes=8, batch=4, image_steps=4, control_steps=2, instruct_steps=2, save_every=2, log_every=2, adamw_lr=1e-4
@@ -26,7 +26,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_images, "train_control", stopped)
+        patched.setattr(image_models, "train_control", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(SMALL, VIDEO_MODEL, tmp_path / "state", tmp_path / "b", device)
     assert not (tmp_path / "b").exists()

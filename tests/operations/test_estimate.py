@@ -25,11 +25,11 @@ from ti2v_dist.operations.planning import ManifestError
 from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.scheduling import events
-from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, SAMPLERS
+from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, LOOK_BACK, SAMPLERS
 from ti2v_dist.video import Given, Source, VideoRequest
 
 K, SLOTS = WINDOW - 1, 4
-KINDS = {INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image"}
+KINDS = {INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image", LOOK_BACK: "look_back"}
 MOTION: dict[str, Any] = {"num_inference_steps": 5, "motion_t0": 401, "motion_t1": 601, "context_frames": 3}
 LIFE: dict[str, Any] = {"num_inference_steps": 4, "inversion_timestep": 500, "chunk_frames": 2, "context_frames": 3}
 LIFE |= {"inversion_iterations": 2, "motion_prompt": "rolling"}
@@ -46,6 +46,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("pilife", {**LIFE, "without": "inversion"}, {"num_frames": 3}),
     ("pilife", {**LIFE, "without": "attention"}, {"num_frames": 3}),
     ("text2video_zero_control", {"num_inference_steps": 3, "context_frames": 1}, {"num_frames": 10}),
+    ("look_back", {"num_inference_steps": 3, "context_frames": 4, "chunk_frames": 3}, {"num_frames": 6}),
+    ("look_back", {"num_inference_steps": 3, "context_frames": 2, "strategy": "inverted"}, {"num_frames": 4}),
     ("instruct_pix2pix_video", {"num_inference_steps": 2, "context_frames": 1, "chunk_frames": 3}, {"num_frames": 5}),
 ]
 
@@ -88,7 +90,8 @@ def test_the_evaluations_are_those_that_the_engine_makes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, request, seen = model_of(sampler), asked(sampler, params, dict(own)), list[int]()
-    name = "predict_frames" if SAMPLERS[sampler].begin else "predict"
+    needs = SAMPLERS[sampler].needs
+    name = "predict_next" if LOOK_BACK in needs else "predict_frames" if SAMPLERS[sampler].begin else "predict"
     predict = getattr(model, name)
     monkeypatch.setattr(model, name, lambda *a, **more: (seen.append(1), predict(*a, **more))[1])
     engine, picture = Engine(model), np.zeros((SIZE, SIZE, 3), np.uint8)

@@ -66,10 +66,15 @@ def _family(name: str, family: Family) -> dict[str, str]:
     longest = f", at most `{key}` of `{part}/`" if part else ""
     return {
         "folder": name,
-        "window": f"{family.window}{longest}",
+        "window": f"{usual_window(family)}{longest}",
         "guidance": f"{family.guidance_scale:g}",
         "samplers": ", ".join(able),
     }
+
+
+def usual_window(family: Family) -> int:
+    """The window where a folder states nothing."""
+    return min(family.window, family.longest_window[2]) if family.longest_window else family.window
 
 
 def _sampler(name: str) -> dict[str, str]:
@@ -91,7 +96,7 @@ def _evaluations(name: str, spec: SamplerSpec) -> str:
         model_id="",
         revision=None,
         folder=Path(),
-        window=family.window,
+        window=usual_window(family),
         height=512,
         width=512,
         vae_factor=8,
@@ -100,7 +105,7 @@ def _evaluations(name: str, spec: SamplerSpec) -> str:
         capabilities=family.capabilities,
     )
     defaults = request_defaults(load_config(settings=[f"sampling.sampler={name}"]), info)
-    frames = 1 + family.window // 2 if spec.looks_ahead else 9
+    frames = 1 + info.window // 2 if spec.looks_ahead else 9
     request = defaults.request(
         id="one",
         image="" if spec.image == NONE else "/one.png",

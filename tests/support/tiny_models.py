@@ -24,6 +24,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ti2v_dist.models.look_back import LookBackModules, layers_of
+
 WINDOW = 4
 SIZE = 32
 """Native height and width in pixels: latents of 4 x 4."""
@@ -76,8 +78,9 @@ def write_tiny_image_model(
 ) -> Path:
     """Write a random Stable Diffusion folder, a pure function of `seed`, by diffusers' own pipelines.
 
-    `kind` is image, control (with a ControlNet whose residuals are not zero) or instruct (8 channels); `size` its
-    native height and width in pixels, `cell` those of a latent's cell. Returns `folder`.
+    `kind` is image, control (with a ControlNet whose residuals are not zero), instruct (8 channels) or look_back (with
+    modules of random weights); `size` its native height and width in pixels, `cell` those of a latent's cell. Returns
+    `folder`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -100,6 +103,11 @@ def write_tiny_image_model(
             pipeline = StableDiffusionInstructPix2PixPipeline(**parts, **unused)
         else:
             pipeline = StableDiffusionPipeline(**parts, **unused)
+        if kind == "look_back":
+            modules = LookBackModules([channels for _, channels in layers_of(unet)], kernel=3)
+            for weight in modules.parameters():
+                weight.data.add_(torch.randn_like(weight), alpha=0.05)
+            modules.save_pretrained(folder / "look_back")
     pipeline.save_pretrained(folder, safe_serialization=True)
     (folder / "ti2v.json").write_text(json.dumps({"guidance_scale": 3.0, "fps": 8}), encoding="utf-8")
     return folder

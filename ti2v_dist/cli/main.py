@@ -153,7 +153,7 @@ def run(
 
 @app.command()
 def demo(output: OutputOption = "runs/demo", model: ModelOption = "shapes", as_json: JsonOption = False) -> None:
-    """Make the examples' videos on the CPU with an embedded model: shapes, shapes-image or shapes-instruct."""
+    """Make the examples' videos on the CPU with an embedded model."""
     from ti2v_dist.operations.examples import examples_of
 
     manifest, sampling = examples_of(model or "shapes")

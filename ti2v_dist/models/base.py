@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ti2v_dist.specs import FRAME_BY_FRAME
 
@@ -83,6 +83,20 @@ class StreamingModel(Protocol):
 
     def stream(self) -> Callable[[Tensor], Tensor]:
         """Begin a video: each call takes its next latent_1CHW, and gives the uint8 frames_FHWC that it stands for."""
+        ...
+
+
+@runtime_checkable
+class LookBackModel(VideoModel, Protocol):
+    """An image model whose frames follow each other, each of which sees those before it (`LOOK_BACK`)."""
+
+    def predict_next(
+        self, x_BCHW: Tensor, t: int, text_BLD: Tensor, carry: Any, is_kept: bool = False
+    ) -> tuple[Tensor, Any]:
+        """What `schedule.step` takes of one noisy latent of each video, and what the model carries to the next ones.
+
+        `carry` is None for the first frame. A frame that `is_kept` goes through as the image model alone sees it.
+        """
         ...
 
 

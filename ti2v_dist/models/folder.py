@@ -15,7 +15,12 @@ PAUSES_S = (1.0, 4.0)
 """Pauses before a hub that is busy or away is asked again."""
 _SHAPES = Path(__file__).parents[1] / "shapes"
 SHAPES_FOLDER = _SHAPES / "weights"
-EMBEDDED = {"shapes": SHAPES_FOLDER, "shapes-image": _SHAPES / "image", "shapes-instruct": _SHAPES / "instruct"}
+EMBEDDED = {
+    "shapes": SHAPES_FOLDER,
+    "shapes-image": _SHAPES / "image",
+    "shapes-instruct": _SHAPES / "instruct",
+    "shapes-look-back": _SHAPES / "look_back",
+}
 """The models that come with the package, by their names."""
 MODELSCOPE = "ali-vilab/text-to-video-ms-1.7b"
 

@@ -2,7 +2,7 @@
 
 Stable Diffusion 1 and 2, and every DreamBooth of them; a ControlNet (Zhang et al. 2023) lies beside the UNet in
 `controlnet/`, as `StableDiffusionControlNetPipeline.save_pretrained` writes it; a UNet of 8 channels is an
-InstructPix2Pix (Brooks et al. 2023).
+InstructPix2Pix (Brooks et al. 2023); with `look_back/` beside it, it sees the frames before (`models/look_back.py`).
 
 Suffixes: R rows, B batch, C channels, F frames, H height, W width, L tokens, D text width.
 """
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from ti2v_dist.models.animatediff import BLOCKS, JOINED, SCHEDULERS, check_plain
 from ti2v_dist.models.checks import check_same
 from ti2v_dist.models.family import CLASSES, SCHEDULE, Configs, Family
+from ti2v_dist.models.folder import ModelFolderError
 from ti2v_dist.schedules import PREDICTIONS
-from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, PICTURES
+from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, LOOK_BACK, PICTURES
 
 if TYPE_CHECKING:
     import torch
@@ -59,10 +60,31 @@ def _check_controlled(folder: Path, configs: Configs) -> None:
         check_same(folder, configs, ("controlnet", key, default), ("unet", key, default))
 
 
+def _check_looking_back(folder: Path, configs: Configs) -> None:
+    """Modules after each layer of this UNet (`look_back.layers_of`), whose kernels have a middle."""
+    check_plain(folder, configs)
+    modules, unet = configs["look_back"], configs["unet"]
+    blocks, layers = unet.get("block_out_channels", list(BLOCKS)), unet.get("layers_per_block", 2)
+    down, up = (
+        [width for width in widths for _ in range(n)] for widths, n in ((blocks, layers), (blocks[::-1], layers + 1))
+    )
+    if (stated := modules.get("channels")) != (asked := [*down, blocks[-1], *up]):
+        problem = f"look_back/config.json has channels {stated!r}, but the layers of unet/config.json have {asked}"
+        raise ModelFolderError(f"{folder}: {problem}")
+    if type(kernel := modules.get("kernel", 5)) is not int or kernel < 1 or kernel % 2 == 0:
+        raise ModelFolderError(f"{folder}: look_back/config.json has kernel {kernel!r}; it must be an odd number")
+
+
 def _load(info: ModelInfo, family: Family, device: str, dtype: str, attention: str) -> VideoModel:
     from ti2v_dist.models.image_model import LatentImageModel
 
     return LatentImageModel(info, family, device=device, dtype=dtype, attention=attention)
+
+
+def _load_looking_back(info: ModelInfo, family: Family, device: str, dtype: str, attention: str) -> VideoModel:
+    from ti2v_dist.models.look_back import LatentLookBackModel
+
+    return LatentLookBackModel(info, family, device=device, dtype=dtype, attention=attention)
 
 
 _IMAGE = Family(
@@ -90,5 +112,15 @@ INSTRUCTED = replace(
     extra_channels=4,
     suits=lambda folder, unet: unet.get("in_channels") == 8,
 )
-IMAGE_UNET = replace(_IMAGE, variants=(JOINED, INSTRUCTED, CONTROLLED))
+LOOKING_BACK = replace(
+    _IMAGE,
+    check=_check_looking_back,
+    classes={**_IMAGE.classes, "look_back": ("LookBackModules",)},
+    longest_window=("look_back", "depth", 5),
+    window=16,
+    capabilities=frozenset({LOOK_BACK, PICTURES}),
+    suits=lambda folder, unet: (folder / "look_back").is_dir(),
+    load=_load_looking_back,
+)
+IMAGE_UNET = replace(_IMAGE, variants=(JOINED, INSTRUCTED, LOOKING_BACK, CONTROLLED))
 """What a folder with a UNet2D is, unless something lies beside it that makes it another family."""

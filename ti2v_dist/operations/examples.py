@@ -5,16 +5,17 @@ from typing import Any
 
 import ti2v_dist
 from ti2v_dist.models import read_info
-from ti2v_dist.specs import IMAGE, INSTRUCT, SAMPLERS
+from ti2v_dist.specs import IMAGE, INSTRUCT, LOOK_BACK, SAMPLERS
 
 FRAMES = 9
 """Of the videos of an image model: frame 0 and a chunk."""
+_OTHERS = ((INSTRUCT, "instruct-model.jsonl"), (LOOK_BACK, "manifest.jsonl"), (IMAGE, "image-model.jsonl"))
 
 
 def examples_of(model: str) -> tuple[Path, dict[str, Any]]:
     """The manifest for a model, and the settings that it needs beside it."""
     can = read_info(model).capabilities
-    for need, manifest in ((INSTRUCT, "instruct-model.jsonl"), (IMAGE, "image-model.jsonl")):
+    for need, manifest in _OTHERS:
         if need in can:
             first = next(name for name, spec in SAMPLERS.items() if need in spec.needs)
             return _folder() / manifest, {"sampling.sampler": first, "sampling.num_frames": FRAMES}

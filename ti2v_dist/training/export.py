@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ti2v_dist.shapes.network import new_schedule
+from ti2v_dist.training.network import new_schedule
 
 
 def export(output: Path, tokenizer: Any, parts: dict[str, Any]) -> None:
@@ -38,19 +38,51 @@ def export_image_model(
     logs: dict[str, list[dict[str, Any]]],
 ) -> None:
     """Write an image model: its networks in float16, the video model's other parts, its defaults and its card."""
-    for name, network in networks.items():
-        copy.deepcopy(network).to("cpu", torch.float16).save_pretrained(output / name, safe_serialization=True)
-    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
-        shutil.copytree(video_model / part, output / part, dirs_exist_ok=True)
+    _write_parts(output, video_model, networks)
     is_told = "controlnet" not in networks
     classes = {name: ["diffusers", type(network).__name__] for name, network in networks.items()}
     pipeline = "StableDiffusionInstructPix2PixPipeline" if is_told else "StableDiffusionControlNetPipeline"
     index = json.loads((video_model / "model_index.json").read_text())
     index = {**index, "_class_name": pipeline, **classes, "safety_checker": [None, None]}
     index |= {"feature_extractor": [None, None], "requires_safety_checker": False}
+    _write_about(output, index, facts, _INSTRUCT if is_told else _IMAGE, config, logs)
+
+
+def export_look_back(
+    output: Path,
+    image_model: Path,
+    networks: dict[str, Any],
+    facts: dict[str, Any],
+    *,
+    config: dict[str, Any],
+    logs: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Write a model with look-back modules: its networks in float16, the image model's other parts, and its card."""
+    _write_parts(output, image_model, networks)
+    index = json.loads((image_model / "model_index.json").read_text())
+    index = {name: value for name, value in index.items() if name != "controlnet"}
+    index |= {"_class_name": "StableDiffusionPipeline", "look_back": ["ti2v_dist", "LookBackModules"]}
+    _write_about(output, index, facts, _LOOK_BACK, config, logs)
+
+
+def _write_parts(output: Path, other: Path, networks: dict[str, Any]) -> None:
+    """The networks in float16, and the parts that are those of another model."""
+    for name, network in networks.items():
+        copy.deepcopy(network).to("cpu", torch.float16).save_pretrained(output / name, safe_serialization=True)
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        shutil.copytree(other / part, output / part, dirs_exist_ok=True)
+
+
+def _write_about(
+    output: Path,
+    index: dict[str, Any],
+    facts: dict[str, Any],
+    about: str,
+    config: dict[str, Any],
+    logs: dict[str, list[dict[str, Any]]],
+) -> None:
     (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (output / "ti2v.json").write_text(json.dumps(facts, indent=2) + "\n")
-    about = _INSTRUCT if is_told else _IMAGE
     (output / "README.md").write_text(about + _TRAINED.format(config=json.dumps(config, indent=2), log=_rows(logs)))
 
 
@@ -119,8 +151,20 @@ A tiny model that changes a picture as it is told: "make it blue", "turn it into
 layout of InstructPix2Pix (8 channels, of which 4 are the given picture's latent), from the weights of `shapes-image`,
 on pairs of rendered pictures that differ in the colour or the shape of their one object.
 """
+_LOOK_BACK = """---
+license: apache-2.0
+tags:
+- image-to-video
+---
+# shapes-look-back
+
+`shapes-image` with look-back modules after its layers (`look_back/`), through which a frame sees the four before it. It
+goes on from a picture of one coloured object on a soft background, 64 x 64 pixels, as its prompt says: left, right, up,
+down, or at rest. The UNet was trained with the modules, on rendered clips of 16 frames on a torus of which four are
+given; it is no image model any more. Words outside its grammar mean nothing to it.
+"""
 _TRAINED = """
-Trained by `jobs/train_shapes_images.py`; the pictures are rendered by `world.py` and belong to nobody.
+Trained by the jobs of this package; what it saw is rendered by `world.py` and belongs to nobody.
 
 ```json
 {config}

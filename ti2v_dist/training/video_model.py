@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPTokenizer
 
 from ti2v_dist.shapes import world
-from ti2v_dist.shapes.export import export, write_card
-from ti2v_dist.shapes.network import WINDOW, new_schedule, new_text_encoder, new_tokenizer, new_unet, new_vae
-from ti2v_dist.shapes.stage import Stage, TrainConfig
+from ti2v_dist.training.export import export, write_card
+from ti2v_dist.training.network import WINDOW, new_schedule, new_text_encoder, new_tokenizer, new_unet, new_vae
+from ti2v_dist.training.stage import Stage, TrainConfig
 
 TRAIN_SPLIT = 1
 """First word of every training seed; `benchmarks/quality_shapes.py` draws from another split."""

@@ -19,12 +19,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ti2v_dist.inputs.edges import edges
 from ti2v_dist.shapes import world
-from ti2v_dist.shapes.export import export_image_model
-from ti2v_dist.shapes.network import new_image_unet, new_schedule
-from ti2v_dist.shapes.stage import Stage, StageConfig
-from ti2v_dist.shapes.train import TRAIN_SPLIT
+from ti2v_dist.training.export import export_image_model
+from ti2v_dist.training.network import new_image_unet, new_schedule
+from ti2v_dist.training.stage import Stage, StageConfig
+from ti2v_dist.training.video_model import TRAIN_SPLIT
 
-VIDEO_MODEL = Path(__file__).parent / "weights"
+VIDEO_MODEL = Path(__file__).parents[1] / "shapes" / "weights"
 """The embedded video model, whose VAE, text encoder and tokenizer the image models share."""
 VARIANTS = 3
 """Of each scene: as it is, in another colour, in another shape."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ti2v_dist.shapes.muon import Muon
+from ti2v_dist.training.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,11 @@ def _rate(step: int, steps: int, warmup: int = 100, decay: float = 0.1) -> float
 def _optimizers(modules: Any, adamw_lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
     """AdamW; with a `muon_lr`, Muon for the inner matrices."""
     ends = ("conv_in.weight", "conv_out.weight")
-    inner = {name for name, p in modules.named_parameters() if muon_lr and p.ndim > 1 and name not in ends}
-    other = [p for name, p in modules.named_parameters() if name not in inner]
+    trained = {name: p for name, p in modules.named_parameters() if p.requires_grad}
+    inner = {name for name, p in trained.items() if muon_lr and p.ndim > 1 and not name.endswith(ends)}
+    other = [p for name, p in trained.items() if name not in inner]
     adamw = torch.optim.AdamW(other, adamw_lr, betas=(0.9, 0.99), weight_decay=1e-3)
-    return [adamw, *([Muon([p for n, p in modules.named_parameters() if n in inner], muon_lr)] if inner else [])]
+    return [adamw, *([Muon([p for name, p in trained.items() if name in inner], muon_lr)] if inner else [])]
 
 
 class Stage:
