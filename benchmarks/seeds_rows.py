@@ -18,6 +18,7 @@ from ti2v_dist.video import VideoRequest
 FRAMES = 16
 WINDOW_FRAMES = 8
 """All that the replacing baseline can make with `shapes`."""
+LONG_FRAMES = 60
 MOVED_PX = 1.5
 """The motion field of the rows that have one, in pixels a frame: the usual 12 of 512."""
 
@@ -102,11 +103,13 @@ ROWS: Sequence[Row] = (
     _image("i2v-zero", "I2V-Zero, no motion", "i2v_zero", 0.0),
     _image("i2v-zero-moving", f"I2V-Zero, {_MOVED}", "i2v_zero", MOVED_PX),
     _image("pilife", "PiLife", "pilife"),
+    _image("pilife-long", f"PiLife, {LONG_FRAMES} frames", "pilife", num_frames=LONG_FRAMES, encodes_as="pilife"),
     _without("inversion", "its inversion"),
     _without("attention", "its map of attention", encodes_as="pilife"),
     _without("clipper", "its clipper", encodes_as="pilife"),
     _without("frames", "attention to other frames", encodes_as="pilife"),
     _look_back("look-back", "look-back"),
+    _look_back("look-back-long", f"look-back, {LONG_FRAMES} frames", num_frames=LONG_FRAMES),
     _look_back("look-back-no-prompt", "look-back, no prompt", has_prompt=False),
     _look_back("look-back-noised", "look-back, first frame noised", "noised"),
     _look_back("look-back-inverted", "look-back, first frame inverted", "inverted"),

@@ -12,6 +12,7 @@ from benchmarks.quality_rows import truths
 from benchmarks.seeds_figures import FIGURES, judge, table
 from benchmarks.seeds_rows import BASE, Row
 from tests.support.films import one_film
+from tests.support.places import ROOT
 from ti2v_dist import effort
 from ti2v_dist.engine import Engine
 from ti2v_dist.errors import InputError
@@ -181,3 +182,9 @@ def test_rows_that_share_a_start_have_it_from_a_row_of_the_same_model() -> None:
     for row in (row for row in seeds_rows.ROWS if row.encodes_as):
         other = known[row.encodes_as]
         assert (other.model, other.sampler, other.has_prompt) == (row.model, row.sampler, row.has_prompt)
+
+
+def test_the_page_shows_the_figures_on_file() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "quality_seeds.json").read_text(encoding="utf-8"))
+    assert set(report["rows"]) == {row.name for row in seeds_rows.ROWS}
+    assert table(report, seeds_rows.ROWS) in quality_seeds.PAGE.read_text(encoding="utf-8")
