@@ -318,7 +318,23 @@ def test_each_part_can_be_left_out(model: Any) -> None:
     negative = [made(engine, asked(without=part, negative_prompt="grey")) for part in ("none", "inversion")]
     assert np.array_equal(negative[0], found["none"]), "what was found stands in the place of the negative prompt"
     assert not np.array_equal(negative[1], found["inversion"])
-    Engine(model, slots=2).warm_up(asked())
+
+
+def test_warming_up_computes_a_gradient_too(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, step = list[int](), torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (steps.append(1), step(self))[1])
+    Engine(model, slots=2).warm_up(asked(guidance_scale=1.0))
+    assert len(steps) == 1
+
+
+def test_a_size_that_does_not_halve_evenly_is_looked_at_too(model: Any) -> None:
+    """Latents of 5 x 3: the layers see 5 x 3 and 3 x 2 cells."""
+    request = replace(asked(2, inversion_iterations=1), height=40, width=24)
+    image = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
+    encoded = Engine(model).encode(request, image)
+    assert encoded.anchor_NCHW is not None
+    assert encoded.anchor_NCHW.shape == (3, 4, 5, 3)
+    assert encoded.is_finite
 
 
 def test_the_embeddings_are_kept_with_frame_0_and_are_part_of_the_recipe(model: Any, tmp_path: Path) -> None:
@@ -342,13 +358,16 @@ def test_the_words_of_the_motion_are_found_or_given() -> None:
     for motion, phrases in world._MOTION_PHRASES.items():
         for phrase in phrases:
             found = motion_words(f"a video of one red circle {phrase} , blue")
-            assert found == phrase.removeprefix("that ").removeprefix("at "), motion
+            assert found == phrase.removeprefix("that "), motion
     assert motion_words("A bear is dancing happily in the morning") == "dancing happily"
     assert motion_words("the king, not sleeping; a building") == "not sleeping"
     with pytest.raises(
         InputError, match="prompt 'two men box' has no word of a motion that is known: give motion_prom"
     ):
         asked(prompt="two men box")
+    with pytest.raises(InputError, match="give motion_prompt"):
+        asked(prompt="two men box", motion_prompt=" ")
+    assert motion_words("an amazing viking drives down and left past a darling king") == "drives down and left"
     given = asked(prompt="two men box", motion_prompt="boxing")
     assert given.params.motion_of("two men box") == "boxing"
     assert given.params.batch_group == asked().params.batch_group

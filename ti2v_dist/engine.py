@@ -21,7 +21,7 @@ from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.base import ImageModel, StreamingModel, VideoModel
 from ti2v_dist.numerics import make_deterministic
-from ti2v_dist.params import SamplingParams
+from ti2v_dist.params import TRAIN_TIMESTEPS, SamplingParams
 from ti2v_dist.samplers import load_begin, load_sampler
 from ti2v_dist.samplers.base import Batch, Sample, to_image
 from ti2v_dist.samplers.noise import KeyedNoise
@@ -63,7 +63,8 @@ class Engine:
         """
         few = {name: value for name, value in FEWEST.items() if name in largest.params.spec.reads}
         steps = 2 if "motion_t0" in few else 1
-        chosen = {"t_start": steps, "num_inference_steps": steps, "resample_iterations": 1, **few}
+        start = TRAIN_TIMESTEPS - 1 if "inversion_iterations" in few else steps  # a gradient needs an error
+        chosen = {"t_start": start, "num_inference_steps": steps, "resample_iterations": 1, **few}
         params = replace(largest.params, **chosen)
         request = replace(largest, params=params)
         image = np.zeros((request.height, request.width, 3), np.uint8)
@@ -71,8 +72,7 @@ class Engine:
         source = np.zeros((1 + self._chunk(request.params), *image.shape), np.uint8) if request.source else None
         encoded = self.encode(request, *images, source_FHWC=source)
         self.advance([VideoState.start(request, encoded)] * self.slots, [source] * self.slots)
-        for _ in self.frames(iter([encoded.latent_CHW] * (1 + DECODE_BATCH))):
-            pass
+        list(self.frames(iter([encoded.latent_CHW] * (1 + DECODE_BATCH))))
 
     @torch.inference_mode()
     def encode(self, request: VideoRequest, *images_HWC: np.ndarray, source_FHWC: np.ndarray | None = None) -> Encoded:

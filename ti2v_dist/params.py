@@ -122,7 +122,7 @@ class SamplingParams:
 
     def motion_of(self, text: str) -> str:
         """The words of the motion: those that are given, else those of the text. Raises `InputError` for none."""
-        if words := self.motion_prompt or motion_words(text):
+        if words := (self.motion_prompt or "").strip() or motion_words(text):
             return words
         raise InputError(f"prompt {text!r} has no word of a motion that is known: give motion_prompt too")
 

@@ -17,13 +17,13 @@ class PromptFrom(TypedDict):
 Prompt = str | list[PromptFrom]
 
 
-def check_prompt(prompt: Any) -> Prompt:
+def check_prompt(prompt: Any, may_be_empty: bool = False) -> Prompt:
     """The prompt as it is stored: a schedule of one text is that text. Raises `ValueError` naming what is wrong.
 
     A text may begin after the video's last frame: it waits there for the video to be extended.
     """
     if not isinstance(prompt, list):
-        return _check_text("prompt", prompt)
+        return _check_text("prompt", prompt, may_be_empty)
     if not prompt:
         raise InputError("prompt is []; give a text, or a list of {from_frame, prompt}")
     last = -1
@@ -35,7 +35,7 @@ def check_prompt(prompt: Any) -> Prompt:
         if type(frame) is not int or frame <= last or (number == 1 and frame != 0):
             rule = "0 in the first" if number == 1 else f"a whole number above {last}"
             raise InputError(f"{name} has from_frame {frame!r}; it must be {rule}")
-        _check_text(name, entry["prompt"])
+        _check_text(name, entry["prompt"], may_be_empty)
         last = frame
     return prompt[0]["prompt"] if len(prompt) == 1 else prompt
 
@@ -64,7 +64,7 @@ def number_at(prompt: Prompt, frame: int) -> int:
 def changed(prompt: Prompt, from_frame: int, text: str) -> Prompt:
     """The same up to `from_frame`, and `text` from there on."""
     kept = [entry for entry in entries(prompt) if entry["from_frame"] < from_frame]
-    return check_prompt([*kept, {"from_frame": from_frame, "prompt": text}])
+    return check_prompt([*kept, {"from_frame": from_frame, "prompt": text}], may_be_empty=True)
 
 
 def caption(prompt: Prompt) -> str:
@@ -74,14 +74,21 @@ def caption(prompt: Prompt) -> str:
 
 
 _NO_MOTION = "morning|evening|building|ceiling|painting|clothing|lightning|anything|nothing|something|everything|during"
-_NO_MOTION += "|thing|spring|string|wedding|earring|pudding|sibling|duckling"
+_NO_MOTION += "|thing|spring|string|wedding|earring|pudding|sibling|duckling|viking|darling|being"
+_NO_MOTION += "|amazing|stunning|charming|interesting|surprising|striking|outstanding|living|sterling"
 _VERB = (
     "moves|goes|runs|walks|flies|jumps|dances|swims|falls|rises|slides|turns|spins|rotates|rolls|swings|climbs|sails"
 )
-_VERB += "|floats|drifts|flows|blows|shakes|stays|stands|rests?"
+_VERB += (
+    "|floats|drifts|flows|blows|shakes|stays|stands|at rest|rests|drives|rides|waves|smiles|laughs|nods|opens|closes"
+)
+_VERB += (
+    "|flickers|burns|melts|grows|shrinks|bounces|crawls|marches|glides|roll|move|go|walk|run|fly|jump|swim|turn|spin"
+)
 _WHERE = "left|right|up|down|(?:up|down|for|back)wards?|away|around|round|across|along|over|off|out|still|fast"
 _MOTION = re.compile(
-    rf"\b(?:not )?(?:(?!(?:{_NO_MOTION})\b)[a-z]{{2,}}ing|{_VERB})\b(?:\s+(?:to the )?(?:{_WHERE}|[a-z]+ly)\b)*"
+    rf"\b(?:not )?(?:(?!(?:{_NO_MOTION})\b)[a-z]{{2,}}ing|{_VERB})\b"
+    rf"(?:\s+(?:and )?(?:to the )?(?:{_WHERE}|[a-z]+ly)\b)*"
 )
 
 
@@ -94,8 +101,8 @@ def motion_words(text: str) -> str:
     return " ".join(_MOTION.findall(text.lower()))
 
 
-def _check_text(name: str, text: Any) -> str:
-    if not isinstance(text, str) or not text.strip():
+def _check_text(name: str, text: Any, may_be_empty: bool) -> str:
+    if not isinstance(text, str) or not (text.strip() or may_be_empty):
         shown = "empty" if isinstance(text, str) else repr(text)
         raise InputError(f"{name} is {shown}; describe what the video shows")
     return text

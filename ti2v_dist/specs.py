@@ -68,6 +68,9 @@ class SamplerSpec:
     OPTIONAL or NONE. `source` is the column of the video of which each new frame takes one.
     `num_inference_steps` is the number of steps where nobody chose, `chunk_frames` that of an image model's frames.
 
+    `prompt` is OPTIONAL where an empty one makes sense. A sampler that `finds_negative` finds by itself what takes the
+    place of the negative prompt.
+
     `evaluations` are the calls of the model that one call of the sampler makes, and `begin_evaluations` those of
     `begin`, at most, where it may stop early; of a look ahead, for the latents that are not given.
     """
@@ -84,6 +87,8 @@ class SamplerSpec:
     source: str | None = None
     num_inference_steps: int = 10
     chunk_frames: int = 8
+    prompt: str = NEEDED
+    finds_negative: bool = False
     evaluations: Callable[[CallSize], int] = each_step
     begin_evaluations: Callable[[CallSize], int] = each_step
 
@@ -193,6 +198,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         frozenset({IMAGE}),
         chunk=None,
         begin="motion_inversion:begin_pilife",
+        finds_negative=True,
         anchor=3,
         num_inference_steps=50,
         chunk_frames=5,
@@ -216,6 +222,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         frozenset({"context_frames", "chunk_frames", "strategy"}),
         frozenset({LOOK_BACK}),
         chunk=None,
+        prompt=OPTIONAL,
         num_inference_steps=20,
         evaluations=_looked_back,
     ),

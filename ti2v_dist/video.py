@@ -25,7 +25,7 @@ from ti2v_dist.settings import (
     settings_of,
     shared,
 )
-from ti2v_dist.specs import NEEDED, NONE, SAMPLERS, Limits, check_needs
+from ti2v_dist.specs import NEEDED, NONE, OPTIONAL, SAMPLERS, Limits, check_needs
 
 MAX_SEED = 2**64 - 1
 _NTSC = (24, 30, 48, 60, 120)
@@ -132,8 +132,8 @@ class VideoRequest:
 
     def __post_init__(self) -> None:
         check_id(self.id)
-        object.__setattr__(self, "prompt", check_prompt(self.prompt))
         spec = self.params.spec
+        object.__setattr__(self, "prompt", check_prompt(self.prompt, spec.prompt == OPTIONAL))
         if (spec.is_one_window or spec.looks_ahead) and not isinstance(self.prompt, str):
             made = "makes one window" if spec.is_one_window else "makes what lies between given frames"
             raise InputError(f"prompt is a schedule; sampler {self.params.sampler!r} {made} under one text")

@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def test_a_folder_says_what_it_is_and_what_it_lacks(folder: Path, tmp_path: Path
             [8, 12],
             r"look_back/config\.json has channels \[8, 12\], but the layers of unet/config\.json have",
         ),
+        ("looks", "no", r"look_back/config\.json has looks 'no'; it must be true or false"),
         ("kernel", 4, r"look_back/config\.json has kernel 4; it must be an odd number"),
         ("depth", 1, r"look_back/config\.json has depth 1; it must be a whole number from 2"),
     ):
@@ -163,6 +165,9 @@ def test_neighbours_change_nothing_and_strategies_do(model: Any) -> None:
     assert len({latents.tobytes() for latents in made}) == 4
     with pytest.raises(InputError, match="context_frames is 5; it must be 1 to 4"):
         asked(context_frames=5).check_against_model(model.info)
+    assert replace(request, prompt="").caption == "", "a model that looks back needs no words"
+    with pytest.raises(InputError, match="prompt is empty"):
+        VideoRequest(**{**vars(request), "prompt": "", "params": SamplingParams()})
     with pytest.raises(InputError, match="strategy is 'x'; choose one of clean, noised, inverted"):
         asked(strategy="x")
 

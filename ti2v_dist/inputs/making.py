@@ -117,10 +117,12 @@ def _warn_unreached(request: VideoRequest, line: int) -> Iterator[str]:
 
 def _warn_unread(request: VideoRequest, row: Row) -> Iterator[str]:
     """Settings of the row that its sampler has no use for. A warning: a run that began with such a row goes on."""
-    read = frozenset({"sampler"}) | COMMON | request.params.spec.reads
-    for name in _settings_but(read):
+    spec, sampler = request.params.spec, f"sampler {request.params.sampler!r}"
+    for name in _settings_but(frozenset({"sampler"}) | COMMON | spec.reads):
         if row.columns.get(name) is not None:
-            yield f"line {row.line}: sampler {request.params.sampler!r} does not read {name}"
+            yield f"line {row.line}: {sampler} does not read {name}"
+    if spec.finds_negative and request.negative_prompt:
+        yield f"line {row.line}: {sampler} finds by itself what takes the place of the negative prompt"
 
 
 @cache

@@ -124,10 +124,11 @@ class FrameKeys:
         """
         import torch
 
-        rows = torch.tensor(table)
+        device = self.layers[0][0].device
+        rows = torch.tensor(table, device=device)
         layers = tuple((key[rows].flatten(1, 2), value[rows].flatten(1, 2)) for key, value in self.layers)
         is_new = [[row not in named[:place] for place, row in enumerate(named)] for named in table]
-        return FrameKeys(layers, torch.tensor(is_new, device=layers[0][0].device))
+        return FrameKeys(layers, torch.tensor(is_new, device=device))
 
 
 @runtime_checkable

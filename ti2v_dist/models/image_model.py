@@ -101,6 +101,14 @@ class _TextAttention:
         return self._theirs(attn, hidden_states, encoder_hidden_states, *more, **named)
 
 
+def _grid(height: int, width: int, cells: int) -> tuple[int, int]:
+    """On what grid a layer of so many cells sees a latent: a UNet halves both sides, rounded up."""
+    while height * width > cells:
+        height, width = -(-height // 2), -(-width // 2)
+    assert height * width == cells, (height, width, cells)
+    return height, width
+
+
 class LatentImageModel(LatentVideoModel):
     """An `ImageModel` made of a UNet2D, perhaps a ControlNet, AutoencoderKL and CLIPTextModel, all frozen."""
 
@@ -163,8 +171,7 @@ class LatentImageModel(LatentVideoModel):
             maps = [map_RTL for map_RTL in maps if map_RTL.shape[1] == cells]
         found = []
         for map_RTL in maps:
-            shrunk = round((height * width / map_RTL.shape[1]) ** 0.5)
-            grid = map_RTL.transpose(1, 2).unflatten(2, (height // shrunk, width // shrunk))
+            grid = map_RTL.transpose(1, 2).unflatten(2, _grid(height, width, map_RTL.shape[1]))
             found.append(interpolate(grid, (height, width), mode="nearest"))
         return torch.stack(found).mean(0)
 

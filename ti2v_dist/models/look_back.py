@@ -120,8 +120,11 @@ class LookingBack:
         self._past, self._kept = [*(carry or [])], []
         rows = x_BFCHW.flatten(0, 1)
         t_R = t.repeat_interleave(self._frames, 0) if t.ndim else t
-        out = self.unet(rows, t_R, text_BLD.repeat_interleave(self._frames, 0), return_dict=False)[0]
-        return out.unflatten(0, (-1, self._frames)), tuple(self._kept)
+        try:
+            out = self.unet(rows, t_R, text_BLD.repeat_interleave(self._frames, 0), return_dict=False)[0]
+            return out.unflatten(0, (-1, self._frames)), tuple(self._kept)
+        finally:
+            self._past, self._kept = [], []
 
     def _after(self, number: int, module: LookBack, layer: Any, given: Any, output: Any) -> Any:
         h_RCHW = output[0] if isinstance(output, tuple) else output

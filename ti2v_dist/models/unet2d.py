@@ -65,12 +65,18 @@ def _check_looking_back(folder: Path, configs: Configs) -> None:
     check_plain(folder, configs)
     modules, unet = configs["look_back"], configs["unet"]
     blocks, layers = unet.get("block_out_channels", list(BLOCKS)), unet.get("layers_per_block", 2)
+    if not isinstance(blocks, list) or type(layers) is not int:
+        problem = f"block_out_channels {blocks!r} and layers_per_block {layers!r}; needed are a list and a number"
+        raise ModelFolderError(f"{folder}: unet/config.json has {problem} for look_back/")
     down, up = (
         [width for width in widths for _ in range(n)] for widths, n in ((blocks, layers), (blocks[::-1], layers + 1))
     )
     if (stated := modules.get("channels")) != (asked := [*down, blocks[-1], *up]):
         problem = f"look_back/config.json has channels {stated!r}, but the layers of unet/config.json have {asked}"
         raise ModelFolderError(f"{folder}: {problem}")
+    for name in ("looks", "adapts"):
+        if type(value := modules.get(name, True)) is not bool:
+            raise ModelFolderError(f"{folder}: look_back/config.json has {name} {value!r}; it must be true or false")
     if type(kernel := modules.get("kernel", 5)) is not int or kernel < 1 or kernel % 2 == 0:
         raise ModelFolderError(f"{folder}: look_back/config.json has kernel {kernel!r}; it must be an odd number")
 
@@ -117,7 +123,7 @@ LOOKING_BACK = replace(
     check=_check_looking_back,
     classes={**_IMAGE.classes, "look_back": ("LookBackModules",)},
     longest_window=("look_back", "depth", 5),
-    window=16,
+    window=64,
     capabilities=frozenset({LOOK_BACK, PICTURES}),
     suits=lambda folder, unet: (folder / "look_back").is_dir(),
     load=_load_looking_back,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ti2v_dist.config import ClusterConfig, RunConfig
-from ti2v_dist.effort import calls
+from ti2v_dist.effort import calls, encode_evaluations
 from ti2v_dist.errors import RunError
 from ti2v_dist.latents import BrokenVideo, Chunk
 from ti2v_dist.operations import driver
@@ -231,8 +231,10 @@ def _scaled(pace: Pace, measured: VideoRequest, request: VideoRequest, limits: L
     """The pace of a group that was not measured: by its evaluations and its pixels."""
     pixels = request.height * request.width / (measured.height * measured.width)
     evaluations = next(calls(request, limits)).evaluations / next(calls(measured, limits)).evaluations
+    begun = (1 + encode_evaluations(request)) / (1 + encode_evaluations(measured))
     own = Pace(*(value * pixels for value in pace))
-    return own._replace(batch_s=own.batch_s * evaluations, finish_s=pace.finish_s, state_bytes=pace.state_bytes)
+    own = own._replace(encode_s=own.encode_s * begun, batch_s=own.batch_s * evaluations)
+    return own._replace(finish_s=pace.finish_s, state_bytes=pace.state_bytes)
 
 
 def _known_sizes(store: CheckpointStore) -> list[float]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers.base import Batch, Begun
@@ -84,11 +83,11 @@ def _fitted(
     adam = torch.optim.Adam([psi], lr=rate)
     reached = leads(psi)
     for _ in range(iterations):
-        loss = mse_loss(reached, wanted)
-        if loss < ENOUGH:
+        error = (reached - wanted).square()
+        if error.mean() < ENOUGH:
             break
         adam.zero_grad()
-        loss.backward()
+        error.sum().backward()  # of a mean, the gradients of a large latent would vanish in half precision
         adam.step()
         reached = leads(psi)
     return psi.detach(), reached.detach()

@@ -1,6 +1,6 @@
 """Trains the image models of the shapes world: `shapes-image` with its edge ControlNet, and `shapes-instruct`.
 
-They share the VAE, the text encoder and the tokenizer of the video model, which is trained first. As in `train.py`
+They share the VAE, the text encoder and the tokenizer of the video model, which is trained first. As there
 every batch is a pure function of (seed, stage, step), and a stopped training resumes.
 
 Suffixes: N scenes, V variants of a scene, B pictures, C channels, H height, W width.

@@ -1,7 +1,7 @@
 """Trains `shapes-look-back`: look-back modules in the image model of the shapes world, on clips of moving objects.
 
 The VAE, the text encoder and the tokenizer are those of the other models, the UNet begins as that of `shapes-image`. As
-in `train.py` every batch is a pure function of (seed, stage, step), and a stopped training resumes.
+in `video_model.py` every batch is a pure function of (seed, stage, step), and a stopped training resumes.
 
 Suffixes: N trajectories, B clips, F frames of a clip, C channels, H height, W width.
 """
@@ -43,7 +43,7 @@ class LookBackConfig(StageConfig):
     muon_lr: float = 1e-3
     trajectories: int = 2000
     batch: int = 8
-    steps: int = 5000
+    steps: int = 3000
     depth: int = 5
     kernel: int = 3
     looks: bool = True
