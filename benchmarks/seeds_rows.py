@@ -19,6 +19,8 @@ FRAMES = 16
 WINDOW_FRAMES = 8
 """All that the replacing baseline can make with `shapes`."""
 LONG_FRAMES = 60
+SHORT_STEPS = 400
+"""Of the trainings that are compared: `jobs/train_shapes_look_back.py --steps 400 --only looks`, and so on."""
 MOVED_PX = 1.5
 """The motion field of the rows that have one, in pixels a frame: the usual 12 of 512."""
 
@@ -113,8 +115,9 @@ ROWS: Sequence[Row] = (
     _look_back("look-back-no-prompt", "look-back, no prompt", has_prompt=False),
     _look_back("look-back-noised", "look-back, first frame noised", "noised"),
     _look_back("look-back-inverted", "look-back, first frame inverted", "inverted"),
-    _look_back("look-back-alone", "look-back without its adapter", model="./runs/look-back-alone"),
-    _look_back("adapter-alone", "the adapter without look-back", model="./runs/adapter-alone"),
+    _look_back("short-both", f"look-back, trained for {SHORT_STEPS} steps", model="./runs/short-both"),
+    _look_back("short-looks", "as long, without the adapter", model="./runs/short-looks"),
+    _look_back("short-adapts", "as long, the adapter without look-back", model="./runs/short-adapts"),
 )
 
 
