@@ -8,6 +8,8 @@ Frame 0 is the image itself. Every other frame's object is found by its pixels, 
   first and the last of them by the number of steps between;
 * temporal consistency: the same likeness, of each frame and the one before, as a mean over all pairs;
 * background: the mean absolute error of what the object covers neither here nor in the image;
+* kept: whether the object has the image's colour in all frames (hue within 15 degrees), and the background's error is
+  0.03 at most, as the oracle asks;
 * motion: whether the net displacement is what the prompt asks for (`oracle.follows`), and how far it reaches in that
   direction, a frame. A video that loses its object moves nothing.
 
@@ -34,11 +36,15 @@ def judge(video_FHWC: np.ndarray, first_HWC: np.ndarray, motion: str) -> dict[st
     cuts = [pixels.cut_out(*of_frame) for of_frame in zip(shown_FHWC, seen.opacity_FHW, seen.mask_FHW, strict=True)]
     objects = [cut if found else None for cut, found in zip(cuts, seen.found_F, strict=True)]
     net, is_lost = pixels.moves(seen.mask_FHW).sum(0), not seen.found_F.all()
+    hue_off_F = np.abs(pixels.wrap(seen.hue_F - seen.hue_F[0], 360))
+    background = float(pixels.background_error(shown_FHWC, seen.mask_FHW)[1:].mean())
+    is_kept = not is_lost and bool((hue_off_F <= oracle.HUE_LIMIT_DEGREES).all())
     along = 0.0 if is_lost else float(net @ world.MOTIONS[motion]) / (len(cuts) - 1)
     return {
         "identity": [round(_likeness(objects[0], one), 4) for one in objects[1:]],
         "temporal": round(float(np.mean([_likeness(*pair) for pair in pairwise(objects)])), 4),
-        "background": round(float(pixels.background_error(shown_FHWC, seen.mask_FHW)[1:].mean()), 5),
+        "background": round(background, 5),
+        "kept": is_kept and background <= oracle.BACKGROUND_LIMIT,
         "follows": not is_lost and oracle.follows(net, motion),
         "along_px": round(along, 3),
         "lost": is_lost,
@@ -90,7 +96,14 @@ FIGURES = (
 def table(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """The figures as Markdown, with the settings that they were measured under; a row that is not there says so."""
     entries = report["rows"]
-    header = ("sampler", "n", "object lost", "motion follows", *(figure.head for figure in FIGURES))
+    header = (
+        "sampler",
+        "n",
+        "object lost",
+        "colour and background kept",
+        "motion follows",
+        *(figure.head for figure in FIGURES),
+    )
     header = (*header, "evaluations a frame", "time a frame")
     lines = [_line(row, entries.get(row.name), entries.get(BASE), len(header)) for row in rows]
     return f"{_settings(entries)}\n\n{quality_table.grid(header, lines)}"
@@ -100,12 +113,16 @@ def _line(row: Row, entry: Entry | None, base: Entry | None, width: int) -> list
     videos = entry["videos"] if entry else []
     if not entry or not videos:
         return [row.title, "0", "not run", *[""] * (width - 3)]
-    n, lost, follows = len(videos), *(sum(video[key] for video in videos) for key in ("lost", "follows"))
-    share = "{:.0f} % ({:.0f} to {:.0f})".format(*(100 * x for x in (follows / n, *quality_table.wilson(follows, n))))
-    cells = [row.title, str(n), str(lost), share, *(figure.cell(videos) for figure in FIGURES)]
+    n, lost = len(videos), sum(video["lost"] for video in videos)
+    shares = [_share(sum(video[key] for video in videos), n) for key in ("kept", "follows")]
+    cells = [row.title, str(n), str(lost), *shares, *(figure.cell(videos) for figure in FIGURES)]
     if row.drawn:
         return [*cells, "", ""]
     return [*cells, f"{np.mean([video['evaluations'] for video in videos]):.1f}", _ratio(entry, base)]
+
+
+def _share(count: int, n: int) -> str:
+    return "{:.0f} % ({:.0f} to {:.0f})".format(*(100 * x for x in (count / n, *quality_table.wilson(count, n))))
 
 
 def _ratio(entry: Entry, base: Entry | None) -> str:

@@ -29,6 +29,7 @@ def figures(video_FHWC: np.ndarray, motion: str = "left") -> dict[str, float]:
     found = judge(video_FHWC, video_FHWC[0], motion)
     return {figure.head: figure.scale * figure.of(found) for figure in FIGURES} | {
         "follows": found["follows"],
+        "kept": found["kept"],
         "lost": found["lost"],
     }
 
@@ -42,7 +43,7 @@ def test_the_truth_keeps_its_object_and_moves() -> None:
     assert abs(found["decay, slope"]) < 1
     assert abs(found["decay, ends"]) < 1
     assert found["px a frame as prompted"] == pytest.approx(4.0, abs=0.05)
-    assert found["follows"] is True
+    assert (found["follows"], found["kept"]) == (True, True)
     other = figures(one_film(motion="left"), "right")
     assert other["px a frame as prompted"] == pytest.approx(-4.0, abs=0.05)
     assert other["follows"] is False
@@ -63,6 +64,7 @@ def test_what_changes_its_object_loses_its_identity(change: dict[str, Any]) -> N
     before, after = min(curve[:7]), max(curve[7:])
     assert after < 0.9 < 0.98 < before
     found = figures(video)
+    assert found["kept"] is ("color" not in change)
     assert found["decay, ends"] == pytest.approx(1000 * (curve[0] - curve[-1]) / 14)
     assert found["decay, slope"] > found["decay, ends"] > 5
     # One pair of 15 differs.
@@ -74,7 +76,7 @@ def test_a_lost_object_is_like_nothing_and_moves_nothing() -> None:
     video[8:] = one_film(radius=0.0)[8:]
     found = judge(video, video[0], "left")
     assert found["identity"][7:] == [0.0] * 8
-    assert (found["lost"], found["follows"], found["along_px"]) == (True, False, 0.0)
+    assert (found["lost"], found["kept"], found["follows"], found["along_px"]) == (True, False, False, 0.0)
 
 
 def test_a_background_that_changes_is_told_from_the_object() -> None:
@@ -90,8 +92,16 @@ def report() -> dict[str, Any]:
     place = {"device": "cpu", "dtype": "float32", "torch": "2", "slots": 2, "threads": 1}
     place |= {"model": "shapes", "weights_sha256": "a" * 64}
     one = {"identity": [0.9, 0.8, 0.7], "temporal": 0.95, "background": 0.01, "follows": True, "along_px": 2.0}
-    one |= {"lost": False, "evaluations": 37.0, "seconds": 2.0}
-    lost = {**one, "identity": [0.7, 0.0, 0.0], "follows": False, "lost": True, "along_px": 0.0, "seconds": 3.0}
+    one |= {"lost": False, "kept": True, "evaluations": 37.0, "seconds": 2.0}
+    lost = {
+        **one,
+        "identity": [0.7, 0.0, 0.0],
+        "follows": False,
+        "kept": False,
+        "lost": True,
+        "along_px": 0.0,
+        "seconds": 3.0,
+    }
     slow = {**one, "evaluations": 5.0, "seconds": 7.5}
     rows = {BASE: {"settings": place, "videos": [one, one, lost]}, "few": {"settings": place, "videos": [slow] * 3}}
     rows["sharing"] = {"settings": {**place, "device": "a GPU"}, "videos": [slow]}
@@ -104,7 +114,8 @@ def test_the_table_has_means_and_intervals_and_says_what_was_not_run() -> None:
     cells = dict(
         zip(lines["sampler"].strip("| ").split(" | "), lines["the base"].strip("| ").split(" | "), strict=True)
     )
-    assert (cells["n"], cells["object lost"], cells["motion follows"]) == ("3", "1", "67 % (21 to 94)")
+    assert (cells["n"], cells["object lost"]) == ("3", "1")
+    assert cells["colour and background kept"] == cells["motion follows"] == "67 % (21 to 94)"
     assert cells["identity, first"] == "0.833 (0.703 to 0.964)"
     assert cells["identity, average"] == "0.611 (0.241 to 0.981)"
     assert cells["decay, slope"].startswith("183.3 (")

@@ -26,7 +26,7 @@ from ti2v_dist.training.video_model import TRAIN_SPLIT
 
 IMAGE_MODEL = Path(__file__).parents[1] / "shapes" / "image"
 """The embedded image model, from which the training begins."""
-FACTS = {"guidance_scale": 2.0, "fps": 8}
+FACTS = {"guidance_scale": 1.5, "fps": 8}
 """The model's own defaults, found with `benchmarks/quality_seeds.py`."""
 _CLIPS, _BATCH = 20, 21
 
