@@ -32,6 +32,7 @@ from ti2v_dist.models import load_model, read_info
 from ti2v_dist.settings import plain_settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "quality.md"
+README = PAGE.parents[1] / "README.md"
 MARKS = ("<!-- seeds:begin -->", "<!-- seeds:end -->")
 
 
@@ -158,7 +159,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--slots", type=int, default=10, help="videos in a batch")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--page", action="store_true", help="write the table into docs/quality.md between its marks")
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="write the tables into docs/quality.md and the README",
+    )
     return parser.parse_args(argv)
 
 
@@ -179,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(shown)
     if chosen.page:
         quality_table.write_block(PAGE, shown, MARKS)
+        quality_table.write_block(README, seeds_figures.brief(bench.report, seeds_rows.ROWS), MARKS)
     return 0
 
 

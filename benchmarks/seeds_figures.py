@@ -93,20 +93,25 @@ FIGURES = (
 )
 
 
+HEADER = ("sampler", "n", "object lost", "colour and background kept", "motion follows")
+HEADER = (*HEADER, *(figure.head for figure in FIGURES), "evaluations a frame", "time a frame")
+BRIEF = ("sampler", "n", "colour and background kept", "motion follows", "identity, average", "background error")
+BRIEF = (*BRIEF, "evaluations a frame", "time a frame")
+
+
 def table(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """The figures as Markdown, with the settings that they were measured under; a row that is not there says so."""
     entries = report["rows"]
-    header = (
-        "sampler",
-        "n",
-        "object lost",
-        "colour and background kept",
-        "motion follows",
-        *(figure.head for figure in FIGURES),
-    )
-    header = (*header, "evaluations a frame", "time a frame")
-    lines = [_line(row, entries.get(row.name), entries.get(BASE), len(header)) for row in rows]
-    return f"{_settings(entries)}\n\n{quality_table.grid(header, lines)}"
+    lines = [_line(row, entries.get(row.name), entries.get(BASE), len(HEADER)) for row in rows]
+    return f"{_settings(entries)}\n\n{quality_table.grid(HEADER, lines)}"
+
+
+def brief(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """The columns of `BRIEF` for the rows that are samplers as their papers have them."""
+    kept = [HEADER.index(name) for name in BRIEF]
+    entries, shown = report["rows"], [row for row in rows if row.is_plain]
+    lines = [_line(row, entries.get(row.name), entries.get(BASE), len(HEADER)) for row in shown]
+    return quality_table.grid(BRIEF, [[line[place] for place in kept] for line in lines])
 
 
 def _line(row: Row, entry: Entry | None, base: Entry | None, width: int) -> list[str]:

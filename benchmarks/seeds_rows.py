@@ -44,6 +44,8 @@ class Row:
     has_prompt: bool = True
     encodes_as: str = ""
     drawn: Callable[[np.ndarray], np.ndarray] | None = None
+    is_plain: bool = False
+    """Whether it is a sampler as its paper has it."""
 
     def request(self, item: Truth, info: ModelInfo) -> VideoRequest:
         """What is asked for of a scene; the model, the sampler and their defaults say the rest.
@@ -98,17 +100,17 @@ _MOVED = f"{MOVED_PX:g} px a frame as prompted"
 ROWS: Sequence[Row] = (
     Row("truth", "the truth, drawn", drawn=lambda frames_FHWC: frames_FHWC),
     Row("frozen", "the image, frozen", drawn=lambda frames_FHWC: np.repeat(frames_FHWC[:1], len(frames_FHWC), 0)),
-    Row(BASE, "TI2V-Zero", "ti2v_zero", "shapes"),
-    Row("replace", f"replacing, {WINDOW_FRAMES} frames", "replace", "shapes", num_frames=WINDOW_FRAMES),
-    _image("i2v-zero", "I2V-Zero (Text2Video-Zero from the image), no motion", "i2v_zero", 0.0),
-    _image("i2v-zero-moving", f"I2V-Zero, {_MOVED}", "i2v_zero", MOVED_PX),
-    _image("pilife", "PiLife", "pilife"),
+    Row(BASE, "TI2V-Zero", "ti2v_zero", "shapes", is_plain=True),
+    Row("replace", f"replacing, {WINDOW_FRAMES} frames", "replace", "shapes", num_frames=WINDOW_FRAMES, is_plain=True),
+    _image("i2v-zero", "I2V-Zero (Text2Video-Zero from the image), no motion", "i2v_zero", 0.0, is_plain=True),
+    _image("i2v-zero-moving", f"I2V-Zero, {_MOVED}", "i2v_zero", MOVED_PX, is_plain=True),
+    _image("pilife", "PiLife", "pilife", is_plain=True),
     _image("pilife-long", f"PiLife, {LONG_FRAMES} frames", "pilife", num_frames=LONG_FRAMES, encodes_as="pilife"),
     _without("inversion", "its inversion"),
     _without("attention", "its map of attention", encodes_as="pilife"),
     _without("clipper", "its clipper", encodes_as="pilife"),
     _without("frames", "attention to other frames", encodes_as="pilife"),
-    _look_back("look-back", "look-back"),
+    _look_back("look-back", "look-back", is_plain=True),
     _look_back("look-back-long", f"look-back, {LONG_FRAMES} frames", num_frames=LONG_FRAMES),
     _look_back("look-back-no-prompt", "look-back, no prompt", has_prompt=False),
     _look_back("look-back-noised", "look-back, first frame noised", "noised"),

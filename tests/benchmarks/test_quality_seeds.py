@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import quality_seeds, seeds_rows
 from benchmarks.quality_rows import truths
-from benchmarks.seeds_figures import FIGURES, judge, table
+from benchmarks.seeds_figures import FIGURES, brief, judge, table
 from benchmarks.seeds_rows import BASE, Row
 from tests.support.films import one_film
 from tests.support.places import ROOT
@@ -131,9 +131,10 @@ def test_the_table_has_means_and_intervals_and_says_what_was_not_run() -> None:
 def test_videos_are_made_once_and_start_from_what_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = tmp_path / "quality.md"
-    page.write_text("before\n{}\nold\n{}\nafter\n".format(*quality_seeds.MARKS))
-    monkeypatch.setattr(quality_seeds, "PAGE", page)
+    page, readme = tmp_path / "quality.md", tmp_path / "README.md"
+    for path, name in ((page, "PAGE"), (readme, "README")):
+        path.write_text("before\n{}\nold\n{}\nafter\n".format(*quality_seeds.MARKS))
+        monkeypatch.setattr(quality_seeds, name, path)
     monkeypatch.setattr(seeds_rows, "ROWS", (FEW, SHARING, DRAWN))
     output = tmp_path / "seeds.json"
     command = ["--output", str(output), "--cache", str(tmp_path / "kept"), "--device", "cpu", "--slots", "2"]
@@ -199,3 +200,4 @@ def test_the_page_shows_the_figures_on_file() -> None:
     report = json.loads((ROOT / "benchmarks" / "results" / "quality_seeds.json").read_text(encoding="utf-8"))
     assert set(report["rows"]) == {row.name for row in seeds_rows.ROWS}
     assert table(report, seeds_rows.ROWS) in quality_seeds.PAGE.read_text(encoding="utf-8")
+    assert brief(report, seeds_rows.ROWS) in quality_seeds.README.read_text(encoding="utf-8")
