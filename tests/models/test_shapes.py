@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from tests.support.places import ROOT
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.shapes import train as training
 from ti2v_dist.shapes import world
+from ti2v_dist.training import video_model as training
 from ti2v_dist.training.network import WINDOW, new_tokenizer
 from ti2v_dist.training.video_model import TrainConfig, cut_clips, train
 
