@@ -195,6 +195,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypa
     hashes = [load_model(read_info(str(tmp_path / name))).weights_sha256() for name in "ab"]
     assert hashes[0] == hashes[1]
     assert "| look_back | 4 |" in (tmp_path / "b" / "README.md").read_text()
+    assert "_name_or_path" not in (tmp_path / "b" / "unet" / "config.json").read_text()
 
 
 def test_clips_show_what_their_prompts_say() -> None:

@@ -69,6 +69,9 @@ def _write_parts(output: Path, other: Path, networks: dict[str, Any]) -> None:
     """The networks in float16, and the parts that are those of another model."""
     for name, network in networks.items():
         copy.deepcopy(network).to("cpu", torch.float16).save_pretrained(output / name, safe_serialization=True)
+        config = json.loads((output / name / "config.json").read_text())
+        config.pop("_name_or_path", None)  # where its training began on that machine
+        (output / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
         shutil.copytree(other / part, output / part, dirs_exist_ok=True)
 
