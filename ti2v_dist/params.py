@@ -97,7 +97,6 @@ class SamplingParams:
     without: str | None = some_setting(
         "none", "a part of PiLife that is left out, for the ablation", choices=PARTS_OF_PILIFE, is_column=False
     )
-
     strategy: str | None = some_setting(
         "clean", "how given frames go into a model that looks back", choices=STRATEGIES, is_column=False
     )

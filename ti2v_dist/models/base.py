@@ -86,7 +86,6 @@ class StreamingModel(Protocol):
         ...
 
 
-@runtime_checkable
 class LookBackModel(VideoModel, Protocol):
     """An image model whose frames follow each other, each of which sees those before it (`LOOK_BACK`)."""
 

@@ -32,8 +32,8 @@ class LookingBackbone(Protocol):
     ) -> tuple[Tensor, Any]: ...
 
 
-Clean = Callable[[int], list[Tensor]]
-"""t -> the given frames as the network sees them there."""
+Given = Callable[[int], list[Tensor]]
+"""t -> the given frames, each x_BCHW, as the network sees them there."""
 
 
 def sample_look_back(model: LookingBackbone, batch: Batch, params: SamplingParams) -> Sample:
@@ -46,11 +46,8 @@ def sample_look_back(model: LookingBackbone, batch: Batch, params: SamplingParam
     steps, schedule = timestep_pairs(params), model.schedule
     text_RLD = torch.cat([batch.negative_text_BLD, batch.text_BLD])
     g = batch.guidance_B.float().view(-1, 1, 1, 1)
-    given = [frame.contiguous() for frame in batch.context_BCKHW.unbind(2)]
-    is_kept = params.strategy == "inverted"
-    at = _given(model, batch, params, given)
-    noises = [batch.noise.later(i).draw(Purpose.INIT, 0, 0, 1)[:, :, 0] for i in range(params.chunk_frames)]
-    made = noises
+    is_kept, given = params.strategy == "inverted", _given(model, batch, params, text_RLD)
+    made = [batch.noise.later(i).draw(Purpose.INIT, 0, 0, 1)[:, :, 0] for i in range(params.chunk_frames)]
 
     def evaluate(x_BCHW: Tensor, t: int, carry: Any, kept: bool) -> tuple[Tensor, Any]:
         rows, carry = model.predict_next(torch.cat([x_BCHW, x_BCHW]), t, text_RLD, carry, kept)
@@ -59,7 +56,7 @@ def sample_look_back(model: LookingBackbone, batch: Batch, params: SamplingParam
 
     for t, t_next in steps:
         carry = None
-        for frame in at(t):
+        for frame in given(t):
             _, carry = evaluate(frame, t, carry, is_kept)
         stepped = []
         for x in made:
@@ -69,24 +66,22 @@ def sample_look_back(model: LookingBackbone, batch: Batch, params: SamplingParam
     return Sample(torch.stack(made, 2))
 
 
-def _given(model: LookingBackbone, batch: Batch, params: SamplingParams, given: list[Tensor]) -> Clean:
+def _given(model: LookingBackbone, batch: Batch, params: SamplingParams, text_RLD: Tensor) -> Given:
+    frames, schedule = [frame.contiguous() for frame in batch.context_BCKHW.unbind(2)], model.schedule
     if params.strategy == "clean":
-        return lambda t: given
-    schedule = model.schedule
+        return lambda t: frames
     if params.strategy == "noised":
-        noises = batch.noise.draw(Purpose.CONTEXT, 0, 0, len(given)).unbind(2)
-        return lambda t: [schedule.q_sample(z, t, noise) for z, noise in zip(given, noises, strict=True)]
-    inverted = _inverted(model, batch, params, given)
-    return inverted.__getitem__
+        noises = batch.noise.draw(Purpose.CONTEXT, 0, 0, len(frames)).unbind(2)
+        return lambda t: [schedule.q_sample(z, t, noise) for z, noise in zip(frames, noises, strict=True)]
+    return _inverted(model, params, text_RLD, frames).__getitem__
 
 
 def _inverted(
-    model: LookingBackbone, batch: Batch, params: SamplingParams, given: list[Tensor]
+    model: LookingBackbone, params: SamplingParams, text_RLD: Tensor, frames: list[Tensor]
 ) -> dict[int, list[Tensor]]:
     """The given frames at each timestep: DDIM from 0 up, each frame as the image model alone sees it."""
-    text_RLD = torch.cat([batch.negative_text_BLD, batch.text_BLD])
-    rising, at = [(t_next, t) for t, t_next in reversed(timestep_pairs(params))], {0: given}
-    for t_from, t in rising:
+    at = {0: frames}
+    for t, t_from in reversed(timestep_pairs(params)):
         at[t] = []
         for x in at[t_from]:
             # The unconditional rows go along: another number of rows could change bits.
