@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_models import SIZE, WINDOW, write_tiny_model
-from ti2v_dist.engine import DECODE_BATCH, Engine
+from ti2v_dist.decoder import DECODE_BATCH
+from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.base import VideoModel
@@ -21,6 +22,7 @@ from ti2v_dist.samplers import load_sampler
 from ti2v_dist.samplers.base import Batch
 from ti2v_dist.samplers.noise import KeyedNoise
 from ti2v_dist.specs import WINDOW as WINDOWED
+from ti2v_dist.trial import try_out
 from ti2v_dist.video import VideoRequest
 
 K = WINDOW - 1
@@ -92,7 +94,7 @@ def finish(engine: Engine, state: VideoState) -> np.ndarray:
 def test_a_warm_up_has_the_shape_of_every_later_batch_in_fewer_steps(model: VideoModel) -> None:
     wrapped = Wrapped(model)
     engine = Engine(wrapped, slots=3)
-    engine.warm_up(request())
+    try_out(engine, request())
     warm, wrapped.rows = wrapped.rows, []
     ok(engine.advance([start(engine)]))
     assert set(warm) == set(wrapped.rows)

@@ -16,6 +16,7 @@ from ti2v_dist.params import SamplingParams
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import CorruptRecord, RecipeMismatch, Record, Tip
+from ti2v_dist.trial import try_out
 from ti2v_dist.video import Given, VideoRequest
 
 K = WINDOW - 1
@@ -132,7 +133,7 @@ def test_each_given_frame_counts(engine: Engine) -> None:
 
 @BOTH
 def test_a_warm_up_has_as_many_images(engine: Engine, request_: VideoRequest) -> None:
-    engine.warm_up(request_)
+    try_out(engine, request_)
     with pytest.raises(ValueError, match=f"1 images were given to a video of {1 + len(request_.given)}"):
         engine.encode(request_, image(0))
 

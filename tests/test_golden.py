@@ -306,15 +306,15 @@ def test_every_verb_of_a_run_is_tried() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_newer_format_is_refused_before_anything_is_done(newest: Golden, verb: str) -> None:
-    newest.describe(format=keys.FORMAT_OF_ANCHORS + 1, versions={"ti2v_dist": "9.8.7"})
+    newest.describe(format=keys.FORMAT_OF_CLIPS + 1, versions={"ti2v_dist": "9.8.7"})
     mp4, before = newest.folder / "own.mp4", newest.bits()
     newest.output.rename(state := newest.folder / "own.mp4.ti2v")
     where = {"output": state, "manifest": newest.manifest, "image": newest.folder / "red-circle.png", "mp4": mp4}
     ended = CliRunner().invoke(cli.app, [word.format(**where) for word in VERBS[verb]])
     assert isinstance(ended.exception, UnknownFormat), ended.output
     assert ended.exception.exit_code == 2, "nothing was started"
-    assert f"{state} is stored in format 4, by ti2v_dist 9.8.7; this is ti2v_dist " in str(ended.exception)
-    assert str(ended.exception).endswith("which knows formats 1 to 3: install the version that made it, or a newer one")
+    assert f"{state} is stored in format 5, by ti2v_dist 9.8.7; this is ti2v_dist " in str(ended.exception)
+    assert str(ended.exception).endswith("which knows formats 1 to 4: install the version that made it, or a newer one")
     newest.output = state
     assert newest.bits() == before
 

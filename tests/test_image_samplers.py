@@ -27,6 +27,7 @@ from ti2v_dist.samplers.noise import KeyedNoise, Purpose
 from ti2v_dist.samplers.text2video_zero import _smoothed
 from ti2v_dist.schedules import motion_pair, timesteps
 from ti2v_dist.specs import SAMPLERS
+from ti2v_dist.trial import try_out
 from ti2v_dist.video import Given, Source, VideoRequest
 
 FEW: dict[str, Any] = {"num_inference_steps": 5, "motion_t0": 401, "motion_t1": 601}
@@ -279,7 +280,7 @@ def test_the_background_is_smoothed_and_the_foreground_is_not(models: dict[str, 
 
 @pytest.mark.parametrize("sampler", KINDS)
 def test_an_engine_warms_up_with_every_sampler(models: dict[str, Any], sampler: str) -> None:
-    Engine(models[sampler], slots=2).warm_up(asked(sampler, 9, num_inference_steps=5))
+    try_out(Engine(models[sampler], slots=2), asked(sampler, 9, num_inference_steps=5))
 
 
 def test_the_last_frame_may_be_the_next_anchor(models: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from ti2v_dist.samplers.pilife import _looks, _noise, clipped
 from ti2v_dist.schedules import inversion_pairs
 from ti2v_dist.shapes import world
 from ti2v_dist.state.checkpoint import CheckpointStore
+from ti2v_dist.trial import try_out
 from ti2v_dist.video import VideoRequest
 
 FEW: dict[str, Any] = {"num_inference_steps": 5, "inversion_timestep": 601, "inversion_iterations": 2}
@@ -323,7 +324,7 @@ def test_each_part_can_be_left_out(model: Any) -> None:
 def test_warming_up_computes_a_gradient_too(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, step = list[int](), torch.optim.Adam.step
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (steps.append(1), step(self))[1])
-    Engine(model, slots=2).warm_up(asked(guidance_scale=1.0))
+    try_out(Engine(model, slots=2), asked(guidance_scale=1.0))
     assert len(steps) == 1
 
 

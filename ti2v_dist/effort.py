@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ti2v_dist.limits import Limits
 from ti2v_dist.schedules import inversion_pairs, motion_pair, timesteps
-from ti2v_dist.specs import CallSize, Limits
+from ti2v_dist.specs import CallSize
 from ti2v_dist.video import VideoRequest
 
 
@@ -27,18 +28,16 @@ def encode_evaluations(request: VideoRequest) -> int:
 
 def calls(request: VideoRequest, model: Limits) -> Iterator[Call]:
     """The advances that make a video, in their order: what the engine and its sampler do with it."""
-    params, r = request.params, model.frames_per_latent
-    chunk, last = params.chunk_latents(model.window), request.num_frames - 1
+    params, r, last = request.params, model.frames_per_latent, request.num_frames - 1
     given = {one.frame for one in request.given}
-    first = request.lead + 1
+    first, (chunk, later) = request.lead + 1, request.chunks(model)
     while first <= last:
-        latents = chunk
         if params.spec.looks_ahead:  # up to the last given frame in sight: what lies behind waits
-            latents = max(frame - first + 1 for frame in given if frame < first + chunk)
-        frames = range(first, first + latents * r)
-        size = _size(request, latents - len(given.intersection(frames)))
+            chunk = max(frame - first + 1 for frame in given if frame < first + later)
+        frames = range(first, first + chunk)
+        size = _size(request, -(-chunk // r) - len(given.intersection(frames)))
         yield Call(first, frames[-1], params.spec.evaluations(size))
-        first = frames[-1] + 1
+        first, chunk = frames[-1] + 1, later
 
 
 def _size(request: VideoRequest, latents: int) -> CallSize:

@@ -5,23 +5,22 @@ bits depend neither on its neighbours nor on its slot.
 Suffixes: B batch slots, C latent channels, F frames, K context frames, S steps, H height, W width, L tokens, D width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ti2v_dist.decoder import Decoder
 from ti2v_dist.errors import InputError
 from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.models.base import ImageModel, StreamingModel, VideoModel
+from ti2v_dist.models.base import ClipModel, ImageModel, VideoModel
 from ti2v_dist.numerics import make_deterministic
-from ti2v_dist.params import TRAIN_TIMESTEPS, SamplingParams
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers import load_begin, load_sampler
 from ti2v_dist.samplers.base import Batch, Sample, to_image
 from ti2v_dist.samplers.noise import KeyedNoise
@@ -29,12 +28,6 @@ from ti2v_dist.video import VideoRequest
 
 NUMERICS_VERSION = 1
 """Raised by every change of this package that may change a frame's bits."""
-
-FEWEST = {"motion_t0": 1, "motion_t1": 2, "inversion_iterations": 1}
-"""What of a sampler's settings decides how long it takes, and not how much memory: as little as there can be."""
-
-DECODE_BATCH = 4
-"""Latents decoded before their frames are given on: what bounds the memory of a long video."""
 
 
 class Engine:
@@ -48,6 +41,7 @@ class Engine:
         if slots < 1 or threads < 1:
             raise InputError(f"slots is {slots} and threads is {threads}; both must be at least 1")
         self.model = load_model(read_info(model)) if isinstance(model, str) else model
+        self.decoder = Decoder(self.model)
         self.slots, self.threads = slots, threads
         on_gpu = self.model.device.type == "cuda"
         # Drawing ahead keeps a GPU busy; on a CPU it would only compete with the model.
@@ -55,24 +49,6 @@ class Engine:
         make_deterministic()
         if not on_gpu:
             torch.set_num_threads(threads)
-
-    def warm_up(self, largest: VideoRequest) -> None:
-        """Run everything once in the full shape of `largest`'s batch, in as few steps as there can be.
-
-        Later batches of this shape need no more memory. Raises what torch raises where it does not suffice.
-        """
-        few = {name: value for name, value in FEWEST.items() if name in largest.params.spec.reads}
-        steps = 2 if "motion_t0" in few else 1
-        start = TRAIN_TIMESTEPS - 1 if "inversion_iterations" in few else steps  # a gradient needs an error
-        chosen = {"t_start": start, "num_inference_steps": steps, "resample_iterations": 1, **few}
-        params = replace(largest.params, **chosen)
-        request = replace(largest, params=params)
-        image = np.zeros((request.height, request.width, 3), np.uint8)
-        images = [image] * (1 + len(request.given)) if request.image else []
-        source = np.zeros((1 + self._chunk(request.params), *image.shape), np.uint8) if request.source else None
-        encoded = self.encode(request, *images, source_FHWC=source)
-        self.advance([VideoState.start(request, encoded)] * self.slots, [source] * self.slots)
-        list(self.frames(iter([encoded.latent_CHW] * (1 + DECODE_BATCH))))
 
     @torch.inference_mode()
     def encode(self, request: VideoRequest, *images_HWC: np.ndarray, source_FHWC: np.ndarray | None = None) -> Encoded:
@@ -89,8 +65,9 @@ class Engine:
         pairs = [_to_numpy(self.model.encode_text([text, request.negative_prompt])) for text in request.texts]
         later_text_PLD = np.stack([pair[0] for pair in pairs[1:]]) if pairs[1:] else None
         given = (np.stack(images_HWC[1:]), np.stack(latents[1:])) if latents[1:] else (None, None)
-        image_HWC, latent_CHW = (images_HWC[0], latents[0]) if latents else (None, None)
-        anchor_NCHW, embeddings_SLD = self._begun(request, latent_CHW, pairs[0], source_FHWC)
+        latent_CHW = latents[0] if latents else None
+        image_HWC = images_HWC[0] if latents else None
+        anchor_NCHW, embeddings_SLD = self._begun(request, image_HWC, latent_CHW, pairs[0], source_FHWC)
         if image_HWC is None or latent_CHW is None:
             assert anchor_NCHW is not None, request.id
             latent_CHW = anchor_NCHW[-1]
@@ -110,46 +87,21 @@ class Engine:
         neighbours are not affected. Raises `ValueError` for states that cannot share a batch.
         """
         self._check_batch(states)
-        usable = [state if state.is_finite else None for state in states]
+        usable, sources = [state if state.is_finite else None for state in states], sources or [None] * len(states)
         if not any(usable):
             return [NonFiniteLatents(state.request.id, state.frame + 1) for state in states]
+        if states[0].request.params.spec.one_by_one:
+            return [self._alone(state, source) for state, source in zip(states, sources, strict=True)]
         empty = [None] * (self.slots - len(states))
-        sample = self._sample([*usable, *empty], [*(sources or [None] * len(states)), *empty])
+        sample = self._sample([*usable, *empty], [*sources, *empty])
         return [
             self._result(state, sample, slot) if usable[slot] else NonFiniteLatents(state.request.id, state.frame + 1)
             for slot, state in enumerate(states)
         ]
 
-    @torch.inference_mode()
     def decode(self, latents_FCHW: np.ndarray) -> np.ndarray:
-        """uint8 frames_FHWC of any number of latents, `DECODE_BATCH` at a time."""
-        frames = []
-        for first in range(0, len(latents_FCHW), DECODE_BATCH):
-            latents = latents_FCHW[first : first + DECODE_BATCH]
-            padded = np.zeros((DECODE_BATCH, *latents.shape[1:]), np.float32)
-            padded[: len(latents)] = latents
-            frames.append(_to_numpy(self.model.decode(self._to_device(padded)))[: len(latents)])
-        if not frames:
-            raise ValueError("there are 0 latents to decode; give at least 1")
-        return np.concatenate(frames)
-
-    def decoded_from(self, frame: int) -> int:
-        """The frame whose latent comes first in `frames`, where the pictures from this frame on are wanted."""
-        return 0 if isinstance(self.model, StreamingModel) else max(frame - 1, 0)
-
-    def frames(self, latents_CHW: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """uint8 frames_FHWC of all but the first latent, whose picture is given or seen already; some at a time."""
-        if not isinstance(self.model, StreamingModel):
-            next(latents_CHW)
-            while batch := list(islice(latents_CHW, DECODE_BATCH)):
-                yield self.decode(np.stack(batch))
-            return
-        stream = self.model.stream()
-        for number, latent_CHW in enumerate(latents_CHW):
-            with torch.inference_mode():
-                frames_FHWC = _to_numpy(stream(self._to_device(latent_CHW[None])))
-            if number > 0:
-                yield frames_FHWC
+        """uint8 frames_FHWC of any number of latents that are a picture each."""
+        return self.decoder.pictures(latents_FCHW)
 
     def report(self) -> dict[str, str | int]:
         """What decides the bits of a frame besides its request: part of a run's fingerprint."""
@@ -171,6 +123,7 @@ class Engine:
             "slots": self.slots,
             "weights_sha256": model.weights_sha256(),
             "window": model.info.window,
+            **(model.facts() if isinstance(model, ClipModel) else {}),
         }
 
     def _check_batch(self, states: Sequence[VideoState]) -> None:
@@ -220,12 +173,21 @@ class Engine:
             frames,
             self._sources([None if state is None else source for state, source in zip(slots, sources, strict=True)]),
             None if one.embeddings_SLD is None else each(lambda state: state.embeddings_SLD),
+            None if one.image_HWC is None else each(lambda state: state.image_HWC),
+            None if one.tail_THWC is None else each(lambda state: state.tail_THWC),
         )
         return load_sampler(one.request.params.sampler)(self.model, batch, one.request.params)
+
+    def _alone(self, state: VideoState, source: np.ndarray | None) -> Chunk | NonFiniteLatents:
+        """The next chunk of one video, in a call of its own."""
+        if not state.is_finite:
+            return NonFiniteLatents(state.request.id, state.frame + 1)
+        return self._result(state, self._sample([state], [source]), 0)
 
     def _begun(
         self,
         request: VideoRequest,
+        image_HWC: np.ndarray | None,
         latent_CHW: np.ndarray | None,
         text_2LD: np.ndarray,
         source_FHWC: np.ndarray | None,
@@ -234,16 +196,20 @@ class Engine:
         begin = load_begin(request.params.sampler)
         if begin is None:
             return None, None
-        assert isinstance(self.model, ImageModel), request.params.sampler
-        C, f = self.model.latent_channels, self.model.info.vae_factor
-        shape = (C, request.height // f, request.width // f)
-        context = np.zeros(shape, np.float32) if latent_CHW is None else latent_CHW
+        if latent_CHW is None:
+            assert isinstance(self.model, ImageModel), request.params.sampler
+            C, f = self.model.latent_channels, self.model.info.vae_factor
+            latent_CHW = np.zeros((C, request.height // f, request.width // f), np.float32)
         text, negative_text = (self._to_device(one[None]) for one in text_2LD)
         guidance = self._to_device(np.array([request.params.guidance_scale], np.float32))
-        noise = KeyedNoise([request.seed], [0], shape, self.model.device, self._executor)
+        C, H, W = latent_CHW.shape
+        noise = KeyedNoise([request.seed], [0], (C, H, W), self.model.device, self._executor)
         sources = self._sources([source_FHWC])
-        context_1C1HW = self._to_device(context[None, :, None])
-        batch = Batch(context_1C1HW, text, negative_text, guidance, noise, [None], [request], [0], sources)
+        image_1HWC = None if image_HWC is None else self._to_device(image_HWC[None])
+        context_1C1HW = self._to_device(latent_CHW[None, :, None])
+        batch = Batch(
+            context_1C1HW, text, negative_text, guidance, noise, [None], [request], [0], sources, None, image_1HWC
+        )
         anchor_BCNHW, embeddings_BSLD = begin(self.model, batch, request.params)
         found = None if embeddings_BSLD is None else _to_numpy(embeddings_BSLD[0])
         return _to_numpy(anchor_BCNHW[0].transpose(0, 1)), found
@@ -273,16 +239,16 @@ class Engine:
     def _result(self, state: VideoState, sample: Sample, slot: int) -> Chunk | NonFiniteLatents:
         first, r = state.frame + 1, self.model.info.frames_per_latent
         # Between given frames, what lies behind the last one in sight waits for the next window.
-        chunk = self._chunk(state.request.params)
-        until = max(state.ahead(chunk), default=chunk - 1) + 1
+        until = max(state.ahead(self._chunk(state.request.params)), default=sample.latents_BCFHW.shape[2] - 1) + 1
         latents = _to_numpy(sample.latents_BCFHW[slot, :, :until].transpose(0, 1))
+        tail = None if sample.tails_BTHWC is None else _to_numpy(sample.tails_BTHWC[slot])
         context = None if sample.context_BCFHW is None else _to_numpy(sample.context_BCFHW[slot].transpose(0, 1))
         finite_F = np.isfinite(latents).all((1, 2, 3))
         if context is not None:
             finite_F &= np.isfinite(context).all()
         if not finite_F.all():
             return NonFiniteLatents(state.request.id, first + int(np.argmin(finite_F)) * r)
-        return Chunk(state.request.id, first, latents, context, r)
+        return Chunk(state.request.id, first, latents, context, sample.frames or len(latents) * r, tail)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.tensor(array).to(self.model.device)  # a copy: what came out of a store or Ray is read-only

@@ -1,10 +1,12 @@
 """Latents: what a video has been made of so far, and what its next frames are made from.
 
 Arrays are numpy, so that a process without torch can hold them.
-Suffixes: C latent channels, F frames, S steps, H latent height, W latent width, L tokens, D text width.
+Suffixes: C latent channels, F frames, T frames of a tail, S steps, H latent height, W latent width, L tokens,
+D text width.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,22 +44,23 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Chunk:
-    """New frames of one video: F latents for frames `first_frame` onwards, float32, each for several where told.
+    """New frames of one video: `frames` of them from `first_frame` on, by default one for each of F latents, float32.
 
     It may reach beyond the last frame that was asked for, so that a video's length decides no frame. `context_FCHW` is
     what enters the queue where that differs from the latents (`ti2v_zero_reference` slides re-encoded pixels).
+    `tail_THWC` are the last T frames, uint8, where the next chunk goes on from pictures: then the latents are those of
+    a clip that begins with the tail of the chunk before.
     """
 
     video_id: str
     first_frame: int
     latents_FCHW: np.ndarray
     context_FCHW: np.ndarray | None = None
-    frames_per_latent: int = 1
+    frames: int = 0
+    tail_THWC: np.ndarray | None = None
 
-    @property
-    def frames(self) -> int:
-        """How many frames it stands for."""
-        return len(self.latents_FCHW) * self.frames_per_latent
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frames", self.frames or len(self.latents_FCHW))
 
     def frames_of(self, num_frames: int) -> int:
         """How many of its frames a video of this length shows."""
@@ -71,7 +74,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class LatentQueue:
-    """The sliding queue of K clean latents, oldest first (TI2V-Zero, Sec. 3.2), or an anchor of as many."""
+    """The sliding queue of clean latents, oldest first (TI2V-Zero, Sec. 3.2), or an anchor that does not slide."""
 
     latents_KCHW: np.ndarray
 
@@ -80,17 +83,28 @@ class LatentQueue:
         """K copies of z0: the queue of a new video."""
         return cls(np.repeat(latent_CHW[None], context_frames, axis=0))
 
-    def push(self, latents_FCHW: np.ndarray) -> "LatentQueue":
-        """Slide: drop the oldest latents, append the new ones."""
+    def push(self, latents_FCHW: np.ndarray, most: int, keeps_first: bool = False) -> "LatentQueue":
+        """Slide: append the new latents, and drop the oldest of more than `most`; or the oldest after the first."""
         joined = np.concatenate([self.latents_KCHW, latents_FCHW])
-        return LatentQueue(joined[-len(self.latents_KCHW) :])
+        if keeps_first and len(joined) > most:
+            return LatentQueue(np.concatenate([joined[:1], joined[len(joined) - most + 1 :]]))
+        return LatentQueue(joined[-most:])
+
+
+class Piece(NamedTuple):
+    """The latents of one record: `frames` frames from `frame` on."""
+
+    frame: int
+    frames: int
+    latents_FCHW: np.ndarray
 
 
 @dataclass(frozen=True)
 class VideoState:
     """All that is needed to compute a video's next chunk, on any machine. `frame` is the last one that exists.
 
-    `given_NCHW` are the latents of the frames that are given after the first gap.
+    `given_NCHW` are the latents of the frames that are given after the first gap; `tail_THWC` the last frames, and
+    `image_HWC` the first one, where the next chunk goes on from pictures.
     """
 
     request: VideoRequest
@@ -101,18 +115,26 @@ class VideoState:
     later_text_PLD: np.ndarray | None = None
     given_NCHW: np.ndarray | None = None
     embeddings_SLD: np.ndarray | None = None
+    tail_THWC: np.ndarray | None = None
+    image_HWC: np.ndarray | None = None
 
     @classmethod
     def start(cls, request: VideoRequest, encoded: Encoded) -> "VideoState":
-        """A video of which only the first frames exist, those that are given; the oldest one is repeated."""
-        queue, lead, given = LatentQueue.repeat(encoded.latent_CHW, request.params.context_frames), request.lead, None
+        """A video of which only the first frames exist, those that are given; the oldest one is repeated.
+
+        A queue that grows begins with one latent.
+        """
+        spec, lead, given = request.params.spec, request.lead, None
+        K = 1 if spec.grows else request.params.context_frames
+        queue = LatentQueue.repeat(encoded.latent_CHW, K)
         if encoded.anchor_NCHW is not None:
             queue = LatentQueue(encoded.anchor_NCHW)
         if encoded.given_latents_NCHW is not None:
-            queue, given = queue.push(encoded.given_latents_NCHW[:lead]), encoded.given_latents_NCHW[lead:]
+            queue, given = queue.push(encoded.given_latents_NCHW[:lead], K), encoded.given_latents_NCHW[lead:]
         text = (encoded.text_LD, encoded.negative_text_LD, encoded.later_text_PLD)
         given = given if given is not None and len(given) else None
-        return cls(request, lead, queue, *text, given, encoded.embeddings_SLD)
+        pixels = (encoded.image_HWC[None], encoded.image_HWC) if spec.tail else (None, None)
+        return cls(request, lead, queue, *text, given, encoded.embeddings_SLD, *pixels)
 
     @property
     def is_finite(self) -> bool:
@@ -145,10 +167,16 @@ class VideoState:
     def push(self, chunk: Chunk) -> "VideoState":
         """The state after `chunk`, which must start at the next frame."""
         assert chunk.first_frame == self.frame + 1, (chunk.first_frame, self.frame)
-        entering = chunk.latents_FCHW if chunk.context_FCHW is None else chunk.context_FCHW
-        if self.request.params.spec.anchor and chunk.context_FCHW is None:
-            return replace(self, frame=chunk.last_frame)  # an anchor does not slide
-        return replace(self, frame=chunk.last_frame, queue=self.queue.push(entering))
+        spec, entering = self.request.params.spec, chunk.context_FCHW
+        if chunk.tail_THWC is not None:
+            return replace(self, frame=chunk.last_frame, tail_THWC=chunk.tail_THWC)
+        if entering is None:
+            if spec.anchor:
+                return replace(self, frame=chunk.last_frame)  # an anchor does not slide
+            entering = chunk.latents_FCHW
+        most = self.request.params.context_frames if spec.grows else len(self.queue.latents_KCHW)
+        queue = self.queue.push(entering, most, spec.keeps_first)
+        return replace(self, frame=chunk.last_frame, queue=queue)
 
 
 class BrokenVideo(UserError):

@@ -11,9 +11,23 @@ from ti2v_dist.specs import SAMPLERS, SamplerSpec
 INIT_NAMES = ("inversion", "gaussian")
 ANCHORS = ("first", "last")
 PREPROCESSORS = ("none", "canny")
+COLOR_MATCHES = ("none", "first_frame")
 STRATEGIES = ("clean", "noised", "inverted")
 PARTS_OF_PILIFE = ("none", "inversion", "attention", "clipper", "frames")
 TRAIN_TIMESTEPS = 1000
+
+
+def options(text: str) -> str:
+    """`name=value, name=value` in one form: sorted, and numbers as Python writes them. Raises `InputError`."""
+    found = dict[str, float]()
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = (word.strip() for word in entry.partition("="))
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise InputError(f"clip_options has {entry!r}; write name=number, with commas between") from None
+    return ", ".join(f"{name}={value:g}" for name, value in sorted(found.items()))
+
 
 _PIXELS: dict[str, Any] = {"low": -512, "high": 512, "kept": float, "is_shared": False}
 
@@ -101,6 +115,18 @@ class SamplingParams:
         "clean", "how given frames go into a model that looks back", choices=STRATEGIES, is_column=False
     )
 
+    clip_frames: int | None = some_setting(
+        81,
+        "frames of a clip, those that it begins with too [F]",
+        low=2,
+        of_model=lambda info: info.clip and info.clip.frames,
+    )
+    tail_frames: int | None = some_setting(1, "frames of the clip before that the next one begins with [T]", low=1)
+    clip_options: str | None = some_setting(None, "the pipeline's own options, as name=value, name=value", kept=options)
+    color_match: str | None = some_setting(
+        "none", "whose colours each clip takes over", choices=COLOR_MATCHES, is_column=False
+    )
+
     def __post_init__(self) -> None:
         check_settings(self)
         for name, one in settings_of(SamplingParams).items():
@@ -108,7 +134,9 @@ class SamplingParams:
                 object.__setattr__(self, name, one.usual)
             if one.is_some and name not in self.spec.reads and getattr(self, name) is not None:
                 raise InputError(f"{name} is {getattr(self, name)!r}; sampler {self.sampler!r} does not read it")
-        if self.t_start is None and self.num_inference_steps == 1:
+        if self.t_start is not None and not self.spec.has_t_start:
+            raise InputError(f"t_start is {self.t_start}; sampler {self.sampler!r} does not read it")
+        if self.spec.has_t_start and self.t_start is None and self.num_inference_steps == 1:
             raise InputError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
         check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
 
@@ -132,6 +160,12 @@ class SamplingParams:
         for text in texts:
             if missing := [word for word in self.subject.lower().split() if word not in text.lower().split()]:
                 raise InputError(f"subject is {self.subject!r}; prompt {text!r} has no {' and no '.join(missing)}")
+
+    @property
+    def chosen_options(self) -> dict[str, float]:
+        """`clip_options` by name."""
+        pairs = (entry.partition("=") for entry in (self.clip_options or "").split(", ") if entry)
+        return {name: float(value) for name, _, value in pairs}
 
     @property
     def spec(self) -> SamplerSpec:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from ti2v_dist.errors import InputError
 
@@ -24,10 +24,16 @@ INSTRUCT = "instruct"
 """An image model that changes a picture as it is told."""
 LOOK_BACK = "look_back"
 """An image model with modules through which a frame sees those before it; its window is how far back it sees."""
+CLIP = "clip"
+"""A pipeline that makes a clip after the last frames that there are, one video at a time."""
+ROLLOUT = "rollout"
+"""A model that makes a clip after the last latents that there are, one video at a time."""
+CAUSAL = "causal"
+"""A video VAE whose first latent is one picture and each other several, decoded in their order."""
 FRAME_BY_FRAME = frozenset({WINDOW, PICTURES})
 """What a latent video model of one latent a frame can do."""
 NEEDED, OPTIONAL, NONE = "needed", "optional", "none"
-COMMON = frozenset({"num_inference_steps", "guidance_scale", "t_start"})
+COMMON = frozenset({"num_inference_steps", "guidance_scale"})
 """The settings that every sampler reads."""
 
 
@@ -68,6 +74,10 @@ class SamplerSpec:
     OPTIONAL or NONE. `source` is the column of the video of which each new frame takes one.
     `num_inference_steps` is the number of steps where nobody chose, `chunk_frames` that of an image model's frames.
 
+    With `one_by_one` each call of the model is for one video. A context that `grows` begins as one latent, and has
+    `context_frames` at most; one that `keeps_first` never lets the first latent go. With `tail` it is the last frames
+    themselves, and each chunk a clip that begins with them.
+
     `prompt` is OPTIONAL where an empty one makes sense. A sampler that `finds_negative` finds by itself what takes the
     place of the negative prompt.
 
@@ -89,32 +99,22 @@ class SamplerSpec:
     chunk_frames: int = 8
     prompt: str = NEEDED
     finds_negative: bool = False
+    has_t_start: bool = True
+    one_by_one: bool = False
+    grows: bool = False
+    keeps_first: bool = False
+    tail: bool = False
     evaluations: Callable[[CallSize], int] = each_step
     begin_evaluations: Callable[[CallSize], int] = each_step
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """All settings that it reads."""
+        return COMMON | self.reads | ({"t_start"} if self.has_t_start else set())
 
     def usual_context(self, window: int) -> int:
         """Context latents where nobody chose: all but the new one, or half of a window that reaches as far ahead."""
         return self.anchor or (window // 2 if self.looks_ahead else window - 1)
-
-
-class Limits(Protocol):
-    """What a model can do, of everything that a request must be checked against.
-
-    `window` counts latents, `vae_factor` pixels along a side of a latent's cell. Every latent after the first stands
-    for `frames_per_latent` frames.
-    """
-
-    @property
-    def window(self) -> int: ...
-
-    @property
-    def vae_factor(self) -> int: ...
-
-    @property
-    def frames_per_latent(self) -> int: ...
-
-    @property
-    def capabilities(self) -> frozenset[str]: ...
 
 
 _QUEUE = frozenset({"resample_iterations", "context_frames", "init"})
@@ -225,6 +225,17 @@ SAMPLERS: dict[str, SamplerSpec] = {
         prompt=OPTIONAL,
         num_inference_steps=20,
         evaluations=_looked_back,
+    ),
+    "clip": SamplerSpec(
+        "clip:sample_clip",
+        frozenset({"clip_frames", "tail_frames", "clip_options", "color_match"}),
+        frozenset({CLIP}),
+        anchor=1,
+        num_inference_steps=50,
+        prompt=OPTIONAL,
+        has_t_start=False,
+        one_by_one=True,
+        tail=True,
     ),
     "instruct_pix2pix_video": SamplerSpec(
         "controlled:sample_instructed",

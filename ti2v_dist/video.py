@@ -12,6 +12,7 @@ import numpy as np
 
 from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.errors import InputError
+from ti2v_dist.limits import Limits, check_boundary, check_clip, chunks
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
 from ti2v_dist.schedules import motion_pair
@@ -25,7 +26,7 @@ from ti2v_dist.settings import (
     settings_of,
     shared,
 )
-from ti2v_dist.specs import NEEDED, NONE, OPTIONAL, SAMPLERS, Limits, check_needs
+from ti2v_dist.specs import NEEDED, NONE, OPTIONAL, SAMPLERS, check_needs
 
 MAX_SEED = 2**64 - 1
 _NTSC = (24, 30, 48, 60, 120)
@@ -33,16 +34,6 @@ _NTSC = (24, 30, 48, 60, 120)
 _LATER = ("origin", "generation", "given", "source")
 """Fields that a request of an earlier version does not have, and one without them does not show."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-
-
-def check_boundary(what: str, frame: int, first: int, frames: int) -> None:
-    """Raise `ValueError`, naming the nearest ones, unless chunks of so many frames have a boundary there.
-
-    `first` is where the first boundary may lie.
-    """
-    if beyond := (frame - first) % frames:
-        near = " or ".join(str(f) for f in (frame - beyond, frame - beyond + frames) if f >= first)
-        raise InputError(f"{what} {frame}, in the middle of a chunk of {frames} frames: choose {near}")
 
 
 def rounded_rate(fps: float) -> int | float:
@@ -210,7 +201,7 @@ class VideoRequest:
         """
         spec, window = self.params.spec, model.window
         check_needs(self.params.sampler, model.capabilities)
-        multiple = math.lcm(model.vae_factor, 2)
+        multiple = math.lcm(model.vae_factor, model.size_multiple, 2)
         for name, size in (("height", self.height), ("width", self.width)):
             if size % multiple:
                 raise InputError(f"{name} is {size}; it must be a multiple of {multiple}")
@@ -218,6 +209,10 @@ class VideoRequest:
             motion_pair(self.params)
         low, high = (spec.anchor, spec.anchor) if spec.anchor else (1, window - 1)
         check_range("context_frames", self.params.context_frames, low, high)
+        if model.clip:
+            check_clip(self.params, model.clip, model.frames_per_latent)
+            if not model.clip.reads_text and not isinstance(self.prompt, str):
+                raise InputError("prompt is a schedule; the model reads no text")
         if self.given and model.frames_per_latent > 1:
             each = f"each latent of the model stands for {model.frames_per_latent} frames"
             raise InputError(f"images are {1 + len(self.given)}; {each}: give the first one alone")
@@ -230,9 +225,12 @@ class VideoRequest:
         if spec.is_one_window and self.num_frames > longest:
             one = f"sampler {self.params.sampler!r} makes one window"
             raise InputError(f"num_frames is {self.num_frames}; {one}: choose 2 to {longest} frames or another sampler")
-        frames = chunk * model.frames_per_latent
         for entry in entries(self.prompt)[1:]:
-            check_boundary("prompt begins at frame", entry["from_frame"], 1 + self.lead, frames)
+            check_boundary("prompt begins at frame", entry["from_frame"], 1 + self.lead, self.chunks(model))
+
+    def chunks(self, model: Limits) -> tuple[int, int]:
+        """How many frames the first chunk has, and each later one."""
+        return chunks(self.params, model)
 
     def to_json(self) -> dict[str, Any]:
         """A plain JSON object, without `origin`, `generation` and `given` where there is none; see `from_json`."""

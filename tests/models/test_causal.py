@@ -17,7 +17,8 @@ from tests.support.ray_runs import Inputs
 from tests.support.tiny_models import SIZE
 from ti2v_dist import models
 from ti2v_dist.config import load_config
-from ti2v_dist.engine import Engine
+from ti2v_dist.decoder import Decoder
+from ti2v_dist.latents import Piece
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.operations import edit
 from ti2v_dist.operations.generate import generate
@@ -25,9 +26,11 @@ from ti2v_dist.operations.growing import watch
 from ti2v_dist.operations.verify import verify
 from ti2v_dist.outputs import live
 from ti2v_dist.outputs.codec import read_video
+from ti2v_dist.params import SamplingParams
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import Record
+from ti2v_dist.video import VideoRequest
 
 SETTINGS = ("sampling.num_inference_steps=2", "sampling.resample_iterations=2", f"engine.slots={ray_runs.SLOTS}")
 PLUGINS = os.pathsep.join([str(ROOT / "tests" / "support" / "plugins"), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -78,7 +81,9 @@ def test_frames_are_those_of_the_whole_decode(given: Inputs) -> None:
     with torch.inference_mode():
         whole = model._vae.decode(latents.transpose(0, 1)[None], return_dict=False)[0][0]
     found = []
-    for frames_FHWC in Engine(model).frames(iter(latents.numpy())):
+    pieces = (Piece(frame, 1, latent[None]) for frame, latent in enumerate(latents.numpy()))
+    request = VideoRequest("ann", "/ann.png", "red", 0, SIZE, SIZE, SamplingParams())
+    for _, frames_FHWC in Decoder(model).frames(request, np.zeros((SIZE, SIZE, 3), np.uint8), pieces):
         assert not torch.is_inference_mode_enabled(), "it is the caller's again"
         found.append(frames_FHWC)
     pixels = (whole * 127.5 + 127.5).round().clamp(0, 255).permute(1, 2, 3, 0).numpy()

@@ -21,7 +21,7 @@ from tests.support.metadata_service import MetadataService
 from tests.support.places import POISON_PATHS
 from tests.support.ray_runs import FRAMES_TO_MAKE, TI2V, Ended, Frames, Inputs, Run, wait_until
 from ti2v_dist.config import load_config
-from ti2v_dist.engine import DECODE_BATCH
+from ti2v_dist.decoder import DECODE_BATCH
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.scheduling.losses import Leaving
 from ti2v_dist.state.checkpoint import CheckpointStore

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from tests.support.tiny_models import write_tiny_model
 from ti2v_dist.models.base import ModelInfo, VideoModel
+from ti2v_dist.models.causal_vae import stream_wan
 from ti2v_dist.models.family import CLASSES, Family
 from ti2v_dist.models.latent_model import LatentVideoModel
 from ti2v_dist.models.unet3d import UNET3D
@@ -40,18 +40,7 @@ class CausalModel(LatentVideoModel):
         return posterior.mean.float()[:, :, 0]
 
     def stream(self) -> Callable[[Tensor], Tensor]:
-        carried: list[Any] = [None] * self._vae._cached_conv_counts["decoder"]
-        is_first = True
-
-        def following(latent_1CHW: Tensor) -> Tensor:
-            nonlocal is_first
-            latent = self._vae.post_quant_conv(latent_1CHW[:, :, None].to(self.device, self.vae_dtype))
-            image = self._vae.decoder(latent, feat_cache=carried, feat_idx=[0], first_chunk=is_first)
-            is_first = False
-            pixels = (image.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-            return pixels[0].permute(1, 2, 3, 0).contiguous()
-
-        return following
+        return stream_wan(self._vae)
 
 
 def _load(info: ModelInfo, family: Family, device: str, dtype: str, attention: str) -> VideoModel:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.config import RunConfig
+from ti2v_dist.limits import ClipLimits
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.specs import FRAME_BY_FRAME, SAMPLERS, SamplerSpec, check_needs
 from ti2v_dist.video import SETTINGS, VideoRequest
@@ -35,6 +36,8 @@ class RequestDefaults:
     images_below: tuple[str, ...] = ()
     frames_per_latent: int = 1
     capabilities: frozenset[str] = FRAME_BY_FRAME
+    size_multiple: int = 1
+    clip: ClipLimits | None = None
     remembered: dict[str, tuple[SamplingParams, dict[str, Any]]] = field(default_factory=dict, compare=False)
 
     def spec(self, sampler: Any = None) -> SamplerSpec:
@@ -90,6 +93,8 @@ def request_defaults(config: RunConfig, info: "ModelInfo") -> RequestDefaults:
         images_below=config.images_below,
         frames_per_latent=info.frames_per_latent,
         capabilities=info.capabilities,
+        size_multiple=info.size_multiple,
+        clip=info.clip,
     )
 
 

@@ -22,7 +22,6 @@ from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import entries, read_prompt
 from ti2v_dist.schedules import inversion_pairs, motion_pair
 from ti2v_dist.settings import settings_of
-from ti2v_dist.specs import COMMON
 from ti2v_dist.storage.addresses import UrlRefused
 from ti2v_dist.video import Source, VideoRequest
 
@@ -118,7 +117,7 @@ def _warn_unreached(request: VideoRequest, line: int) -> Iterator[str]:
 def _warn_unread(request: VideoRequest, row: Row) -> Iterator[str]:
     """Settings of the row that its sampler has no use for. A warning: a run that began with such a row goes on."""
     spec, sampler = request.params.spec, f"sampler {request.params.sampler!r}"
-    for name in _settings_but(frozenset({"sampler"}) | COMMON | spec.reads):
+    for name in _settings_but(frozenset({"sampler"}) | spec.settings):
         if row.columns.get(name) is not None:
             yield f"line {row.line}: {sampler} does not read {name}"
     if spec.finds_negative and request.negative_prompt:

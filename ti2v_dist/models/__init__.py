@@ -7,10 +7,14 @@ one needs no torch, so that a process without a device can check a model and kno
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from pathlib import Path
 
 from ti2v_dist.models import animatediff, unet2d, unet3d
 from ti2v_dist.models.base import ModelInfo, VideoModel
 from ti2v_dist.models.checks import read_folder, read_settings
+from ti2v_dist.models.clips import CLIPS
+from ti2v_dist.models.clips.family import BESIDE, ClipFamily, parts_of, read_clip_info
 from ti2v_dist.models.family import Family
 from ti2v_dist.models.folder import ModelFolderError, find, read_json
 
@@ -35,7 +39,10 @@ def read_info(model_id: str, revision: str | None = None) -> ModelInfo:
     """
     families = [one for family in FAMILIES.values() for one in (family, *family.variants)]
     parts = {part: None for family in families for part in ("unet", *family.classes)}
+    parts |= {part: None for clip in CLIPS.values() for part in (*clip.networks, *BESIDE)}
     folder, commit = find(model_id, revision, parts)
+    if clip := _clip_family(folder):
+        return read_clip_info(folder, model_id, commit, clip)
     family, configs = read_folder(folder, FAMILIES)
     vae_factor = family.vae_factor(folder, configs)
     size = configs["unet"]["sample_size"] * vae_factor
@@ -59,6 +66,11 @@ def load_model(info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", 
     `device` is cpu, cuda or cuda:N; `dtype` float32, bfloat16 or float16 (the VAE then stays in float32);
     `attention` sdpa or eager. Raises `ValueError` naming the value and the choices, and `ModelFolderError`.
     """
+    if clip := _clip_family(info.folder):
+        module, _, name = clip.adapter.partition(":")
+        return getattr(import_module(f"{__name__}.clips.{module}"), name)(
+            info, clip, device=device, dtype=dtype, attention=attention
+        )
     unet = read_json(info.folder / "unet" / "config.json")
     family = FAMILIES[unet["_class_name"]].chosen(info.folder, unet)
     if family.load:
@@ -66,3 +78,20 @@ def load_model(info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", 
     from ti2v_dist.models.latent_model import LatentVideoModel
 
     return LatentVideoModel(info, family, device=device, dtype=dtype, attention=attention)
+
+
+def _clip_family(folder: Path) -> ClipFamily | None:
+    """The family of a pipeline's folder; None where its parts are known by themselves.
+
+    Raises `ModelFolderError` for a pipeline that is not known, with those that are.
+    """
+    if not (folder / "model_index.json").is_file():
+        return None
+    name = read_json(folder / "model_index.json").get("_class_name")
+    if isinstance(name, str) and name in CLIPS:
+        return CLIPS[name]
+    if not (folder / "unet").is_dir():
+        parts_of(folder)
+        known = f"known are {', '.join(sorted(CLIPS))}, and folders with a unet/"
+        raise ModelFolderError(f"{folder}: the pipeline of model_index.json is {name!r}; {known}")
+    return None

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ti2v_dist.limits import ClipLimits
 from ti2v_dist.specs import FRAME_BY_FRAME
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
     from ti2v_dist.schedules import Schedule
+    from ti2v_dist.video import VideoRequest
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,15 @@ class ModelInfo:
     fps: float
     frames_per_latent: int = 1
     capabilities: frozenset[str] = FRAME_BY_FRAME
+    size_multiple: int = 1
+    clip: ClipLimits | None = None
     motion_t0: int = 881
     motion_t1: int = 941
     inversion_timestep: int = 761
 
 
-class VideoModel(Protocol):
-    """A frozen latent video diffusion model on one device."""
+class FrozenModel(Protocol):
+    """A frozen model on one device: what all of them can do."""
 
     info: ModelInfo
     dtype: torch.dtype
@@ -51,17 +56,25 @@ class VideoModel(Protocol):
     attention: str
     device: torch.device
 
-    @property
-    def schedule(self) -> Schedule:
-        """The noise schedule that the model was trained on."""
-        ...
-
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Prompts to text_BLD."""
         ...
 
     def encode_image(self, image_BCHW: Tensor) -> Tensor:
         """Images in [-1, 1] to latent_BCHW: the posterior's mean, scaled to unit variance, float32."""
+        ...
+
+    def weights_sha256(self) -> str:
+        """Hash of the weights, part of a run's fingerprint."""
+        ...
+
+
+class VideoModel(FrozenModel, Protocol):
+    """A latent video diffusion model, of which a sampler makes every step."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule that the model was trained on."""
         ...
 
     def predict(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
@@ -72,10 +85,6 @@ class VideoModel(Protocol):
         """Scaled latents to uint8 frames_BHWC, one picture each (`PICTURES`)."""
         ...
 
-    def weights_sha256(self) -> str:
-        """Hash of the weights, part of a run's fingerprint."""
-        ...
-
 
 @runtime_checkable
 class StreamingModel(Protocol):
@@ -83,6 +92,31 @@ class StreamingModel(Protocol):
 
     def stream(self) -> Callable[[Tensor], Tensor]:
         """Begin a video: each call takes its next latent_1CHW, and gives the uint8 frames_FHWC that it stands for."""
+        ...
+
+
+@runtime_checkable
+class ClipModel(FrozenModel, Protocol):
+    """A pipeline that makes a clip after the last frames of a video, one video a call (`CLIP`)."""
+
+    def make(
+        self,
+        request: VideoRequest,
+        frame: int,
+        tail_THWC: Tensor,
+        text_LD: Tensor,
+        negative_text_LD: Tensor,
+        noise_CFHW: Tensor,
+    ) -> Tensor:
+        """latents_FCHW, float32, of the clip that begins with the tail, and whose first new frame is `frame`."""
+        ...
+
+    def show(self, latents_FCHW: Tensor, request: VideoRequest, frame: int, image_HWC: np.ndarray) -> Tensor:
+        """uint8 frames_FHWC of a whole clip of `make`; the image is the video's first frame."""
+        ...
+
+    def facts(self) -> dict[str, str]:
+        """What decides bits here and nowhere else: part of a run's fingerprint."""
         ...
 
 

@@ -61,12 +61,14 @@ def config_name(part: str) -> str:
     return {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}.get(part, "config.json")
 
 
-def weight_files(folder: Path, part: str) -> tuple[str | None, list[Path]]:
+def weight_files(folder: Path, part: str, library: str | None = None) -> tuple[str | None, list[Path]]:
     """The variant to load of a part (as "unet" or "vae") and its safetensors files, sorted.
 
-    The plain files come first, then the fp16 variant; pickled weights are never read.
+    The plain files come first, then the fp16 variant; pickled weights are never read. A part is of diffusers, or of the
+    `library` that is named; the text encoder is transformers'.
     """
-    name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+    is_theirs = library == "transformers" if library else part == "text_encoder"
+    name = "model" if is_theirs else "diffusion_pytorch_model"
     for variant in (None, "fp16"):
         stem = name + (f".{variant}" if variant else "")
         single = folder / part / f"{stem}.safetensors"
@@ -92,7 +94,7 @@ def _fetch(model_id: str, revision: str | None, parts: Iterable[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    patterns = [f"{part}/*.{ending}" for part in parts for ending in ("json", "txt", "safetensors")]
+    patterns = [f"{part}/*.{ending}" for part in parts for ending in ("json", "txt", "model", "safetensors")]
     patterns += ["model_index.json", "ti2v.json"]
     for pause_s in (*PAUSES_S, None):
         try:

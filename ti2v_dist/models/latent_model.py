@@ -47,7 +47,7 @@ class LatentVideoModel:
         check_choice("dtype", dtype, DTYPES)
         check_choice("attention", attention, ATTENTIONS)
         self.info = info
-        self.device = _checked_device(device)
+        self.device = checked_device(device)
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.attention = attention
         # A Stable Diffusion VAE overflows in float16.
@@ -122,7 +122,8 @@ class LatentVideoModel:
         return total.hexdigest()
 
 
-def _checked_device(name: str) -> torch.device:
+def checked_device(name: str) -> torch.device:
+    """The device of a name; `InputError` for one that this process does not see."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise InputError(f"device is {name!r}; choose cpu, cuda or cuda:N")
     device = torch.device(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -37,14 +38,21 @@ def no_reports() -> Iterator[None]:
 
 
 def load_diffusers_part(part_class: Any, info: ModelInfo, part: str, dtype: torch.dtype) -> Any:
-    """A network of diffusers from one sub-folder, in `dtype`. Raises `ModelFolderError`."""
-    # What diffusers does anyway where accelerate is not installed, but without a complaint at each load.
-    return load_part(part_class, info, part, torch_dtype=dtype, low_cpu_mem_usage=False)
+    """A network of diffusers from one sub-folder, in `dtype`, but for the parts that its class keeps in float32.
+
+    Raises `ModelFolderError`.
+    """
+    if part_class._keep_in_fp32_modules is not None and find_spec("accelerate") is None:
+        raise ModelFolderError(f"{part_class.__name__} needs accelerate to be loaded: pip install 'ti2v_dist[clips]'")
+    # Else what diffusers does anyway where accelerate is not installed, but without a complaint at each load.
+    is_streamed = part_class._keep_in_fp32_modules is not None
+    return load_part(part_class, info, part, torch_dtype=dtype, low_cpu_mem_usage=is_streamed)
 
 
 def load_part(part_class: Any, info: ModelInfo, part: str, **settings: Any) -> Any:
     """A network from one sub-folder, with all its weights and no other. Raises `ModelFolderError`."""
-    variant, files = weight_files(info.folder, part)
+    library = "transformers" if part_class.__module__.startswith("transformers.") else "diffusers"
+    variant, files = weight_files(info.folder, part, library)
     named = f"{info.folder}: {part}/{files[0].name}"
     try:
         with no_reports():

@@ -14,13 +14,13 @@ from ti2v_dist.config import ClusterConfig, RunConfig
 from ti2v_dist.effort import calls, encode_evaluations
 from ti2v_dist.errors import RunError
 from ti2v_dist.latents import BrokenVideo, Chunk
+from ti2v_dist.limits import Limits
 from ti2v_dist.operations import driver
 from ti2v_dist.operations.recording import record
 from ti2v_dist.outputs import dataset
 from ti2v_dist.outputs.report import write_report
 from ti2v_dist.outputs.standing import Standing
 from ti2v_dist.runtime.worker import Worker
-from ti2v_dist.specs import Limits
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.plan import Plan
@@ -199,10 +199,14 @@ def _pace(worker: Worker, request: VideoRequest, fingerprint: str, state_bytes: 
 
 def _prolong(store: CheckpointStore, chunks: list[Chunk], tip: Tip, num_frames: int) -> None:
     """Settle what was made again, backwards and forwards: an mp4 of it moves as the video does."""
-    latents_FCHW = np.concatenate([chunk.latents_FCHW for chunk in chunks])
+    last = chunks[-1]
+    latents_FCHW, frames = last.latents_FCHW, last.frames
+    if last.tail_THWC is None:  # a clip stays as it is: its latents are decoded together
+        latents_FCHW = np.concatenate([chunk.latents_FCHW for chunk in chunks])
+        frames = sum(chunk.frames for chunk in chunks)
     while tip.frame < num_frames - 1:
         latents_FCHW = np.ascontiguousarray(latents_FCHW[::-1])
-        again = Chunk(tip.video_id, tip.frame + 1, latents_FCHW, frames_per_latent=chunks[0].frames_per_latent)
+        again = Chunk(tip.video_id, tip.frame + 1, latents_FCHW, frames=frames, tail_THWC=last.tail_THWC)
         tip = store.commit(again, tip).tip
 
 

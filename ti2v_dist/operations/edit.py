@@ -17,6 +17,7 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.manifest import Manifest, Part, joined
 from ti2v_dist.inputs.shards import check_whole, taken
 from ti2v_dist.inputs.taking import Again
+from ti2v_dist.limits import check_boundary
 from ti2v_dist.models import read_info
 from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.operations.planning import ManifestError, check_manifest, raise_unusable
@@ -28,7 +29,7 @@ from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
 from ti2v_dist.state.plan import Plan
 from ti2v_dist.storage.addresses import absolute_url
-from ti2v_dist.video import Origin, VideoRequest, check_boundary, check_id
+from ti2v_dist.video import Origin, VideoRequest, check_id
 
 
 def opened(output: str) -> CheckpointStore:
@@ -187,8 +188,7 @@ def fork(
     )
     chosen = config_of(store).model
     info = read_info(chosen.id, chosen.revision)
-    chunk = asked.params.chunk_latents(info.window)
-    check_boundary("from_frame is", from_frame, asked.lead, chunk * info.frames_per_latent)
+    check_boundary("from_frame is", from_frame, asked.lead, asked.chunks(info))
     for warning in lost_words(info, [prompt]):
         warnings.warn(warning, stacklevel=2)
     store.add_request(asked)

@@ -11,12 +11,12 @@ from ti2v_dist.effort import Call, calls, encode_evaluations
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import check_whole
 from ti2v_dist.inputs.taking import Taking
+from ti2v_dist.limits import Limits
 from ti2v_dist.models import read_info
 from ti2v_dist.operations.calibrate import Measured, Pace, calibrated, recalled
 from ti2v_dist.operations.planning import check_manifest, pinned, raise_unusable
 from ti2v_dist.operations.recording import claim
 from ti2v_dist.outputs.report import NEW_AT_END
-from ti2v_dist.specs import Limits
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.storage.addresses import absolute_url

@@ -13,6 +13,7 @@ import numpy as np
 from ti2v_dist.config import stored_config
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import check_whole
+from ti2v_dist.latents import Piece
 from ti2v_dist.outputs.live import LiveVideo
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.settings import check_choice
@@ -95,13 +96,13 @@ class _Growing:
         self.tips = deque[Tip]()
         self.failures = len(store.read_failures(request.id))
 
-    def latents(self, start: int) -> Iterator[np.ndarray]:
-        """latents_CHW from that of frame `start` on; ends where nothing is left to wait for."""
+    def pieces(self, start: int) -> Iterator[Piece]:
+        """Its latents from that of frame `start` on; ends where nothing is left to wait for."""
         found, shape = self.store.records(self.request.id, start), ()
         while True:
             for record, tip in found:
                 self.tips.append(tip)
-                yield from record.latents_from(start)
+                yield record.piece(start)
                 shape = record.latent_shape
             tip = self.tips[-1]
             if not self.follow or tip.frame >= self.request.num_frames - 1 or self._is_over():
@@ -124,7 +125,7 @@ class _Growing:
 def _append(growing: _Growing, worker: Worker, live: LiveVideo, tell: Callable[[], None]) -> None:
     """Decode what the video has and show it, a segment at a time; one that is not full is shown at the end alone."""
     num_frames, gathered = growing.request.num_frames, list[np.ndarray]()
-    for frame_HWC in worker.frames(growing.request, growing.latents, live.shown):
+    for frame_HWC in worker.frames(growing.request, growing.pieces, live.shown):
         gathered.append(frame_HWC)
         reached = live.shown + len(gathered)
         if len(gathered) == live.frames_each or reached == num_frames:

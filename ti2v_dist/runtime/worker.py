@@ -21,7 +21,7 @@ from ti2v_dist.config import RunConfig, keyframe_interval
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.clips import load_given
 from ti2v_dist.inputs.sources import KEPT, SourceFrames
-from ti2v_dist.latents import BrokenSource, BrokenVideo, Chunk, Encoded, VideoState
+from ti2v_dist.latents import BrokenSource, BrokenVideo, Chunk, Encoded, Piece, VideoState
 from ti2v_dist.outputs import codec, dataset
 from ti2v_dist.scheduling.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.state.checkpoint import CheckpointStore
@@ -58,7 +58,8 @@ class Worker:
     def open(self, largest: VideoRequest | None = None) -> dict[str, Any]:
         """Load the model; returns what decides the bits of a frame and of a file, for the run's fingerprint.
 
-        On a GPU the batch of `largest` is tried at once: what does not fit must show before the run has a frame.
+        The batch of `largest` is tried at once: what does not fit a GPU, and a number of slots that decides bits, must
+        show before the run has a frame.
         """
         with _lasting() if self._is_actor else nullcontext():  # another process is its caller's
             import torch
@@ -66,6 +67,7 @@ class Worker:
             import ti2v_dist.models.latent_model  # noqa: F401
             from ti2v_dist.engine import Engine
             from ti2v_dist.models import load_model, read_info
+            from ti2v_dist.trial import try_out
 
         wanted = self.config.model
         device = wanted.device if wanted.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,8 +76,8 @@ class Worker:
         with self._device_errors():
             model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention)
             self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
-            if largest and device == "cuda":
-                self.engine.warm_up(largest)
+            if largest and (device == "cuda" or self.engine.slots > 1):
+                try_out(self.engine, largest)
         self.numerics = {**self.engine.report(), **codec.codec_versions()}
         LOG.info("loaded the model onto %s", self.numerics["device"])
         return self.numerics
@@ -189,35 +191,33 @@ class Worker:
             raise Leaving("this worker is to leave")
 
     def frames(
-        self, request: VideoRequest, latents: Callable[[int], Iterator[np.ndarray]], start: int = 0
+        self, request: VideoRequest, pieces: Callable[[int], Iterator[Piece]], start: int = 0
     ) -> Iterator[np.ndarray]:
         """uint8 frames_HWC from `start` on: those that are given themselves (Algorithm 1, line 5), the others decoded.
 
-        `latents` are the video's, one at a time, from that of a frame on; where they end, the frames do.
+        `pieces` are the video's, from that of a frame on; where they end, the frames do.
         """
-        given, count = self.store.images(request.id), self.engine.decoded_from(start)
-        decoded = self.engine.frames(latents(count))
+        given = self.store.images(request.id)
         if start == 0:
             yield given[0]
-        count += 1
-        while count < request.num_frames:
+        decoded = self.engine.decoder.frames(request, given[0], pieces(self.engine.decoder.begins_at(start)))
+        while True:
             # A long video takes longer than a notice: its frames are settled, and others decode them as well.
             self._heed_notice()
             with self._device_errors():
-                frames_FHWC = next(decoded, None)
-            if frames_FHWC is None:
+                some = next(decoded, None)
+            if some is None or some[0] >= request.num_frames:
                 return
-            for frame_HWC in frames_FHWC[: request.num_frames - count]:
-                if count in given:
-                    frame_HWC = given[count]
-                if count >= start:
-                    yield frame_HWC
-                count += 1
+            first, frames_FHWC = some
+            for frame, frame_HWC in enumerate(frames_FHWC[: request.num_frames - first], first):
+                if frame >= start:
+                    own_HWC = given.get(frame)
+                    yield frame_HWC if own_HWC is None else own_HWC
 
     def _whole(self, request: VideoRequest) -> Iterator[np.ndarray]:
         """All frames of a settled video."""
         count = 0
-        for frame_HWC in self.frames(request, lambda frame: self.store.latents(request.id, frame)):
+        for frame_HWC in self.frames(request, lambda frame: self.store.pieces(request.id, frame)):
             yield frame_HWC
             count += 1
         assert count == request.num_frames, (request.id, count)

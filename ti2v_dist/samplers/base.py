@@ -64,13 +64,22 @@ class Batch:
     sources_BFHWC: Tensor | None = None
     embeddings_BSLD: Tensor | None = None
     """What `begin` found a video's embeddings to be, one for each step; None where it finds none."""
+    images_BHWC: Tensor | None = None
+    """The first frames, uint8, where a sampler reads them."""
+    tails_BTHWC: Tensor | None = None
+    """The last frames, uint8, where a sampler goes on from pictures."""
 
 
 class Sample(NamedTuple):
-    """New latents, and what enters the queue where that differs from them."""
+    """New latents, and what enters the queue where that differs from them.
+
+    Of a clip the latents are those of all its frames, of which only `frames` are new, and the tails its last ones.
+    """
 
     latents_BCFHW: Tensor
     context_BCFHW: Tensor | None = None
+    tails_BTHWC: Tensor | None = None
+    frames: int = 0
 
 
 Sampler = Callable[[Any, Batch, SamplingParams], Sample]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ti2v_dist.limits import Limits
 from ti2v_dist.samplers.base import Batch
 from ti2v_dist.schedules import VP, Schedule
-from ti2v_dist.specs import Limits
 
 
 class ImageBackbone(Protocol):

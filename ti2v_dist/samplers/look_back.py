@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ti2v_dist.limits import Limits
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers.base import Batch, Sample
 from ti2v_dist.samplers.noise import Purpose
 from ti2v_dist.schedules import Schedule, timestep_pairs
-from ti2v_dist.specs import Limits
 
 
 class LookingBackbone(Protocol):

@@ -11,8 +11,8 @@ from ti2v_dist.canonical import canonical_sha256, plain
 from ti2v_dist.errors import InputError
 from ti2v_dist.state import fingerprints, keys
 from ti2v_dist.state.fingerprints import FingerprintMismatch
-from ti2v_dist.state.frames import FrameStore, Settled
-from ti2v_dist.state.record import parse_json
+from ti2v_dist.state.frames import FrameStore
+from ti2v_dist.state.record import Settled, parse_json
 from ti2v_dist.state.requests import FramesDropped, RequestMismatch
 
 __all__ = ["CheckpointStore", "FingerprintMismatch", "FramesDropped", "RequestMismatch", "Settled", "UnknownFormat"]
@@ -170,11 +170,11 @@ class CheckpointStore(FrameStore):
     def _known(self, run: dict[str, Any]) -> dict[str, Any]:
         """`run.json` of a format that this version can go on with."""
         found = run.get("format", 1)
-        if found not in (keys.FORMAT, keys.FORMAT_OF_MANY, keys.FORMAT_OF_ANCHORS):
+        if found not in range(keys.FORMAT, keys.FORMAT_OF_CLIPS + 1):
             raise UnknownFormat(
                 f"{self.url} is stored in format {found!r}, by ti2v_dist {run.get('versions', {}).get('ti2v_dist')}; "
                 f"this is ti2v_dist {__version__}, which knows formats {keys.FORMAT} to "
-                f"{keys.FORMAT_OF_ANCHORS}: install the version that made it, "
+                f"{keys.FORMAT_OF_CLIPS}: install the version that made it, "
                 "or a newer one"
             )
         return run

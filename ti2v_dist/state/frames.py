@@ -7,26 +7,17 @@ Suffixes: C channels, F frames, H height, W width.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ti2v_dist.canonical import differences
-from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
+from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, Piece, VideoState
 from ti2v_dist.state import fingerprints, keys
-from ti2v_dist.state.record import BrokenChain, CorruptRecord, RecipeMismatch, Record, Tip, follower, tip_of
+from ti2v_dist.state.record import BrokenChain, CorruptRecord, RecipeMismatch, Record, Settled, Tip, follower, tip_of
 from ti2v_dist.state.requests import DROPPED, FramesDropped, RequestStore, located
 from ti2v_dist.video import VideoRequest
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What a slot holds for ever: our chunk, or the one that was there first (`ours` is False: go on from that one)."""
-
-    chunk: Chunk
-    ours: bool
-    tip: Tip
 
 
 class FrameStore(RequestStore):
@@ -101,16 +92,19 @@ class FrameStore(RequestStore):
             state, tip = replace(state, frame=record.frame - 1).push(record.chunk(request.id)), settled
         return self._copy_shared(state, tip) if before is None else (state, tip)
 
+    def pieces(self, video_id: str, start: int = 1) -> Iterator[Piece]:
+        """Settled latents from that of frame `start` on, a record at a time; raises as `records` does."""
+        return (record.piece(start) for record, _ in self.records(video_id, start))
+
     def latents(self, video_id: str, start: int = 1) -> Iterator[np.ndarray]:
-        """Settled latents_CHW from that of frame `start` on, one at a time, each record verified as it is reached.
+        """The latents_CHW of `pieces`, one at a time."""
+        return (latent_CHW for piece in self.pieces(video_id, start) for latent_CHW in piece.latents_FCHW)
+
+    def records(self, video_id: str, start: int) -> Iterator[tuple[Record, Tip]]:
+        """The records from the one with frame `start` on, each verified as it is reached, with the tip that it makes.
 
         Ends at the last settled frame. Raises `KeyError` for a video without frame 0, `CorruptRecord`.
         """
-        for record, _ in self.records(video_id, start):
-            yield from record.latents_from(start)
-
-    def records(self, video_id: str, start: int) -> Iterator[tuple[Record, Tip]]:
-        """The records from the one with frame `start` on, as `latents` reads them, each with the tip that it makes."""
         data = self.store.get(keys.frame(video_id, 0))
         first = self._first(video_id, data)
         tip = tip_of(video_id, first, data)
@@ -160,12 +154,14 @@ class FrameStore(RequestStore):
         """The preprocessed image_HWC of each frame that is given. Raises `KeyError`, `CorruptRecord`."""
         first = self._first(video_id, self.store.get(keys.frame(video_id, 0)))
         later = [given["frame"] for given in (first.request or {}).get("given", ())]
-        return {0: first.encoded.image_HWC, **dict(zip(later, first.arrays.get("given_images_NHWC", ()), strict=True))}
+        return dict(
+            zip([0, *later], [first.encoded.image_HWC, *first.arrays.get("given_images_NHWC", ())], strict=True)
+        )
 
     def has_frame(self, video_id: str, frame: int) -> bool:
         """Whether a frame is settled; the records from there on alone are looked at. Raises `CorruptRecord`."""
         try:
-            return next(self.latents(video_id, frame), None) is not None
+            return next(self.pieces(video_id, frame), None) is not None
         except KeyError:
             return False
 
@@ -233,8 +229,6 @@ class FrameStore(RequestStore):
             self.store.delete(key)
         return moved
 
-    # below
-
     def _copy_shared(self, state: VideoState, tip: Tip) -> tuple[VideoState, Tip]:
         """Commit the frames that a fork shares with its origin, each under the class that its own was made in.
 
@@ -292,9 +286,9 @@ class FrameStore(RequestStore):
             return fingerprint_sha256
         if its_class := fingerprints.recipes(self.store, request, *images).get(record.recipe):
             return its_class
-        lines = differences(record.request or {}, request.identity())
-        title = "made from another request, first image or fingerprint of the run:"
-        raise RecipeMismatch(keys.frame(request.id, 0), "\n".join([title, *lines]).rstrip(":"))
+        lines = ["made from another request, first image or fingerprint of the run:"]
+        lines += differences(record.request or {}, request.identity())
+        raise RecipeMismatch(keys.frame(request.id, 0), "\n".join(lines).rstrip(":"))
 
     def _later_frames(self, video_id: str) -> list[int]:
         return [frame for frame in self._numbers(keys.frames(video_id)) if frame]

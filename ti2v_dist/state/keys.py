@@ -26,9 +26,10 @@ import re
 
 from ti2v_dist.video import check_id
 
-FORMAT, FORMAT_OF_MANY, FORMAT_OF_ANCHORS = 1, 2, 3
+FORMAT, FORMAT_OF_MANY, FORMAT_OF_ANCHORS, FORMAT_OF_CLIPS = 1, 2, 3, 4
 """The format of all that a run stores; that where a latent stands for several frames; that of image models, whose
-first record may hold an anchor.
+first record may hold an anchor; and that of models which go on one video at a time, from frames or from a context that
+grows.
 
 `run.json` names the one with which the run began: 1 where it names none.
 

@@ -3,7 +3,8 @@
     magic (8) · sha256 of all that follows (32) · header length, uint32 (4) · header · arrays in the header's order
 
 Equal records have equal bytes on every machine: they hold no time and no writer.
-Suffixes: C channels, F frames, S steps, H height, W width, L tokens, D text width, P later texts of a prompt schedule.
+Suffixes: C channels, F frames, T frames of a tail, S steps, H height, W width, L tokens, D text width, P later texts of
+a prompt schedule.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import numpy as np
 
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.errors import UserError
-from ti2v_dist.latents import Chunk, Encoded
+from ti2v_dist.latents import Chunk, Encoded, Piece
 
 MAGIC = b"TI2VREC1"
 _FAMILY = MAGIC[:-1]
@@ -37,8 +38,10 @@ _ARRAYS = {
     "embeddings_SLD": ("float32", 3),
     "latents_FCHW": ("float32", 4),
     "context_FCHW": ("float32", 4),
+    "tail_THWC": ("uint8", 4),
 }
 _START = {"image_HWC", "latent_CHW", "text_LD", "negative_text_LD"}
+_MAY_FOLLOW = {"context_FCHW", "tail_THWC"}
 _MAY_START = {"later_text_PLD", "given_images_NHWC", "given_latents_NCHW", "anchor_NCHW", "embeddings_SLD"}
 _FIELDS = {"arrays", "frame", "frames", "parent", "recipe", "request"}
 
@@ -100,9 +103,8 @@ class Record:
     @classmethod
     def of_chunk(cls, chunk: Chunk, recipe: str, parent: str) -> "Record":
         """The record of a chunk, of however many frames."""
-        arrays = {"latents_FCHW": chunk.latents_FCHW}
-        if chunk.context_FCHW is not None:
-            arrays["context_FCHW"] = chunk.context_FCHW
+        arrays = {name: getattr(chunk, name) for name in ("latents_FCHW", *sorted(_MAY_FOLLOW))}
+        arrays = {name: array for name, array in arrays.items() if array is not None}
         return cls(chunk.first_frame, recipe, parent, arrays, frames=chunk.frames)
 
     @property
@@ -117,17 +119,23 @@ class Record:
 
     def chunk(self, video_id: str) -> Chunk:
         """The chunk of a later record."""
-        latents = len(self.arrays["latents_FCHW"])
-        return Chunk(video_id, self.frame, **self.arrays, frames_per_latent=self.frames // latents)
+        return Chunk(video_id, self.frame, **self.arrays, frames=self.frames)
 
-    def latents_from(self, frame: int) -> np.ndarray:
-        """Its latents_FCHW from that of this frame on, all of them where it begins later; of frame 0, those shown."""
+    def piece(self, frame: int = 0) -> Piece:
+        """Its latents_FCHW from that of this frame on, all of them where it begins later; of frame 0, those shown.
+
+        Those of a clip are never parted.
+        """
         if self.frame:
             latents_FCHW = self.arrays["latents_FCHW"]
         else:
             given_NCHW = self.arrays.get("given_latents_NCHW", self.arrays["latent_CHW"][None][:0])
             latents_FCHW = np.concatenate([self.arrays["latent_CHW"][None], given_NCHW[: self.frames - 1]])
-        return latents_FCHW[max(0, frame - self.frame) * len(latents_FCHW) // self.frames :]
+        if "tail_THWC" in self.arrays:
+            return Piece(self.frame, self.frames, latents_FCHW)
+        each = self.frames // len(latents_FCHW)
+        skipped = max(0, frame - self.frame) // each
+        return Piece(self.frame + skipped * each, self.frames - skipped * each, latents_FCHW[skipped:])
 
     def to_bytes(self) -> bytes:
         """The object to store."""
@@ -164,7 +172,7 @@ class Record:
         header, payload = _split(data)
         frame, names = header["frame"], [array["name"] for array in header["arrays"]]
         _require(_is_count(frame, 0), f"frame is {frame!r}")
-        must, may = ({"latents_FCHW"}, {"context_FCHW"}) if frame else (_START, _MAY_START)
+        must, may = ({"latents_FCHW"}, _MAY_FOLLOW) if frame else (_START, _MAY_START)
         is_right = names == sorted(set(names)) and must <= set(names) <= must | may
         _require(is_right, f"frame {frame} holds arrays {names}")
         arrays = _arrays(header["arrays"], payload)
@@ -173,11 +181,21 @@ class Record:
         frames, given = header["frames"], arrays.get("given_latents_NCHW", ())
         _require(len(given) == len(arrays.get("given_images_NHWC", ())), "a given frame lacks its image or its latent")
         if frame:
-            is_right = _is_count(frames, 1) and frames % len(arrays["latents_FCHW"]) == 0
+            is_right = _is_count(frames, 1)
+            is_right &= "tail_THWC" in arrays or frames % len(arrays["latents_FCHW"]) == 0
         else:
             is_right = _is_count(frames, 1) and frames <= 1 + len(given)
         _require(is_right, f"{frames!r} frames are named, {len(arrays.get('latents_FCHW', given))} latents are there")
         return cls(frame, header["recipe"], header["parent"], arrays, header["request"], frames)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a slot holds for ever: our chunk, or the one that was there first (`ours` is False: go on from that one)."""
+
+    chunk: Chunk
+    ours: bool
+    tip: Tip
 
 
 def follower(key: str, data: bytes, parent: Tip, latent_shape: tuple[int, ...]) -> Record:
@@ -190,7 +208,7 @@ def follower(key: str, data: bytes, parent: Tip, latent_shape: tuple[int, ...]) 
     if parent.sha256 and record.parent != parent.sha256:
         raise BrokenChain(key, f"its parent is {record.parent}, the frame before it is {parent.sha256}")
     for name, array in record.arrays.items():
-        if array.shape[1:] != latent_shape:
+        if name != "tail_THWC" and array.shape[1:] != latent_shape:
             raise CorruptRecord(key, f"{name} has shape {array.shape}; the video's latents have {latent_shape}")
     return record
 

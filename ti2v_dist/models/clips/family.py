@@ -1,0 +1,143 @@
+"""A family of pipelines that make clips: what its folders must be, and what can be asked of it. Told without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ti2v_dist.limits import ClipLimits, check_boundary
+from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.models.folder import ModelFolderError, config_name, read_json, weight_files
+from ti2v_dist.specs import CLIP
+
+Configs = Mapping[str, Mapping[str, Any]]
+"""What the config file of each part holds; `model_index` is the pipeline's own."""
+LIBRARIES = ("diffusers", "transformers")
+BESIDE = ("tokenizer", "tokenizer_2", "scheduler", "image_processor", "feature_extractor")
+"""What may stand beside a pipeline's networks."""
+SETTINGS = ("guidance_scale", "fps", "height", "width", "clip_frames", "global_noise")
+"""What `ti2v.json` may state."""
+
+
+class Layout(NamedTuple):
+    """What follows from a folder's configs: sizes of a latent's cell, in pixels and frames, and of the picture."""
+
+    vae_factor: int
+    frames_per_latent: int
+    size_multiple: int
+    tail_step: int = 0
+
+
+def _accept(folder: Path, configs: Configs) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class ClipFamily:
+    """One class of pipelines of diffusers.
+
+    `adapter` is "module:class" below `ti2v_dist.models.clips`; `networks` are the classes that each part with weights
+    may be of, where `optional` ones may be left out. `height`, `width`, `frames` and `fps` are what the published
+    models make. `options` are numbers that the pipeline takes as arguments, beside its own defaults.
+    `draws_globally` tells of configs with which the pipeline draws from torch's global generator. `check` raises
+    `ModelFolderError` for what is wrong in this family alone.
+    """
+
+    adapter: str
+    networks: Mapping[str, tuple[str, ...]]
+    layout: Callable[[Configs], Layout]
+    height: int
+    width: int
+    frames: int
+    fps: float
+    guidance_scale: float
+    optional: frozenset[str] = frozenset()
+    reads_text: bool = True
+    options: frozenset[str] = frozenset()
+    draws_globally: Callable[[Configs], bool] = lambda configs: False
+    check: Callable[[Path, Configs], None] = _accept
+    capability: str = CLIP
+
+
+def parts_of(folder: Path) -> dict[str, tuple[str, str]]:
+    """The parts of a pipeline's folder: their libraries and classes, as `model_index.json` names them.
+
+    Raises `ModelFolderError` for a class that is not diffusers' or transformers' own: its code would have to be run.
+    """
+    index = read_json(folder / "model_index.json")
+    found = {}
+    for part, value in index.items():
+        if part.startswith("_") or not isinstance(value, list) or value == [None, None]:
+            continue
+        if len(value) != 2 or value[0] not in LIBRARIES or not isinstance(value[1], str):
+            problem = f"{part} is {value!r} in model_index.json"
+            raise ModelFolderError(f"{folder}: {problem}; only classes of {' and '.join(LIBRARIES)} are run")
+        found[part] = (value[0], value[1])
+    return found
+
+
+def read_clip_info(folder: Path, model_id: str, commit: str | None, family: ClipFamily) -> ModelInfo:
+    """What is known of a pipeline's folder before its weights are read. Raises `ModelFolderError`."""
+    parts = parts_of(folder)
+    if missing := sorted(family.networks.keys() - parts.keys() - family.optional):
+        raise ModelFolderError(f"{folder}: model_index.json has no {', '.join(missing)}")
+    configs = read_configs(folder, parts)
+    for part, choices in family.networks.items():
+        if part in parts and parts[part][1] not in choices:
+            problem = f"{part} in model_index.json is {parts[part][1]!r}"
+            raise ModelFolderError(f"{folder}: {problem}; only {' or '.join(choices)} can be used")
+        if part in parts:
+            weight_files(folder, part, parts[part][0])
+    family.check(folder, configs)
+    layout, given = family.layout(configs), _settings(folder)
+    own = {"height": family.height, "width": family.width, "guidance_scale": family.guidance_scale, "fps": family.fps}
+    own |= {name: value for name, value in given.items() if name in own}
+    frames = given.get("clip_frames", family.frames)
+    r = layout.frames_per_latent
+    check_boundary(f"{folder}: clip_frames is", frames, 1, (r, r))
+    return ModelInfo(
+        model_id=model_id,
+        revision=commit,
+        folder=folder,
+        window=1 + (frames - 1) // r,
+        vae_factor=layout.vae_factor,
+        frames_per_latent=r,
+        capabilities=frozenset({family.capability}),
+        size_multiple=layout.size_multiple,
+        clip=ClipLimits(frames, layout.tail_step, family.reads_text, family.options),
+        **own,
+    )
+
+
+def read_configs(folder: Path, parts: Iterable[str]) -> Configs:
+    """What the config file of each part holds, and `model_index`. Raises `ModelFolderError`."""
+    return {part: _config(folder, part) for part in parts} | {"model_index": read_json(folder / "model_index.json")}
+
+
+def draws_globally(info: ModelInfo, family: ClipFamily, configs: Configs) -> bool:
+    """Whether the pipeline may draw from torch's global generator: the family knows, or `ti2v.json` says so."""
+    return family.draws_globally(configs) or bool(_settings(info.folder).get("global_noise"))
+
+
+def _config(folder: Path, part: str) -> dict[str, Any]:
+    """The config of a part; of processors and tokenizers none is needed."""
+    for name in (config_name(part), "config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        if (folder / part / name).is_file():
+            return read_json(folder / part / name)
+    raise ModelFolderError(f"{folder}: {part}/ has no {config_name(part)}, and model_index.json names it")
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The entries of `ti2v.json`. Raises `ModelFolderError`."""
+    path = folder / "ti2v.json"
+    given = read_json(path) if path.exists() else {}
+    if unknown := sorted(given.keys() - set(SETTINGS)):
+        raise ModelFolderError(f"{path} has {', '.join(unknown)}; it may state {', '.join(SETTINGS)}")
+    for name, value in given.items():
+        kinds = {"global_noise": (bool,), "guidance_scale": (int, float), "fps": (int, float)}.get(name, (int,))
+        if type(value) not in kinds or (type(value) is not bool and not 0 < value < float("inf")):
+            needed = "true or false" if bool in kinds else "a number above 0"
+            raise ModelFolderError(f"{path}: {name} is {value!r}; it must be {needed}")
+    return given
