@@ -295,7 +295,7 @@ VERBS = {
     "plan": ["plan", "{manifest}", "--output", "{output}", "--set", SETTINGS[0], "--set", SETTINGS[1]],
     "generate": ["generate", "--image", "{image}", "--prompt", "a circle", "--output", "{mp4}"],
 }
-WITHOUT_A_RUN = {"validate", "init", "schema", "demo", "spot-watch", "replay", "merge"}
+WITHOUT_A_RUN = {"validate", "check-model", "init", "schema", "demo", "spot-watch", "replay", "merge"}
 """`merge` opens the run of each shard as `status` does."""
 
 

@@ -335,7 +335,15 @@ def test_the_wheel_has_the_command_the_license_and_the_extras(wheel: Path) -> No
     assert "ti2v = ti2v_dist.cli.main:main" in archive.read(f"{info}/entry_points.txt").decode()
     assert "Apache License" in archive.read(f"{info}/licenses/LICENSE").decode()
     metadata = archive.read(f"{info}/METADATA").decode()
-    assert set(re.findall(r"Provides-Extra: (\w+)", metadata)) == {"s3", "gcs", "azure", "datasets", "control", "dev"}
+    assert set(re.findall(r"Provides-Extra: (\w+)", metadata)) == {
+        "s3",
+        "gcs",
+        "azure",
+        "datasets",
+        "control",
+        "clips",
+        "dev",
+    }
     assert "Requires-Python: >=3.11" in metadata
 
 

@@ -23,6 +23,7 @@ from ti2v_dist.video import SETTINGS, Given, Source, VideoRequest
 INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_factor=8, guidance_scale=3.0, fps=12)
 OTHERS = {"sampler": "replace", "init": "gaussian", "negative_prompt": "blurry"}
 OTHERS |= {"anchor": "last", "control_preprocessor": "canny", "motion_t0": 861, "motion_t1": 961, "strategy": "noised"}
+OTHERS |= {"clip_options": "guidance_scale_2=3", "color_match": "first_frame"}
 OTHERS |= {"smoothing": 0.5, "subject": "cat"}
 OTHERS |= {"motion_prompt": "purring", "inversion_timestep": 561, "distance_probability": 0.25, "without": "frames"}
 ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs)
@@ -88,7 +89,7 @@ def test_a_default_is_the_runs_else_the_models_or_the_samplers_else_the_declared
     chosen = load_config(None, [f"sampling.{name}={other(name)}"])
     assert request_defaults(chosen, INFO).settings[name] == other(name)
     of_model = {"guidance_scale": 3.0, "height": 32, "width": 48, "fps": 12, "motion_t0": 881, "motion_t1": 941}
-    of_model |= {"inversion_timestep": 761}
+    of_model |= {"inversion_timestep": 761, "clip_frames": None}
     of_model |= {"motion_dx": 48 * 12 / 512, "motion_dy": 32 * 12 / 512}
     found = request_defaults(RunConfig(), INFO).settings[name]
     assert found == of_model.get(name, None if SETTINGS[name].of_sampler else SETTINGS[name].default)

@@ -28,6 +28,7 @@ from tests.chaos.log import CampaignLog, RoundLog, tables
 from tests.chaos.rounds import Driver, Output, Round, Stuck, count_recomputed, judge, scratch_folder
 from tests.support import ray_runs
 from tests.support.ceph import KEYS, Ceph, missing
+from tests.support.clip_models import write_clip_model
 from tests.support.places import FAULTS, ROOT
 from tests.support.ray_runs import SLOTS, TI2V, free_ports
 from tests.support.tiny_models import write_tiny_image_model
@@ -58,8 +59,9 @@ SETTINGS = {
         "sampling.motion_t1=334",
         "sampling.chunk_frames=2",
     ),
+    "clip": ("sampling.sampler=clip", "sampling.num_inference_steps=2", "sampling.clip_frames=5"),
 }
-"""What a round's videos are made with, by the kind of its model: frame by frame after an image, or from text alone."""
+"""What a round's videos are made with, by the kind of its model: frame by frame, from text alone, or clip by clip."""
 
 
 class Campaign:
@@ -94,6 +96,8 @@ class Campaign:
         if self.model == "image":
             self.model_folder = write_tiny_image_model(self.folder / "image-model")
             rows = [{**row, "image": None} for row in rows]
+        if self.model == "clip":
+            self.model_folder = write_clip_model("wan-image", self.folder / "clip-model")
         self.manifest = self.inputs.other_manifest("chaos.jsonl", rows)
         for letter in "AB"[:clusters]:
             self.clusters.append(Cluster(f"{letter}-{os.getpid()}", nodes, self.environment()))

@@ -69,6 +69,7 @@ def test_the_verbs_are_these() -> None:
     assert (
         sorted(
             [
+                "check-model",
                 "demo",
                 "evaluate",
                 "generate",

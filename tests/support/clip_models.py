@@ -3,6 +3,7 @@
 # diffusers re-exports its classes in a way that pyright takes for private.
 # pyright: reportPrivateImportUsage=false
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 WORDS = ("a", "cat", "dog", "walks", "sleeps", "red", "blue", "square", "circle", "moving", "right", "left")
 SIZE = 32
 """Height and width of the pictures that they make."""
+FRAMES = 9
+"""Of a clip."""
 
 
 def tokenizer() -> Any:
@@ -82,4 +85,5 @@ def write_clip_model(name: str, folder: Path) -> Path:
         torch.manual_seed(0)
         pipe = PIPELINES[name]()
     pipe.save_pretrained(folder, safe_serialization=True)
+    (folder / "ti2v.json").write_text(json.dumps({"height": SIZE, "width": SIZE, "clip_frames": FRAMES}))
     return folder

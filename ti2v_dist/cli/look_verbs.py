@@ -1,4 +1,4 @@
-"""The verbs that look before or behind a run, and start nothing that lasts: what it will cost, what a video is."""
+"""The verbs that look before or behind a run, and leave nothing that lasts: what it will cost, what a video is."""
 
 import json
 import sys
@@ -68,6 +68,25 @@ def plan(
             manifest, resolved, output, taking, prompt, calibrate=calibrate, price_per_hour=price_per_hour
         )
     terminal.show(found, as_json, _told(found))
+
+
+def check_model(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder in the diffusers layout, or a hub id.")],
+    sampler: Annotated[str | None, typer.Option(help="Default: the first one that can run the model.")] = None,
+    image: Annotated[str | None, typer.Option(help="Default: a drawing.")] = None,
+    prompt: Annotated[str, typer.Option(help="What the video shows.")] = "a circle moving right",
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    as_json: terminal.JsonOption = False,
+) -> None:
+    """Try a model out: two chunks, the second one made again by another process, their time, memory and joins."""
+    from ti2v_dist.operations import check_model as checked
+
+    resolved = chosen_config(config, settings, {"model.id": model, "sampling.sampler": sampler})
+    found = checked.check_model(resolved, image, prompt)
+    terminal.show(found, as_json, _checked(found))
+    if not found["same_bits"]:
+        raise typer.Exit(1)
 
 
 def show(
@@ -140,6 +159,23 @@ def _told(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def _checked(found: dict[str, Any]) -> list[str]:
+    """What a model came to, for people."""
+    (width, height), chunks, (start, chunk) = found["size"], found["frames_of_a_chunk"], found["record_bytes"]
+    host, gpu = found["peak_memory"]["host_bytes"], found["peak_memory"]["gpu_bytes"]
+    again = "the same bits" if found["same_bits"] else "OTHER BITS: a video would not survive its machine"
+    return [
+        f"{found['model']}: {found['sampler']}, {width} x {height}, {found['steps']} steps, {found['dtype']}",
+        f"chunks of {chunks[0]} and then {chunks[1]} frames: {' and '.join(f'{s:.2f} s' for s in found['chunk_s'])}, "
+        f"after {found['until_the_first_chunk_s']:.1f} s to load and encode; {found['file_s']:.2f} s for the file",
+        f"records: {start:,} bytes to begin, {chunk:,} a chunk",
+        f"memory at most: {host / 1e9:.2f} GB of the host, "
+        + ("no GPU" if gpu is None else f"{gpu / 1e9:.2f} GB of the GPU"),
+        *(f"join at frame {seam['frame']}: {_short(seam)}" for seam in found["seams"] or ()),
+        f"the second chunk, made by another process: {again}",
+    ]
+
+
 def _lines(found: dict[str, Any]) -> list[str]:
     """What is known of a video for people: a line a value, and one for each record, failure or array."""
     lines = []
@@ -156,4 +192,4 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-VERBS = (plan, show, init, schema)
+VERBS = (plan, check_model, show, init, schema)

@@ -240,4 +240,4 @@ def _entry(image: str) -> Any:
 
 
 for _verb in (*edit_verbs.VERBS, *look_verbs.VERBS, *read_verbs.VERBS):
-    app.command()(_verb)
+    app.command(_verb.__name__.replace("_", "-"))(_verb)

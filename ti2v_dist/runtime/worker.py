@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import numpy as np
@@ -238,6 +239,14 @@ class Worker:
             if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
                 raise DeviceFailure(str(error)) from error
             raise
+
+
+def peak_memory() -> dict[str, int | None]:
+    """The most bytes that this process held so far: on the host, and on its GPU, None where it has none."""
+    import torch
+
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return {"host_bytes": getrusage(RUSAGE_SELF).ru_maxrss * 1024, "gpu_bytes": on_gpu}
 
 
 @contextmanager

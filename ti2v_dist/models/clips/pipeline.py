@@ -215,7 +215,8 @@ class ClipPipeline:
         else:
             network = load_diffusers_part(part_class, self.info, part, dtype)
             if hasattr(network, "set_attention_backend"):
-                network.set_attention_backend(BACKENDS[self.attention])
+                with no_reports():  # that an interface may change
+                    network.set_attention_backend(BACKENDS[self.attention])
         if part.startswith("text_encoder"):
             self._encoders[part] = freeze(network, torch.device("cpu"))
             return None
