@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,13 +34,18 @@ def _accept(folder: Path, configs: Configs) -> None:
     pass
 
 
+def _as_usual(configs: Configs) -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class ClipFamily:
     """One class of pipelines of diffusers.
 
     `adapter` is "module:class" below `ti2v_dist.models.clips`; `networks` are the classes that each part with weights
     may be of, where `optional` ones may be left out. `height`, `width`, `frames` and `fps` are what the published
-    models make. `options` are numbers that the pipeline takes as arguments, beside its own defaults.
+    models make. `options` are numbers that the pipeline takes as arguments, beside its own defaults. `variant` gives
+    those of these fields that are others in a published model of such configs.
     `draws_globally` tells of configs with which the pipeline draws from torch's global generator. `check` raises
     `ModelFolderError` for what is wrong in this family alone.
     """
@@ -56,6 +61,7 @@ class ClipFamily:
     optional: frozenset[str] = frozenset()
     reads_text: bool = True
     options: frozenset[str] = frozenset()
+    variant: Callable[[Configs], Mapping[str, Any]] = _as_usual
     draws_globally: Callable[[Configs], bool] = lambda configs: False
     check: Callable[[Path, Configs], None] = _accept
     capability: str = CLIP
@@ -91,6 +97,7 @@ def read_clip_info(folder: Path, model_id: str, commit: str | None, family: Clip
         if part in parts:
             weight_files(folder, part, parts[part][0])
     family.check(folder, configs)
+    family = replace(family, **family.variant(configs))
     layout, given = family.layout(configs), _settings(folder)
     own = {"height": family.height, "width": family.width, "guidance_scale": family.guidance_scale, "fps": family.fps}
     own |= {name: value for name, value in given.items() if name in own}
@@ -114,6 +121,13 @@ def read_clip_info(folder: Path, model_id: str, commit: str | None, family: Clip
 def read_configs(folder: Path, parts: Iterable[str]) -> Configs:
     """What the config file of each part holds, and `model_index`. Raises `ModelFolderError`."""
     return {part: _config(folder, part) for part in parts} | {"model_index": read_json(folder / "model_index.json")}
+
+
+def check_value(folder: Path, configs: Configs, part: str, name: str, usual: Any, needed: Any) -> None:
+    """Raise `ModelFolderError` unless a part's config has this value; `usual` is what its class has by default."""
+    if (value := configs[part].get(name, usual)) != needed:
+        problem = f"{name} in {part}/{config_name(part)} is {value!r}"
+        raise ModelFolderError(f"{folder}: {problem}; this pipeline can only be used with {needed!r}")
 
 
 def draws_globally(info: ModelInfo, family: ClipFamily, configs: Configs) -> bool:

@@ -137,7 +137,8 @@ class ClipPipeline:
     @torch.inference_mode()
     def show(self, latents_FCHW: Tensor, request: VideoRequest, frame: int, image_HWC: np.ndarray) -> Tensor:
         """uint8 frames_FHWC of a whole clip, with the colours of the video's first frame where the request says so."""
-        with self._keyed(request.seed, frame) as generator:
+        # Not what `make` drew.
+        with self._keyed(request.seed, frame, "show") as generator:
             pixels = self.pixels(latents_FCHW.to(self.device).transpose(0, 1)[None], generator)
         frames_FHWC = pixels[0].permute(1, 2, 3, 0).float() * 127.5 + 127.5
         if request.params.color_match == "first_frame":
@@ -163,6 +164,9 @@ class ClipPipeline:
     def weights_sha256(self) -> str:
         """Hex sha256 over the names and bytes of the weights that are loaded."""
         return self._weights_sha256
+
+    has_float32_vae = True
+    """A VAE of Stable Diffusion's kind overflows in float16; but some pipelines give theirs what the others compute."""
 
     # below
 
@@ -208,8 +212,7 @@ class ClipPipeline:
                     return part_class.from_pretrained(folder, local_files_only=True)
             except Exception as error:  # the libraries below raise bare ones
                 raise ModelFolderError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
-        # A VAE of Stable Diffusion's kind overflows in float16, and those of videos are published in float32.
-        dtype = torch.float32 if part == "vae" else self.dtype
+        dtype = torch.float32 if part == "vae" and self.has_float32_vae else self.dtype
         if self.parts[part][0] == "transformers":
             network = load_part(part_class, self.info, part, dtype=dtype, attn_implementation=self.attention)
         else:
@@ -225,29 +228,35 @@ class ClipPipeline:
     def _check_arguments(self) -> None:
         """Raise `ModelFolderError` where the installed pipeline does not take what it would be given."""
         taken = inspect.signature(self.pipe.__call__).parameters.keys()
-        if lost := sorted((self.arguments | self.family.options) - taken):
+        assert self.info.clip is not None
+        if lost := sorted((self.arguments | self.info.clip.options) - taken):
             name = type(self.pipe).__name__
             raise ModelFolderError(f"{name} of diffusers {diffusers.__version__} takes no {', '.join(lost)}")
 
     @contextmanager
-    def _keyed(self, seed: int, frame: int) -> Iterator[torch.Generator]:
+    def _keyed(self, *key: int | str) -> Iterator[torch.Generator]:
         """A generator for one clip; and torch's global one is keyed likewise, and watched.
 
         Raises `UndeclaredNoise` where the global one was drawn from though nothing said that it would be.
         """
-        key = int.from_bytes(hashlib.sha256(f"{seed} {frame}".encode()).digest()[:8], "big") >> 1
+        seed = keyed_seed(*key)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(key)
+            torch.manual_seed(seed)
             before = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
             # On the CPU, wherever the model is: a GPU's generator draws other numbers.
-            yield torch.Generator("cpu").manual_seed(key)
+            yield torch.Generator("cpu").manual_seed(seed)
             after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
         if not self.draws_globally and not all(map(torch.equal, before, after)):
             raise UndeclaredNoise(
                 f"{self.info.model_id}: {type(self.pipe).__name__} draws from torch's global generator; if it is meant "
                 'to, state "global_noise": true in its ti2v.json, and it is keyed'
             )
+
+
+def keyed_seed(*key: int | str) -> int:
+    """The seed of a generator, of 63 bits."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, key)).encode()).digest()[:8], "big") >> 1
 
 
 def match_colors(frames_FHWC: Tensor, image_HWC: Tensor) -> Tensor:

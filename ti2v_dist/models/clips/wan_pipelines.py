@@ -36,3 +36,16 @@ class WanImage(WanPipeline):
     def run(self, given: dict[str, Any], tail: list[Image.Image], noise_CFHW: Tensor) -> Tensor:
         """All noise is given."""
         return self.pipe(image=tail[-1], latents=noise_CFHW[None], **given)[0]
+
+
+class WanVace(WanPipeline):
+    """Goes on from the frames that a mask keeps: those of the tail, which come first."""
+
+    arguments = frozenset({"video", "mask", "latents", "prompt_embeds", "negative_prompt_embeds"})
+
+    def run(self, given: dict[str, Any], tail: list[Image.Image], noise_CFHW: Tensor) -> Tensor:
+        """All noise is given. What is to be made is gray."""
+        size, made = tail[0].size, given["num_frames"] - len(tail)
+        video = [*tail, *[Image.new("RGB", size, (128, 128, 128))] * made]
+        mask = [*[Image.new("L", size, 0)] * len(tail), *[Image.new("L", size, 255)] * made]
+        return self.pipe(video=video, mask=mask, latents=noise_CFHW[None], **given)[0]

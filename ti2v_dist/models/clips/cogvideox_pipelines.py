@@ -1,0 +1,44 @@
+"""How CogVideoX's pipeline is called, and how its latents are decoded. Suffixes as in `clips/pipeline.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ti2v_dist.errors import InputError
+from ti2v_dist.models.clips.pipeline import ClipPipeline
+
+
+class CogVideoXImage(ClipPipeline):
+    """Goes on from one frame. A generator draws where in the posterior the image lies, and what a DPM step adds."""
+
+    has_float32_vae = False
+    arguments = frozenset({"image", "latents", "prompt_embeds", "negative_prompt_embeds"})
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """T5's, of as many tokens as the transformer was trained on."""
+        tokens = self.pipe.transformer.config.max_text_seq_length
+        return self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=tokens)[0]
+
+    def run(self, given: dict[str, Any], tail: list[Image.Image], noise_CFHW: Tensor) -> Tensor:
+        """Latents that fill up the transformer's first patch are noise too, and let go."""
+        self._check_size(tail[-1])
+        noise_FCHW = noise_CFHW.transpose(0, 1).to(self.dtype)
+        more = -len(noise_FCHW) % (self.pipe.transformer.config.patch_size_t or 1)
+        filling = torch.randn((more, *noise_FCHW.shape[1:]), generator=given["generator"], dtype=self.dtype)
+        latents = torch.cat([filling.to(self.device), noise_FCHW])[None]
+        return self.pipe(image=tail[-1], latents=latents, **given)[0][:, more:].transpose(1, 2)
+
+    def pixels(self, latents_1CFHW: Tensor, generator: torch.Generator) -> Tensor:
+        """The whole clip at once."""
+        return self.pipe.decode_latents(latents_1CFHW.transpose(1, 2).to(self.pipe.vae.dtype))
+
+    def _check_size(self, image: Image.Image) -> None:
+        config, factor = self.pipe.transformer.config, self.info.vae_factor
+        trained = (config.sample_width * factor, config.sample_height * factor)
+        if config.use_learned_positional_embeddings and image.size != trained:
+            given, only = (f"width {width} and height {height}" for width, height in (image.size, trained))
+            raise InputError(f"{given} are asked for; {self.info.model_id} has learned the places of {only} alone")
