@@ -13,23 +13,38 @@ from tests.support.places import ROOT
 from ti2v_dist.config import load_config
 from ti2v_dist.effort import calls, encode_evaluations
 from ti2v_dist.inputs.defaults import request_defaults
+from ti2v_dist.limits import ClipLimits
 from ti2v_dist.models import FAMILIES
 from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.models.clips import CLIPS
+from ti2v_dist.models.clips.family import ClipFamily, Layout
 from ti2v_dist.models.family import CLASSES, Family
-from ti2v_dist.specs import NEEDED, NONE, OPTIONAL, SAMPLERS, SamplerSpec
+from ti2v_dist.specs import NEEDED, NONE, OPTIONAL, ROLLOUT, SAMPLERS, SamplerSpec
 from ti2v_dist.video import Given, Source
 
 PAGE = ROOT / "docs" / "models.md"
 OF_SAMPLERS = ("sampler", "makes", "paper", "a model with", "of a row", "settings of its own", "evaluations a frame")
 OF_FAMILIES = ("folder", "which models", "window", "guidance", "samplers", "licence", "tried")
+OF_CLIPS = (
+    "pipeline",
+    "published models",
+    "goes on from",
+    "a clip",
+    "a latent is",
+    "text",
+    "a record",
+    "their licence",
+)
 BY_HAND = frozenset({"makes", "paper", "which models", "licence", "tried"})
+BY_HAND |= {"published models", "a record", "their licence"}
 OF_A_ROW = {NEEDED: "`image`", OPTIONAL: "perhaps `image`", NONE: "no image"}
 
 
 def written(page: str) -> str:
     """The page with the tables that it should have."""
     samplers, families = map(_sampler, SAMPLERS), (_family(*one) for one in folders())
-    for columns, rows in ((OF_SAMPLERS, samplers), (OF_FAMILIES, families)):
+    clips = (_clips(*one) for one in CLIPS.items())
+    for columns, rows in ((OF_SAMPLERS, samplers), (OF_FAMILIES, families), (OF_CLIPS, clips)):
         head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
         before, _, rest = page.partition(head)
         old = "".join(takewhile(lambda line: line.startswith("|"), rest.splitlines(keepends=True)))
@@ -72,6 +87,23 @@ def _family(name: str, family: Family) -> dict[str, str]:
     }
 
 
+def _clips(name: str, family: ClipFamily) -> dict[str, str]:
+    layout = usual_layout(family)
+    tail = f"1 + {layout.tail_step}n frames" if layout.tail_step else "one frame"
+    return {
+        "pipeline": f"`{name}`",
+        "goes on from": "latents" if family.capability == ROLLOUT else tail,
+        "a clip": f"{family.frames} frames, {family.width} x {family.height}, {family.fps:g} a second",
+        "a latent is": f"{layout.frames_per_latent} frames" if layout.frames_per_latent > 1 else "one frame",
+        "text": "yes" if family.reads_text else "none",
+    }
+
+
+def usual_layout(family: ClipFamily) -> Layout:
+    """What follows where no config says otherwise than its class does."""
+    return family.layout({part: {} for part in (*family.networks, "scheduler", "model_index")})
+
+
 def usual_window(family: Family) -> int:
     """The window where a folder states nothing."""
     return min(family.window, family.longest_window[2]) if family.longest_window else family.window
@@ -91,6 +123,8 @@ def _sampler(name: str) -> dict[str, str]:
 
 def _evaluations(name: str, spec: SamplerSpec) -> str:
     """Those of one call, by the frames that it makes; and those of what a video starts from."""
+    if clip := next((one for one in CLIPS.values() if one.capability in spec.needs), None):
+        return _of_clips(name, clip)
     family = next(family for _, family in folders() if spec.needs <= family.capabilities)
     info = ModelInfo(
         model_id="",
@@ -121,6 +155,30 @@ def _evaluations(name: str, spec: SamplerSpec) -> str:
         starts = [*starts, encode_evaluations(defaults.request(id="two", image="", prompt="two", num_frames=frames))]
     beside = f"; to begin, {' with an image, '.join(map(str, starts))}" if spec.begin else ""
     return f"{round(call.evaluations / made, 2):g}{beside}{' without one' if len(starts) > 1 else ''}"
+
+
+def _of_clips(name: str, family: ClipFamily) -> str:
+    """Those of a chunk after the first one, by its frames."""
+    layout = usual_layout(family)
+    r = layout.frames_per_latent
+    info = ModelInfo(
+        model_id="",
+        revision=None,
+        folder=Path(),
+        window=1 + (family.frames - 1) // r,
+        height=512,
+        width=512,
+        vae_factor=8,
+        guidance_scale=family.guidance_scale,
+        fps=family.fps,
+        frames_per_latent=r,
+        capabilities=frozenset({family.capability}),
+        clip=ClipLimits(family.frames),
+    )
+    defaults = request_defaults(load_config(settings=[f"sampling.sampler={name}"]), info)
+    request = defaults.request(id="one", image="/one.png", prompt="moving", num_frames=2 * family.frames)
+    call = [*calls(request, info)][1]
+    return f"{round(call.evaluations / (call.last_frame - call.first_frame + 1), 2):g}"
 
 
 if __name__ == "__main__":
