@@ -75,7 +75,7 @@ MAY_IMPORT = {
     "trial": NOUNS | {"engine"},
     "scheduling": NOUNS,
     "telemetry": NOUNS | {"scheduling"},
-    "runtime": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "scheduling", "telemetry"},
+    "runtime": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "evaluation", "scheduling", "telemetry"},
     "operations": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "evaluation", "telemetry", "runtime"},
     "cli": NOUNS | {"inputs", "outputs", "telemetry", "runtime", "operations"},
     "ray_data": NOUNS | {"runtime", "operations"},

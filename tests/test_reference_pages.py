@@ -10,7 +10,7 @@ import yaml
 from tests.support.models_page import PAGE, cells_of, written
 from tests.support.places import ROOT
 from ti2v_dist.scheduling.losses import LOSSES
-from ti2v_dist.telemetry.metrics import LOSS_REASONS, OUTCOMES, PHASES, Metrics
+from ti2v_dist.telemetry.metrics import LOSS_REASONS, MEASURES, OUTCOMES, PHASES, Metrics
 
 METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -41,11 +41,12 @@ def test_the_labels_of_metrics_are_those_of_the_code() -> None:
         "`error_type`": metrics.failures,
         "`reason`": metrics.worker_losses,
         "`phase`": metrics.frame_seconds,
+        "`measure`": metrics.seams,
     }
     for label, metric in labelled.items():
         assert [f"`{name}`" for name in metric._labelnames] == [label]
         assert re.search(rf"(?m)^\| `{metric._name}(_total)?` \| {metric._type} \| {label} ", METRICS)
-    assert {value for value in (*PHASES, *OUTCOMES, *LOSS_REASONS) if f"`{value}`" not in METRICS} == set()
+    assert {value for value in (*PHASES, *MEASURES, *OUTCOMES, *LOSS_REASONS) if f"`{value}`" not in METRICS} == set()
     limits = {name.strip("`"): cells[3] for name, cells in cells_of(METRICS).items() if name.strip("`") in LOSSES}
     assert limits == {name: str(policy.limit) for name, policy in LOSSES.items() if policy.limit}
 

@@ -28,6 +28,7 @@ OUTPUT_COLUMNS = frozenset(
         "given_frames",
         "source_uri",
         "source_sha256",
+        "seams",
         "duration_s",
         "codec",
         "bytes",

@@ -108,6 +108,11 @@ class SamplerSpec:
     begin_evaluations: Callable[[CallSize], int] = each_step
 
     @property
+    def has_joins(self) -> bool:
+        """Whether its videos are made of clips, each of which can be told from the one before."""
+        return self.tail or self.grows
+
+    @property
     def settings(self) -> frozenset[str]:
         """All settings that it reads."""
         return COMMON | self.reads | ({"t_start"} if self.has_t_start else set())

@@ -280,6 +280,32 @@ def test_a_page_of_a_run_that_goes_on(tmp_path: Path) -> None:
     assert "frames made twice" not in html
 
 
+def test_the_worst_joins_are_told_in_words(tmp_path: Path) -> None:
+    like = {"colour": 1.2, "sharpness": 0.3, "motion": 0.9}
+    joins = [{"frame": 4, **like}, {"frame": 8, **like, "colour": 2.51}, {"frame": 16, **like, "colour": 6.2}]
+    joins[1] |= {"motion": 0.0412}
+    joins[2] |= {"sharpness": 12.0}
+    rows = [make(tmp_path, name, "a dog", frames=3) for name in ("alike", "mine", "single", "told")]
+    write_report(tmp_path, rows)
+    assert "joins the next" not in (tmp_path / "report/index.html").read_text()
+    rows[0] |= {"sampler": "clip", "fps": 8.0, "seams": json.dumps([{"frame": 4, **like}] * 2)}
+    rows[1] |= {"seams": "a manifest's own column, of a version that took it"}
+    rows[2] |= {"sampler": "clip", "seams": None}
+    rows[3] |= {"sampler": "clip", "fps": 8.0, "seams": json.dumps(joins)}
+    write_report(tmp_path, rows)
+    assert "joins the next" in (tmp_path / "report/index.html").read_text()
+    assert {name: card.get("seams") for name, card in page_cards(tmp_path).items()} == {
+        "alike": ["no join of clips stands out, of 2"],
+        "mine": None,
+        "single": None,
+        "told": [
+            "where a clip joins at 2.0 s (frame 16), the colour jumps: 6.2 times the usual change",
+            "where a clip joins at 2.0 s (frame 16), the sharpness jumps: 12 times the usual change",
+            "where a clip joins at 1.0 s (frame 8), the picture halts: 0.041 times the usual motion",
+        ],
+    }
+
+
 def test_a_report_on_s3(moto_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [make(moto_url, "a", frames=3), make(moto_url, "b", frames=3)]
     assert write_report(moto_url, rows).measured == 2

@@ -23,6 +23,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'> \u202edlrow\" '"
 DRIFTING = {"calm": 0, "wild": 9, "slow": 2}
+JOINS = '[{"colour":6.2,"frame":9,"motion":0.01,"sharpness":1.1}]'
 FAILURE = {"line": 3, "id": "bad", "prompt": HOSTILE, "label": "drawn", "error_type": "ImageError", "attempts": 1}
 SUMMARY = {
     "usage": {"device_seconds": 7384.2, "worker_losses": 2},
@@ -57,6 +58,7 @@ class Browser:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     output = tmp_path_factory.mktemp("browser") / "out"
     rows = [make(output, name, f"a {name} light", step=step, label="world") for name, step in DRIFTING.items()]
+    rows[0] |= {"sampler": "clip", "seams": JOINS}
     rows += [make(output, "hostile", HOSTILE, frames=3, label="drawn"), make(output, "long", "a dog, " * 200, frames=3)]
     going = [UnderWay(asked("half", PROMPT), 7)]
     stands = standing(rows, [{**FAILURE, "error_message": "no picture: <b>"}], going, SUMMARY)
@@ -127,6 +129,16 @@ def test_the_most_drifted_come_first_and_those_without_a_curve_last(page: Any) -
     drawn = page.eval_on_selector_all("article:first-child polyline", "all => all.map(one => one.getBBox().height)")
     assert len(drawn) == len(METRICS)
     assert max(drawn) == 100
+
+
+def test_joins_stand_beside_their_video_and_what_they_are_above(page: Any) -> None:
+    told = page.eval_on_selector_all("article:has(.seams)", "all => all.map(one => one.dataset.id)")
+    assert told == ["calm"]
+    colour, motion = page.eval_on_selector_all(".seams li", "all => all.map(one => one.textContent)")
+    assert "the colour jumps: 6.2 times" in colour
+    assert "the picture halts" in motion
+    page.click("text=What the curves say")
+    assert page.is_visible("text=Where one joins the next")
 
 
 def test_no_text_is_markup(page: Any) -> None:

@@ -13,12 +13,13 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.places import ROOT
+from ti2v_dist.evaluation.seams import Change
 from ti2v_dist.scheduling.losses import LOSSES
 from ti2v_dist.telemetry import metrics as metrics_module
-from ti2v_dist.telemetry.metrics import BUCKETS_S, LOSS_REASONS, OUTCOMES, PHASES, Endpoint, Metrics
+from ti2v_dist.telemetry.metrics import BUCKETS_S, LOSS_REASONS, MEASURES, OUTCOMES, PHASES, Endpoint, Metrics
 
-LABELS = {"phase", "outcome", "error_type", "reason", "le"}
-KNOWN_VALUES = {"phase": set(PHASES), "outcome": set(OUTCOMES), "reason": set(LOSS_REASONS)}
+LABELS = {"phase", "measure", "outcome", "error_type", "reason", "le"}
+KNOWN_VALUES = {"phase": set(PHASES), "measure": set(MEASURES), "outcome": set(OUTCOMES), "reason": set(LOSS_REASONS)}
 TARGET_LABELS = {"job", "instance"}  # Prometheus adds these to whatever it scrapes
 WORDS = {"sum", "rate", "increase", "histogram_quantile", "by", "and", "or", "unless", "max", "min"}
 
@@ -85,10 +86,24 @@ def test_known_labels_stand_at_zero(url: str) -> None:
     found = scrape(url)
     for name, label, values in (
         ("ti2v_frame_seconds_count", "phase", PHASES),
+        ("ti2v_seam_ratio_count", "measure", MEASURES),
         ("ti2v_videos_total", "outcome", OUTCOMES),
         ("ti2v_worker_losses_total", "reason", LOSS_REASONS),
     ):
         assert [found[name, frozenset({(label, value)})] for value in values] == [0] * len(values)
+
+
+def test_each_join_of_a_video_is_counted_once_by_each_measure(metrics: Metrics, url: str) -> None:
+    assert Change._fields == MEASURES
+    metrics.observe_seams([])
+    metrics.observe_seams([{"frame": 9, "colour": 6.5, "sharpness": 1.0, "motion": 0.004} for _ in range(3)])
+    found = scrape(url)
+    for measure, low, high in (("colour", "5.0", "10.0"), ("sharpness", "0.75", "1.0"), ("motion", "0", "0.1")):
+        of = {
+            (name, dict(labels).get("le")): n for (name, labels), n in found.items() if ("measure", measure) in labels
+        }
+        assert of["ti2v_seam_ratio_count", None] == 3
+        assert (of.get(("ti2v_seam_ratio_bucket", low), 0), of["ti2v_seam_ratio_bucket", high]) == (0, 3)
 
 
 def test_labels_are_the_bounded_ones(metrics: Metrics, url: str) -> None:
@@ -200,7 +215,7 @@ def test_the_dashboard_shows_every_metric(metrics: Metrics) -> None:
     metrics.count_failure("ValueError")
     metrics.count_storage_retry("TimeoutError")
     families = {family.name: {sample.name for sample in family.samples} for family in metrics.registry.collect()}
-    assert len(families) == 12
+    assert len(families) == 13
     assert not [name for name, samples in families.items() if not samples & shown]
 
 

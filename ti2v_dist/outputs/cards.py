@@ -10,6 +10,7 @@ from ti2v_dist.evaluation import METRICS
 from ti2v_dist.outputs.curves import Drift
 from ti2v_dist.outputs.dataset import VIDEOS
 from ti2v_dist.outputs.standing import Standing, UnderWay
+from ti2v_dist.specs import SAMPLERS
 
 Card = dict[str, Any]
 Scale = dict[str, tuple[float, float]]
@@ -20,6 +21,8 @@ LABEL = "label"
 """The passed-through column that videos are filtered by."""
 LONGEST = 2000
 """Characters that are shown of a text: a prompt can be a book."""
+NOTABLE = 2
+"""A join is pointed out where it changes so many times as much as other frames; or where a part as much moves."""
 HEIGHT = 100
 """A drawn value lies between 0, the least of all videos, and this, the greatest of all."""
 
@@ -44,6 +47,7 @@ def cards(
         card |= {"facts": _facts(row), "file": quote(f"../{VIDEOS}/{row['file_name']}"), "size": _size(row)}
         card |= {"poster": quote(f"previews/{name}.webp")} if name in previews else {}
         card |= {"problem": "its mp4 cannot be read"} if is_damaged else {}
+        card |= {"seams": told} if (told := _seams(row)) else {}
         found[row["id"]] = card | (_drawn(drifts[name], scale) if name in drifts else {})
     for row in standing.failures:
         card = {**_said(row["id"], row.get("prompt"), row.get(LABEL)), "status": FAILED}
@@ -81,6 +85,30 @@ def _facts(row: dict[str, Any]) -> list[str]:
     made = [row["sampler"], *filter(None, [row.get("model_id")])]
     seconds = row.get("device_seconds")
     return [*pairs, *made, *([f"{seconds:.3g} s of device"] if seconds is not None else [])]
+
+
+def _seams(row: dict[str, Any]) -> list[str]:
+    """In words, which of a video's joins stands out the most in each way; or that none does. [] without joins."""
+    spec = SAMPLERS.get(row["sampler"])
+    if not row.get("seams") or not spec or not spec.has_joins:  # of others' videos the column is the manifest's
+        return []
+    joins, said = json.loads(row["seams"]), list[str]()
+    for name, jumps in (
+        ("colour", "the colour jumps"),
+        ("sharpness", "the sharpness jumps"),
+        ("motion", "motion jumps"),
+    ):
+        worst = max(joins, key=lambda join: join[name])
+        if worst[name] >= NOTABLE:
+            said.append(f"{_where(worst, row)}, {jumps}: {worst[name]:.3g} times the usual change")
+    stillest = min(joins, key=lambda join: join["motion"])
+    if stillest["motion"] <= 1 / NOTABLE:
+        said.append(f"{_where(stillest, row)}, the picture halts: {stillest['motion']:.2g} times the usual motion")
+    return said or [f"no join of clips stands out, of {len(joins)}"]
+
+
+def _where(join: dict[str, Any], row: dict[str, Any]) -> str:
+    return f"where a clip joins at {join['frame'] / row['fps']:.1f} s (frame {join['frame']})"
 
 
 def _going(video: UnderWay) -> Card:

@@ -48,7 +48,8 @@ def codec_versions() -> dict[str, str]:
 class WrittenVideo:
     """An mp4 in a temporary file: sizes in pixels and bytes, `fps` in frames per second (see `exact_rate`).
 
-    `frames_sha256` is over the uint8 frames before the lossy encoder, `file_sha256` over the file.
+    `frames_sha256` is over the uint8 frames before the lossy encoder, `file_sha256` over the file; `seams` are the
+    figures of its joins (see `evaluation/seams.py`), where somebody measured them.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class WrittenVideo:
     bytes: int
     frames_sha256: str
     file_sha256: str
+    seams: Sequence[dict[str, Any]] = ()
 
 
 @contextmanager

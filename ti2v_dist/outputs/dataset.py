@@ -56,7 +56,7 @@ def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, f
     device_seconds and started_at (of the life of the coordinator that finished it), finished_at, ti2v_version, run_id.
     Times are seconds of the epoch or ISO 8601. A video of which several frames are given has `given_frames` too, their
     numbers as JSON; `image_uri` and `image_sha256` are the first one's. `image_uri` is None where frame 0 was made, and
-    `source_uri` and `source_sha256` are there where another video was read.
+    `source_uri` and `source_sha256` are there where another video was read, `seams` where the video has joins.
     """
     row: dict[str, Any] = {
         "file_name": file_name,
@@ -84,7 +84,8 @@ def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, f
     frames = [0, *(given.frame for given in request.given)]
     given = {"given_frames": canonical_json(frames).decode()} if request.given else {}
     source = {"source_uri": request.source.uri, "source_sha256": request.source.sha256} if request.source else {}
-    return {**{name: known.get(name) for name in METADATA_TYPES}, **given, **source, **request.extra}
+    seams = {"seams": canonical_json(list(written.seams)).decode()} if written.seams else {}
+    return {**{name: known.get(name) for name in METADATA_TYPES}, **given, **source, **seams, **request.extra}
 
 
 def failure_row(

@@ -44,6 +44,7 @@ def report_page(
         failures=[_failure(row) for row in failures[:FAILURES_LISTED]],
         failed=len(failures),
         unmeasured=sum(card["status"] == FINISHED and "points" not in card for card in everything),
+        joined=any("seams" in card for card in everything),
         has_sheet=has_sheet,
     )
 

@@ -5,6 +5,7 @@ superseded. So each reply is looked at before it counts, and a late one never re
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -234,6 +235,8 @@ class Videos:
             return  # another one finishes it too, with the same row: once is enough to count it
         self.account.has_finished(command.id, request.generation)
         self.metrics.count_video("finished")
+        if request.params.spec.has_joins:
+            self.metrics.observe_seams(json.loads(row.get("seams", "[]")))
         LOG.info("a video is finished", extra={"worker": command.worker, "video": command.id})
         self.emit(events.Finished(command.worker, command.id))
 

@@ -9,7 +9,8 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from resource import RUSAGE_SELF, getrusage
 from typing import Any
@@ -20,6 +21,7 @@ from ti2v_dist import __version__
 from ti2v_dist.canonical import canonical_json, canonical_sha256
 from ti2v_dist.config import RunConfig, keyframe_interval
 from ti2v_dist.errors import InputError
+from ti2v_dist.evaluation.seams import Seams
 from ti2v_dist.inputs.clips import load_given
 from ti2v_dist.inputs.sources import KEPT, SourceFrames
 from ti2v_dist.latents import BrokenSource, BrokenVideo, Chunk, Encoded, Piece, VideoState
@@ -135,12 +137,15 @@ class Worker:
             row = self.row(request, written, file_name, facts)
         return row, time.perf_counter() - began
 
-    def write_video(self, request: VideoRequest) -> AbstractContextManager[codec.WrittenVideo]:
-        """The settled video as a temporary mp4, decoded a few frames at a time."""
+    @contextmanager
+    def write_video(self, request: VideoRequest) -> Iterator[codec.WrittenVideo]:
+        """The settled video as a temporary mp4, decoded a few frames at a time, with the figures of its joins."""
         provenance = dataset.provenance(request, self.info.model_id, self.info.revision)
         provenance |= {"class_changes": changes} if (changes := self._class_changes(request)) else {}
         interval = keyframe_interval(self.store.read_run() or {}, request.fps)
-        return codec.write_video(self._whole(request), request.fps, provenance, interval)
+        seams = Seams() if request.params.spec.has_joins else None
+        with codec.write_video(self._whole(request, seams), request.fps, provenance, interval) as written:
+            yield replace(written, seams=seams.joins()) if seams else written
 
     def row(
         self, request: VideoRequest, written: codec.WrittenVideo, file_name: str, facts: dict[str, Any]
@@ -215,10 +220,18 @@ class Worker:
                     own_HWC = given.get(frame)
                     yield frame_HWC if own_HWC is None else own_HWC
 
-    def _whole(self, request: VideoRequest) -> Iterator[np.ndarray]:
-        """All frames of a settled video."""
-        count = 0
-        for frame_HWC in self.frames(request, lambda frame: self.store.pieces(request.id, frame)):
+    def _whole(self, request: VideoRequest, seams: Seams | None) -> Iterator[np.ndarray]:
+        """All frames of a settled video, shown to `seams` too."""
+        begun, count = set[int](), 0
+
+        def pieces(start: int) -> Iterator[Piece]:
+            for piece in self.store.pieces(request.id, start):
+                begun.add(piece.frame)
+                yield piece
+
+        for frame_HWC in self.frames(request, pieces):
+            if seams:
+                seams.add(frame_HWC, begins=count > 0 and count in begun)
             yield frame_HWC
             count += 1
         assert count == request.num_frames, (request.id, count)

@@ -1,10 +1,10 @@
 """Every metric, declared once, and the endpoint that serves them. Times are in seconds.
 
-Labels are bounded: a phase, an outcome or a class name; never a prompt, an id or a message.
+Labels are bounded: a phase, an outcome, a measure or a class name; never a prompt, an id or a message.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -12,9 +12,11 @@ from ti2v_dist.scheduling.losses import LOSSES
 
 PHASES = ("queue_wait", "encode", "denoise", "decode", "commit")
 OUTCOMES = ("finished", "failed", "resumed")
+MEASURES = ("colour", "sharpness", "motion")
 LOSS_REASONS = (*LOSSES, "drained", "start_failed", "refused")
 ENDPOINT_RETRY_S = 2.0
 BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120)
+BUCKETS_OF_SEAMS = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 50)
 
 
 class Metrics:
@@ -55,6 +57,13 @@ class Metrics:
         self.frame_seconds = Histogram(
             "ti2v_frame_seconds", "Seconds of one frame by phase.", ["phase"], buckets=BUCKETS_S, registry=registry
         )
+        self.seams = Histogram(
+            "ti2v_seam_ratio",
+            "Change across a join of a finished video's clips, as a ratio to the change inside of them.",
+            ["measure"],
+            buckets=BUCKETS_OF_SEAMS,
+            registry=registry,
+        )
         self.in_flight = Gauge("ti2v_videos_in_flight", "Videos admitted and not yet final.", registry=registry)
         self.waiting = Gauge("ti2v_videos_waiting", "Videos not yet admitted.", registry=registry)
         self.workers = Gauge("ti2v_workers", "Workers alive.", registry=registry)
@@ -66,6 +75,7 @@ class Metrics:
     def _start_at_zero(self) -> None:
         for metric, values in (
             (self.frame_seconds, PHASES),
+            (self.seams, MEASURES),
             (self.videos, OUTCOMES),
             (self.worker_losses, LOSS_REASONS),
         ):
@@ -85,6 +95,12 @@ class Metrics:
         """Count one video; `outcome` is one of `OUTCOMES`."""
         assert outcome in OUTCOMES, outcome
         self.videos.labels(outcome).inc()
+
+    def observe_seams(self, joins: Iterable[Mapping[str, float]]) -> None:
+        """Record the figures of a finished video's joins, each by the names of `MEASURES`."""
+        for join in joins:
+            for measure in MEASURES:
+                self.seams.labels(measure).observe(join[measure])
 
     def count_failure(self, error_type: str) -> None:
         """Count one failed video under its exception's class name."""
@@ -116,7 +132,7 @@ class Metrics:
     def snapshot(self) -> dict[str, float]:
         """Every value but the histograms' buckets by its exposed name: `{'ti2v_videos_total{outcome="failed"}': 2.0}`.
 
-        Totals and `_count` are counts, `_sum` is in seconds.
+        Totals and `_count` are counts, `_sum` is in seconds; that of `ti2v_seam_ratio` is a sum of ratios.
         """
         return {
             _series_name(sample.name, sample.labels): sample.value

@@ -36,6 +36,12 @@ BACKENDS = {"sdpa": "native", "eager": "_native_math"}
 LIBRARIES = ("pillow", "torchvision", "ftfy", "tokenizers", "sentencepiece", "av")
 """What decides pixels or tokens beside diffusers and transformers; where one is absent, other code takes its place."""
 
+MOST_GAIN = 1.5
+"""By which a clip's contrast is changed at the most. One that differs by more is that of another picture: to be made
+equal, it would show in steps what was rounded, or nothing at all beside a plain image."""
+HALVINGS = 12
+"""Of a thousand levels, until a quarter of one is left."""
+
 
 class UndeclaredNoise(InputError):
     """A model drew from torch's global generator, and nothing had said that it would."""
@@ -142,7 +148,11 @@ class ClipPipeline:
             pixels = self.pixels(latents_FCHW.to(self.device).transpose(0, 1)[None], generator)
         frames_FHWC = pixels[0].permute(1, 2, 3, 0).float() * 127.5 + 127.5
         if request.params.color_match == "first_frame":
-            frames_FHWC = match_colors(frames_FHWC, torch.from_numpy(image_HWC).to(self.device).float())
+            behind = (
+                1 if frame == 1 else request.params.tail_frames
+            )  # what the clip begins with is no part of its chunk
+            image = torch.from_numpy(image_HWC).to(self.device).float()
+            frames_FHWC = match_colors(frames_FHWC, len(frames_FHWC) - (behind or 1), image)
         return frames_FHWC.round().clamp(0, 255).to(torch.uint8).contiguous()
 
     def facts(self) -> dict[str, str]:
@@ -259,10 +269,21 @@ def keyed_seed(*key: int | str) -> int:
     return int.from_bytes(hashlib.sha256(" ".join(map(str, key)).encode()).digest()[:8], "big") >> 1
 
 
-def match_colors(frames_FHWC: Tensor, image_HWC: Tensor) -> Tensor:
-    """Frames whose channels have, over the whole clip, the mean and the deviation of the image's."""
-    mean, deviation = frames_FHWC.mean((0, 1, 2)), frames_FHWC.std((0, 1, 2)).clamp_min(1e-3)
-    return (frames_FHWC - mean) / deviation * image_HWC.std((0, 1)) + image_HWC.mean((0, 1))
+def match_colors(frames_FHWC: Tensor, new: int, image_HWC: Tensor) -> Tensor:
+    """A clip in levels, as far as they are shown: the channels of its last `new` frames have the image's means.
+
+    And its deviations, as far as `MOST_GAIN` goes.
+    """
+    wanted, dims = image_HWC.mean((0, 1)), (0, 1, 2)
+    gain = image_HWC.std((0, 1)) / frames_FHWC[-new:].std(dims).clamp_min(1e-3)
+    frames_FHWC = frames_FHWC * gain.clamp(1 / MOST_GAIN, MOST_GAIN)
+    # Black and white are the end of every channel: what lies beyond is lost to the mean, so the shift is searched for.
+    low, high = -frames_FHWC.amax(dims), 255 - frames_FHWC.amin(dims)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        is_dark = (frames_FHWC[-new:] + middle).clamp(0, 255).mean(dims) < wanted
+        low, high = torch.where(is_dark, middle, low), torch.where(is_dark, high, middle)
+    return (frames_FHWC + (low + high) / 2).clamp(0, 255)
 
 
 def _version(package: str) -> str:

@@ -66,6 +66,7 @@ function drawnCard(card) {
   }
   if (card.problem) body.append(make("p", { class: "problem" }, isolated(card.problem)));
   if (card.points) body.append(curves(card));
+  if (card.seams) body.append(make("ul", { class: "seams", "aria-label": "Joins of clips" }, ...card.seams.map((told) => make("li", {}, told))));
   body.append(make("p", { class: "facts" }, [card.id, ...(card.facts || [])].join(" · ")));
   return make("article", { tabindex: -1, "data-id": card.id }, picture(card), body);
 }
