@@ -1,9 +1,10 @@
-"""Pipelines of diffusers that make clips: one small file a family, and one line here."""
+"""Pipelines of diffusers that make clips, or whose network a sampler drives: a small file a family, a line here."""
 
-from ti2v_dist.models.clips import wan
+from ti2v_dist.models.clips import flow, wan
 from ti2v_dist.models.clips.family import ClipFamily
 
 CLIPS: dict[str, ClipFamily] = {
     "WanImageToVideoPipeline": wan.WAN_IMAGE,
+    "WanPipeline": flow.WAN_TEXT,
 }
 """The class that `model_index.json` names, to its family."""
