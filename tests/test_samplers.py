@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from ti2v_dist.errors import InputError
@@ -104,7 +105,7 @@ def test_t_start_moves_the_first_timestep_only() -> None:
     assert timestep_pairs(params(S=2, t_start=9)) == [(9, 1), (1, 0)]
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, Flow()], ids=["VP", "Flow"])
+@pytest.mark.parametrize("schedule", [SCHEDULE, Flow(), Flow(5.0)], ids=["VP", "Flow", "shifted"])
 @pytest.mark.parametrize(("t", "t_prev"), [(901, 801), (501, 1), (1, 0)])
 def test_renoise_is_the_forward_process_across_an_interval(schedule: Schedule, t: int, t_prev: int) -> None:
     z, first, second = torch.randn(3, 400_000, generator=torch.Generator().manual_seed(1)).unbind()
@@ -117,7 +118,11 @@ def test_renoise_is_the_forward_process_across_an_interval(schedule: Schedule, t
     assert (noise * z).mean().item() == pytest.approx(0, abs=0.01)
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, VP(ALPHAS.tolist(), "v_prediction"), Flow()], ids=["VP", "v", "Flow"])
+@pytest.mark.parametrize(
+    "schedule",
+    [SCHEDULE, VP(ALPHAS.tolist(), "v_prediction"), Flow(), Flow(3.0)],
+    ids=["VP", "v", "Flow", "shifted"],
+)
 def test_a_step_along_the_very_noise_stays_on_the_forward_process(schedule: Schedule) -> None:
     z, noise = torch.randn(2, 1000, generator=torch.Generator().manual_seed(2)).double().unbind()
     alpha = ALPHAS[700].item()
@@ -132,15 +137,32 @@ def test_a_prediction_that_is_not_known_is_named() -> None:
         VP(ALPHAS.tolist(), "sample")
 
 
-def test_ti2v_zero_runs_on_rectified_flow() -> None:
+def test_the_levels_of_flow_are_those_of_diffusers() -> None:
+    """A shift of 1 is none; with one they are the scheduler's own at the same share of its way."""
+    x, v, noise = torch.randn(3, 50, generator=torch.Generator().manual_seed(3)).unbind()
+    plain = Flow()
+    for t, t_prev in [(999, 1), (901, 801), (1, 0)]:
+        assert plain.sigma(t) == t / 1000
+        assert torch.equal(plain.step(x, v, t, t_prev), x + (t_prev - t) / 1000 * v)
+        assert torch.equal(plain.q_sample(x, t, noise), (1 - t / 1000) * x + t / 1000 * noise)
+    for shift in (0.5, 3.0, 7.0):
+        theirs = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas  # from t = 1000 down
+        assert [Flow(shift).sigma(t) for t in range(1000, 0, -1)] == pytest.approx(theirs.tolist(), abs=1e-6)
+        assert 0.99 < Flow(shift).sigma(999) < 1
+    with pytest.raises(InputError, match="shift is 0; it must be a finite number above 0"):
+        Flow(0)
+
+
+@pytest.mark.parametrize("schedule", [Flow(), Flow(3.0)], ids=["plain", "shifted"])
+def test_ti2v_zero_runs_on_rectified_flow(schedule: Flow) -> None:
     """A model that knows where its latents lie takes the new one there, whatever the noise."""
     queue = run(FakeModel(), params())[0]
 
     def velocity(x: Tensor, t: int, text: Tensor) -> Tensor:
         known = torch.cat([queue, queue[:, :, -1:]], 2).repeat(2, 1, 1, 1, 1)
-        return (x - known) / (t / 1000)
+        return (x - known) / schedule.sigma(t)
 
-    _, latents, _ = run(FakeModel(velocity, schedule=Flow()), params())
+    _, latents, _ = run(FakeModel(velocity, schedule=schedule), params())
     torch.testing.assert_close(latents, queue[:, :, -1:], rtol=1e-4, atol=1e-4)
 
 

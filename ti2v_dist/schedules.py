@@ -6,7 +6,7 @@ here needs torch to be imported.
 
 from __future__ import annotations
 
-from math import sqrt
+from math import inf, sqrt
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -114,19 +114,33 @@ class VP:
 
 
 class Flow:
-    """Rectified flow (Liu et al. 2022): x = (1 - σ) z + σ ε with σ = t / 1000; the model predicts v = ε - z."""
+    """Rectified flow (Liu et al. 2022): x = (1 - σ) z + σ ε; the model predicts v = ε - z.
+
+    With u = t / 1000 and the shift s of the model's training, σ(t) = s u / (1 + (s - 1) u) (Esser et al. 2024, eq. 23).
+    No t is 1000, so σ stays below 1, where nothing of z would be left. The model's own time is 1000 σ(t).
+    """
+
+    def __init__(self, shift: float = 1.0) -> None:
+        if not 0 < shift < inf:
+            raise InputError(f"shift is {shift!r}; it must be a finite number above 0")
+        self.shift = shift
+
+    def sigma(self, t: int) -> float:
+        """How much of x at t is noise."""
+        u = t / 1000
+        return self.shift * u / (1 + (self.shift - 1) * u)
 
     def q_sample(self, z: Tensor, t: int, noise: Tensor) -> Tensor:
         """(1 - σ) z + σ noise."""
-        sigma = t / 1000
+        sigma = self.sigma(t)
         return (1 - sigma) * z + sigma * noise
 
     def step(self, x: Tensor, prediction: Tensor, t: int, t_prev: int) -> Tensor:
         """Euler's step x + (σ' - σ) v."""
-        return x + (t_prev - t) / 1000 * prediction
+        return x + (self.sigma(t_prev) - self.sigma(t)) * prediction
 
     def renoise(self, x: Tensor, t: int, t_prev: int, noise: Tensor) -> Tensor:
         """a x + sqrt(σ² - a² σ'²) noise with a = (1 - σ) / (1 - σ'): exact in mean and variance."""
-        sigma, sigma_prev = t / 1000, t_prev / 1000
+        sigma, sigma_prev = self.sigma(t), self.sigma(t_prev)
         a = (1 - sigma) / (1 - sigma_prev)
         return a * x + sqrt(sigma**2 - (a * sigma_prev) ** 2) * noise

@@ -69,8 +69,8 @@ class SamplerSpec:
     that one call makes, None for what a window has room for behind its context. A sampler of `is_one_window` makes one
     chunk under one text, and ends; one that `looks_ahead` makes the frames between given ones, under one text.
 
-    `begin` names, as `function` does, what makes the first frame, or what else a video starts from: then the context is
-    an anchor of so many latents, which does not slide. `image` says whether a row gives the first frame: NEEDED,
+    `begin` names, as `function` does, what makes the first frame, or what else a video starts from. With an `anchor`
+    the context is so many latents, which do not slide. `image` says whether a row gives the first frame: NEEDED,
     OPTIONAL or NONE. `source` is the column of the video of which each new frame takes one.
     `num_inference_steps` is the number of steps where nobody chose, `chunk_frames` that of an image model's frames.
 
@@ -171,6 +171,15 @@ def _looked_back(call: CallSize) -> int:
 
 SAMPLERS: dict[str, SamplerSpec] = {
     "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE, evaluations=_resampled),
+    "ti2v_zero_causal": SamplerSpec(
+        "ti2v_zero:sample_ti2v_zero",
+        _QUEUE,
+        frozenset({WINDOW, CAUSAL}),
+        begin="causal:begin_causal",
+        keeps_first=True,
+        evaluations=_resampled,
+        begin_evaluations=lambda call: 0,
+    ),
     "ti2v_zero_reference": SamplerSpec("reference:sample_reference", _QUEUE, FRAME_BY_FRAME, evaluations=_whole_window),
     "replace": SamplerSpec("replace:sample_replace", frozenset(), chunk=None, is_one_window=True),
     "infill": SamplerSpec("infill:sample_infill", _QUEUE, chunk=None, looks_ahead=True, evaluations=_resampled),

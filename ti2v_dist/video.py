@@ -207,7 +207,7 @@ class VideoRequest:
                 raise InputError(f"{name} is {size}; it must be a multiple of {multiple}")
         if "motion_t0" in spec.reads:
             motion_pair(self.params)
-        low, high = (spec.anchor, spec.anchor) if spec.anchor else (1, window - 1)
+        low, high = (spec.anchor, spec.anchor) if spec.anchor else (1 + spec.keeps_first, window - 1)
         check_range("context_frames", self.params.context_frames, low, high)
         if model.clip:
             check_clip(self.params, model.clip, model.frames_per_latent)

@@ -27,6 +27,7 @@ from diffusers import (
     UNetSpatioTemporalConditionModel,
     UniPCMultistepScheduler,
     WanImageToVideoPipeline,
+    WanPipeline,
     WanTransformer3DModel,
     WanVACEPipeline,
     WanVACETransformer3DModel,
@@ -281,4 +282,38 @@ def write_clip_model(name: str, folder: Path) -> Path:
         pipe = PIPELINES[name]()
     pipe.save_pretrained(folder, safe_serialization=True)
     (folder / "ti2v.json").write_text(json.dumps({"height": SIZE, "width": SIZE, "clip_frames": FRAMES}))
+    return folder
+
+
+# Text to video by rectified flow (`models/clips/flow.py`).
+
+FLOW_WINDOW = 4
+"""Latents that a tiny one sees at once."""
+
+
+def wan_text(**more: Any) -> Any:
+    """As Wan 2.1's T2V."""
+    return WanPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=umt5(),
+        vae=wan_vae(),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        transformer=wan_transformer(4),
+        **more,
+    )
+
+
+def wan_text_of_two() -> Any:
+    """As Wan 2.2's T2V-A14B: a network for the noisier timesteps, and one for the others."""
+    return wan_text(transformer_2=wan_transformer(4), boundary_ratio=0.875)
+
+
+PIPELINES |= {"wan-text": wan_text, "wan-text-of-two": wan_text_of_two}
+
+
+def write_flow_model(folder: Path, name: str = "wan-text", **settings: Any) -> Path:
+    """Write one of `FLOW_WINDOW` latents to `folder`; `settings` are others of its `ti2v.json`."""
+    write_clip_model(name, folder)
+    own = {"window": FLOW_WINDOW, "height": SIZE, "width": SIZE, "guidance_scale": 3.0, **settings}
+    (folder / "ti2v.json").write_text(json.dumps(own), encoding="utf-8")
     return folder

@@ -96,7 +96,16 @@ class StreamingModel(Protocol):
 
 
 @runtime_checkable
-class ClipModel(FrozenModel, Protocol):
+class HasFacts(Protocol):
+    """A model of whose folder more decides bits than its weights."""
+
+    def facts(self) -> dict[str, str]:
+        """What else belongs in a run's fingerprint, each by its name."""
+        ...
+
+
+@runtime_checkable
+class ClipModel(FrozenModel, HasFacts, Protocol):
     """A pipeline that makes a clip after the last frames of a video, one video a call (`CLIP`)."""
 
     def make(
@@ -113,10 +122,6 @@ class ClipModel(FrozenModel, Protocol):
 
     def show(self, latents_FCHW: Tensor, request: VideoRequest, frame: int, image_HWC: np.ndarray) -> Tensor:
         """uint8 frames_FHWC of a whole clip of `make`; the image is the video's first frame."""
-        ...
-
-    def facts(self) -> dict[str, str]:
-        """What decides bits here and nowhere else: part of a run's fingerprint."""
         ...
 
 

@@ -1,6 +1,6 @@
-"""Pipelines of diffusers that make clips: one small file a family, and one line here."""
+"""Pipelines of diffusers that make clips, or whose network a sampler drives: a small file a family, a line here."""
 
-from ti2v_dist.models.clips import cogvideox, ltx, svd, wan
+from ti2v_dist.models.clips import cogvideox, flow, ltx, svd, wan
 from ti2v_dist.models.clips.family import ClipFamily
 
 CLIPS: dict[str, ClipFamily] = {
@@ -10,5 +10,6 @@ CLIPS: dict[str, ClipFamily] = {
     "LTXConditionPipeline": ltx.LTX_CONDITION,
     "CogVideoXImageToVideoPipeline": cogvideox.COGVIDEOX_IMAGE,
     "StableVideoDiffusionPipeline": svd.SVD,
+    "WanPipeline": flow.WAN_TEXT,
 }
 """The class that `model_index.json` names, to its family."""

@@ -10,24 +10,30 @@ from typing import Any, NamedTuple
 from ti2v_dist.limits import ClipLimits, check_boundary
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.models.folder import ModelFolderError, config_name, read_json, weight_files
-from ti2v_dist.specs import CLIP
+from ti2v_dist.specs import CLIP, WINDOW
 
 Configs = Mapping[str, Mapping[str, Any]]
 """What the config file of each part holds; `model_index` is the pipeline's own."""
 LIBRARIES = ("diffusers", "transformers")
 BESIDE = ("tokenizer", "tokenizer_2", "scheduler", "image_processor", "feature_extractor")
 """What may stand beside a pipeline's networks."""
-SETTINGS = ("guidance_scale", "fps", "height", "width", "clip_frames", "global_noise")
-"""What `ti2v.json` may state."""
+SETTINGS = ("guidance_scale", "fps", "height", "width")
+"""What `ti2v.json` may state of any pipeline."""
+OF_WINDOWS = ("window",)
+OF_CLIPS = ("clip_frames", "global_noise")
 
 
 class Layout(NamedTuple):
-    """What follows from a folder's configs: sizes of a latent's cell, in pixels and frames, and of the picture."""
+    """What follows from a folder's configs: sizes of a latent's cell, in pixels and frames, and of the picture.
+
+    `longest_window` are the most latents that a network can tell apart, where that is known.
+    """
 
     vae_factor: int
     frames_per_latent: int
     size_multiple: int
     tail_step: int = 0
+    longest_window: int | None = None
 
 
 def _accept(folder: Path, configs: Configs) -> None:
@@ -46,6 +52,7 @@ class ClipFamily:
     may be of, where `optional` ones may be left out. `height`, `width`, `frames` and `fps` are what the published
     models make. `options` are numbers that the pipeline takes as arguments, beside its own defaults. `variant` gives
     those of these fields that are others in a published model of such configs.
+    One of the capability `WINDOW` makes no clips: a sampler makes each of its steps.
     `draws_globally` tells of configs with which the pipeline draws from torch's global generator. `check` raises
     `ModelFolderError` for what is wrong in this family alone.
     """
@@ -64,7 +71,7 @@ class ClipFamily:
     variant: Callable[[Configs], Mapping[str, Any]] = _as_usual
     draws_globally: Callable[[Configs], bool] = lambda configs: False
     check: Callable[[Path, Configs], None] = _accept
-    capability: str = CLIP
+    capabilities: frozenset[str] = frozenset({CLIP})
 
 
 def parts_of(folder: Path) -> dict[str, tuple[str, str]]:
@@ -98,22 +105,26 @@ def read_clip_info(folder: Path, model_id: str, commit: str | None, family: Clip
             weight_files(folder, part, parts[part][0])
     family.check(folder, configs)
     family = replace(family, **family.variant(configs))
-    layout, given = family.layout(configs), _settings(folder)
+    layout, given = family.layout(configs), _settings(folder, family)
     own = {"height": family.height, "width": family.width, "guidance_scale": family.guidance_scale, "fps": family.fps}
     own |= {name: value for name, value in given.items() if name in own}
     frames = given.get("clip_frames", family.frames)
     r = layout.frames_per_latent
     check_boundary(f"{folder}: clip_frames is", frames, 1, (r, r))
+    window, longest, has_window = given.get("window", 1 + (frames - 1) // r), layout.longest_window, _has_window(family)
+    if has_window and (window < 2 or (longest and window > longest)):
+        needed = f"2 to {longest}" if longest else "at least 2"
+        raise ModelFolderError(f"{folder / 'ti2v.json'}: window is {window}; it must be {needed}")
     return ModelInfo(
         model_id=model_id,
         revision=commit,
         folder=folder,
-        window=1 + (frames - 1) // r,
+        window=window,
         vae_factor=layout.vae_factor,
         frames_per_latent=r,
-        capabilities=frozenset({family.capability}),
+        capabilities=family.capabilities,
         size_multiple=layout.size_multiple,
-        clip=ClipLimits(frames, layout.tail_step, family.reads_text, family.options),
+        clip=None if has_window else ClipLimits(frames, layout.tail_step, family.reads_text, family.options),
         **own,
     )
 
@@ -132,7 +143,7 @@ def check_value(folder: Path, configs: Configs, part: str, name: str, usual: Any
 
 def draws_globally(info: ModelInfo, family: ClipFamily, configs: Configs) -> bool:
     """Whether the pipeline may draw from torch's global generator: the family knows, or `ti2v.json` says so."""
-    return family.draws_globally(configs) or bool(_settings(info.folder).get("global_noise"))
+    return family.draws_globally(configs) or bool(_settings(info.folder, family).get("global_noise"))
 
 
 def _config(folder: Path, part: str) -> dict[str, Any]:
@@ -143,12 +154,17 @@ def _config(folder: Path, part: str) -> dict[str, Any]:
     raise ModelFolderError(f"{folder}: {part}/ has no {config_name(part)}, and model_index.json names it")
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _has_window(family: ClipFamily) -> bool:
+    return WINDOW in family.capabilities
+
+
+def _settings(folder: Path, family: ClipFamily) -> dict[str, Any]:
     """The entries of `ti2v.json`. Raises `ModelFolderError`."""
     path = folder / "ti2v.json"
     given = read_json(path) if path.exists() else {}
-    if unknown := sorted(given.keys() - set(SETTINGS)):
-        raise ModelFolderError(f"{path} has {', '.join(unknown)}; it may state {', '.join(SETTINGS)}")
+    known = (*SETTINGS, *(OF_WINDOWS if _has_window(family) else OF_CLIPS))
+    if unknown := sorted(given.keys() - set(known)):
+        raise ModelFolderError(f"{path} has {', '.join(unknown)}; it may state {', '.join(known)}")
     for name, value in given.items():
         kinds = {"global_noise": (bool,), "guidance_scale": (int, float), "fps": (int, float)}.get(name, (int,))
         if type(value) not in kinds or (type(value) is not bool and not 0 < value < float("inf")):
