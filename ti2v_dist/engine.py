@@ -18,7 +18,7 @@ from ti2v_dist.decoder import Decoder
 from ti2v_dist.errors import InputError
 from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info
-from ti2v_dist.models.base import ClipModel, ImageModel, VideoModel
+from ti2v_dist.models.base import ClipModel, ImageModel, RolloutModel, VideoModel
 from ti2v_dist.numerics import make_deterministic
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers import load_begin, load_sampler
@@ -123,7 +123,7 @@ class Engine:
             "slots": self.slots,
             "weights_sha256": model.weights_sha256(),
             "window": model.info.window,
-            **(model.facts() if isinstance(model, ClipModel) else {}),
+            **(model.facts() if isinstance(model, (ClipModel, RolloutModel)) else {}),
         }
 
     def _check_batch(self, states: Sequence[VideoState]) -> None:

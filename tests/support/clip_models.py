@@ -3,6 +3,7 @@
 # diffusers re-exports its classes in a way that pyright takes for private.
 # pyright: reportPrivateImportUsage=false
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLWan,
+    SkyReelsV2DiffusionForcingImageToVideoPipeline,
+    SkyReelsV2DiffusionForcingPipeline,
+    SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanTransformer3DModel,
@@ -82,4 +86,47 @@ def write_clip_model(name: str, folder: Path) -> Path:
         torch.manual_seed(0)
         pipe = PIPELINES[name]()
     pipe.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+ROLLOUT_FRAMES = 21
+"""Of a window of a model that goes on from latents: six of them."""
+
+
+def skyreels(pipeline: Callable[..., Any] = SkyReelsV2DiffusionForcingPipeline) -> Any:
+    """As SkyReels-V2's with diffusion forcing, which take the frame rate too."""
+    patch_size: Any = (1, 2, 2)
+    return pipeline(
+        tokenizer=tokenizer(),
+        text_encoder=umt5(),
+        vae=wan_vae(),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0),
+        transformer=SkyReelsV2Transformer3DModel(
+            patch_size=patch_size,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=16,
+            freq_dim=16,
+            ffn_dim=16,
+            num_layers=2,
+            rope_max_seq_len=32,
+            inject_sample_info=True,
+        ),
+    )
+
+
+def skyreels_image() -> Any:
+    return skyreels(SkyReelsV2DiffusionForcingImageToVideoPipeline)
+
+
+PIPELINES |= {"skyreels": skyreels, "skyreels-image": skyreels_image}
+
+
+def write_rollout_model(name: str, folder: Path) -> Path:
+    """Write the pipeline of a name, which has a window of `ROLLOUT_FRAMES`; returns the folder."""
+    write_clip_model(name, folder)
+    settings = {"height": SIZE, "width": SIZE, "clip_frames": ROLLOUT_FRAMES}
+    (folder / "ti2v.json").write_text(json.dumps(settings))
     return folder
