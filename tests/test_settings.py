@@ -24,6 +24,7 @@ INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_facto
 OTHERS = {"sampler": "replace", "init": "gaussian", "negative_prompt": "blurry"}
 OTHERS |= {"anchor": "last", "control_preprocessor": "canny", "motion_t0": 861, "motion_t1": 961, "strategy": "noised"}
 OTHERS |= {"clip_options": "guidance_scale_2=3", "color_match": "first_frame"}
+OTHERS |= {"causal_block_size": 2}
 OTHERS |= {"smoothing": 0.5, "subject": "cat"}
 OTHERS |= {"motion_prompt": "purring", "inversion_timestep": 561, "distance_probability": 0.25, "without": "frames"}
 ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs)
@@ -61,9 +62,9 @@ def test_a_runs_setting_of_some_samplers_reaches_only_their_rows(name: str) -> N
     assert getattr(defaults.request(id="a", image="/a.png", prompt="a cat").params, name) is None
     spec = SAMPLERS[reader_of(name)]
     source = Source("/a.mp4", "a.mp4", 16, "") if spec.source else None
-    subject = {"subject": "cat"} if name == "smoothing" else {}
+    beside = {"smoothing": {"subject": "cat"}, "causal_block_size": {"context_frames": 2}}.get(name, {})
     image = "/a.png" if spec.image == NEEDED else ""
-    row: dict[str, Any] = {"id": "a", "image": image, "prompt": "a cat walking", "source": source, **subject}
+    row: dict[str, Any] = {"id": "a", "image": image, "prompt": "a cat walking", "source": source, **beside}
     made = defaults.request(**row, sampler=reader_of(name))
     assert getattr(made.params, name) == other(name)
 

@@ -57,4 +57,6 @@ def _size(request: VideoRequest, latents: int) -> CallSize:
         without=params.without,
         context=params.context_frames,
         is_inverted=params.strategy == "inverted",
+        ar_step=params.ar_step or 0,
+        block=params.causal_block_size or 1,
     )

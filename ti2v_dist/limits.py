@@ -74,6 +74,14 @@ def chunks(params: SamplingParams, model: Limits) -> tuple[int, int]:
     return each, each
 
 
+def check_blocks(params: SamplingParams, window: int) -> None:
+    """Raise `InputError` where blocks of latents neither fill the window nor the context."""
+    block = params.causal_block_size or 1
+    for what, latents in (("the model's window", window), ("context_frames", params.context_frames)):
+        if latents % block:
+            raise InputError(f"causal_block_size is {block}; {what} is {latents}, which must be a multiple of it")
+
+
 def check_clip(params: SamplingParams, clip: ClipLimits, r: int) -> None:
     """Raise `InputError` for what a pipeline cannot make at once, go on from, or be told."""
     if params.clip_frames is not None:

@@ -127,6 +127,12 @@ class SamplingParams:
         "none", "whose colours each clip takes over", choices=COLOR_MATCHES, is_column=False
     )
 
+    addnoise_condition: int | None = some_setting(
+        20, "timestep to which the latents that are gone on from are noised", low=0, high=TRAIN_TIMESTEPS - 1
+    )
+    ar_step: int | None = some_setting(0, "steps by which each block of latents lags behind the one before it", low=0)
+    causal_block_size: int | None = some_setting(1, "latents in a block, none of which sees a later block", low=1)
+
     def __post_init__(self) -> None:
         check_settings(self)
         for name, one in settings_of(SamplingParams).items():

@@ -41,7 +41,8 @@ class CallSize(NamedTuple):
     """What the evaluations of one call of a sampler depend on: [S], [U], the latents that it makes, and the rest.
 
     `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `has_image`, `is_smoothed`,
-    `without` and `is_inverted` are the row's. `context` are the latents that it goes on from.
+    `without`, `is_inverted`, `ar_step` and `block` (of latents) are the row's. `context` are the latents that it goes
+    on from.
     """
 
     steps: int
@@ -53,6 +54,8 @@ class CallSize(NamedTuple):
     without: str | None = None
     context: int = 0
     is_inverted: bool = False
+    ar_step: int = 0
+    block: int = 1
 
 
 def each_step(call: CallSize) -> int:
@@ -72,7 +75,8 @@ class SamplerSpec:
     `begin` names, as `function` does, what makes the first frame, or what else a video starts from. With an `anchor`
     the context is so many latents, which do not slide. `image` says whether a row gives the first frame: NEEDED,
     OPTIONAL or NONE. `source` is the column of the video of which each new frame takes one.
-    `num_inference_steps` is the number of steps where nobody chose, `chunk_frames` that of an image model's frames.
+    `num_inference_steps` is the number of steps where nobody chose, `chunk_frames` that of an image model's frames, and
+    `context` that of the latents in the queue, where that is not what a window has room for.
 
     With `one_by_one` each call of the model is for one video. A context that `grows` begins as one latent, and has
     `context_frames` at most; one that `keeps_first` never lets the first latent go. With `tail` it is the last frames
@@ -97,6 +101,7 @@ class SamplerSpec:
     source: str | None = None
     num_inference_steps: int = 10
     chunk_frames: int = 8
+    context: int = 0
     prompt: str = NEEDED
     finds_negative: bool = False
     has_t_start: bool = True
@@ -119,7 +124,7 @@ class SamplerSpec:
 
     def usual_context(self, window: int) -> int:
         """Context latents where nobody chose: all but the new one, or half of a window that reaches as far ahead."""
-        return self.anchor or (window // 2 if self.looks_ahead else window - 1)
+        return self.anchor or min(self.context or window, window // 2 if self.looks_ahead else window - 1)
 
 
 _QUEUE = frozenset({"resample_iterations", "context_frames", "init"})
@@ -167,6 +172,11 @@ def _beside(call: CallSize) -> int:
 def _looked_back(call: CallSize) -> int:
     """Each frame, those that are given too; twice where they are inverted."""
     return call.steps * (call.latents + call.context * (1 + call.is_inverted))
+
+
+def _staggered(call: CallSize) -> int:
+    """Each block of latents begins `ar_step` steps after the one before it, or when that one is done."""
+    return call.steps + (-(-call.latents // call.block) - 1) * min(call.ar_step, call.steps)
 
 
 SAMPLERS: dict[str, SamplerSpec] = {
@@ -250,6 +260,19 @@ SAMPLERS: dict[str, SamplerSpec] = {
         has_t_start=False,
         one_by_one=True,
         tail=True,
+    ),
+    "diffusion_forcing": SamplerSpec(
+        "diffusion_forcing:sample_diffusion_forcing",
+        frozenset({"context_frames", "addnoise_condition", "ar_step", "causal_block_size"}),
+        frozenset({ROLLOUT}),
+        chunk=None,
+        num_inference_steps=50,
+        context=5,
+        prompt=OPTIONAL,
+        has_t_start=False,
+        one_by_one=True,
+        grows=True,
+        evaluations=_staggered,
     ),
     "instruct_pix2pix_video": SamplerSpec(
         "controlled:sample_instructed",

@@ -12,7 +12,7 @@ import numpy as np
 
 from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.errors import InputError
-from ti2v_dist.limits import Limits, check_boundary, check_clip, chunks
+from ti2v_dist.limits import Limits, check_blocks, check_boundary, check_clip, chunks
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
 from ti2v_dist.schedules import motion_pair
@@ -209,6 +209,7 @@ class VideoRequest:
             motion_pair(self.params)
         low, high = (spec.anchor, spec.anchor) if spec.anchor else (1 + spec.keeps_first, window - 1)
         check_range("context_frames", self.params.context_frames, low, high)
+        check_blocks(self.params, window)
         if model.clip:
             check_clip(self.params, model.clip, model.frames_per_latent)
             if not model.clip.reads_text and not isinstance(self.prompt, str):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.scheduler_scale import Fleet
+from tests.support.clip_models import write_rollout_model
 from tests.support.golden.make import SETTINGS
 from tests.support.places import EXAMPLES, GOLDEN
 from tests.support.tiny_models import SIZE, WINDOW, write_tiny_image_model, write_tiny_model
@@ -25,14 +26,15 @@ from ti2v_dist.operations.planning import ManifestError
 from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.scheduling import events
-from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, LOOK_BACK, SAMPLERS
+from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, LOOK_BACK, ROLLOUT, SAMPLERS
 from ti2v_dist.video import Given, Source, VideoRequest
 
 K, SLOTS = WINDOW - 1, 4
-KINDS = {INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image", LOOK_BACK: "look_back"}
+KINDS = {INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image", LOOK_BACK: "look_back", ROLLOUT: "skyreels"}
 MOTION: dict[str, Any] = {"num_inference_steps": 5, "motion_t0": 401, "motion_t1": 601, "context_frames": 3}
 LIFE: dict[str, Any] = {"num_inference_steps": 4, "inversion_timestep": 500, "chunk_frames": 2, "context_frames": 3}
 LIFE |= {"inversion_iterations": 2, "motion_prompt": "rolling"}
+STAGGERED: dict[str, Any] = {"num_inference_steps": 3, "context_frames": 2, "causal_block_size": 2}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 5}),
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 4}, {"given": (1, 2), "num_frames": 5}),
@@ -48,6 +50,10 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("text2video_zero_control", {"num_inference_steps": 3, "context_frames": 1}, {"num_frames": 10}),
     ("look_back", {"num_inference_steps": 3, "context_frames": 4, "chunk_frames": 3}, {"num_frames": 6}),
     ("look_back", {"num_inference_steps": 3, "context_frames": 2, "strategy": "inverted"}, {"num_frames": 4}),
+    ("diffusion_forcing", {"num_inference_steps": 3, "context_frames": 2}, {"num_frames": 40}),
+    ("diffusion_forcing", {"num_inference_steps": 3, "context_frames": 2, "ar_step": 2}, {"num_frames": 22}),
+    ("diffusion_forcing", {**STAGGERED, "ar_step": 1}, {"num_frames": 22}),
+    ("diffusion_forcing", {**STAGGERED, "ar_step": 9}, {"num_frames": 22}),
     ("instruct_pix2pix_video", {"num_inference_steps": 2, "context_frames": 1, "chunk_frames": 3}, {"num_frames": 5}),
 ]
 
@@ -61,7 +67,10 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
         kind = next((kind for need, kind in KINDS.items() if need in SAMPLERS[sampler].needs), "video")
         if kind not in made:
             place = folder / kind
-            write_tiny_model(place) if kind == "video" else write_tiny_image_model(place, kind=kind)
+            if kind == "skyreels":
+                write_rollout_model(kind, place)
+            else:
+                write_tiny_model(place) if kind == "video" else write_tiny_image_model(place, kind=kind)
             made[kind] = load_model(read_info(str(place)))
         return made[kind]
 

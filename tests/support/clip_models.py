@@ -23,6 +23,9 @@ from diffusers import (
     LTXConditionPipeline,
     LTXImageToVideoPipeline,
     LTXVideoTransformer3DModel,
+    SkyReelsV2DiffusionForcingImageToVideoPipeline,
+    SkyReelsV2DiffusionForcingPipeline,
+    SkyReelsV2Transformer3DModel,
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
     UniPCMultistepScheduler,
@@ -316,4 +319,47 @@ def write_flow_model(folder: Path, name: str = "wan-text", **settings: Any) -> P
     write_clip_model(name, folder)
     own = {"window": FLOW_WINDOW, "height": SIZE, "width": SIZE, "guidance_scale": 3.0, **settings}
     (folder / "ti2v.json").write_text(json.dumps(own), encoding="utf-8")
+    return folder
+
+
+ROLLOUT_FRAMES = 21
+"""Of a window of a model that goes on from latents: six of them."""
+
+
+def skyreels(pipeline: Callable[..., Any] = SkyReelsV2DiffusionForcingPipeline) -> Any:
+    """As SkyReels-V2's with diffusion forcing, which take the frame rate too."""
+    patch_size: Any = (1, 2, 2)
+    return pipeline(
+        tokenizer=tokenizer(),
+        text_encoder=umt5(),
+        vae=wan_vae(),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0),
+        transformer=SkyReelsV2Transformer3DModel(
+            patch_size=patch_size,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=16,
+            freq_dim=16,
+            ffn_dim=16,
+            num_layers=2,
+            rope_max_seq_len=32,
+            inject_sample_info=True,
+        ),
+    )
+
+
+def skyreels_image() -> Any:
+    return skyreels(SkyReelsV2DiffusionForcingImageToVideoPipeline)
+
+
+PIPELINES |= {"skyreels": skyreels, "skyreels-image": skyreels_image}
+
+
+def write_rollout_model(name: str, folder: Path) -> Path:
+    """Write the pipeline of a name, which has a window of `ROLLOUT_FRAMES`; returns the folder."""
+    write_clip_model(name, folder)
+    settings = {"height": SIZE, "width": SIZE, "clip_frames": ROLLOUT_FRAMES}
+    (folder / "ti2v.json").write_text(json.dumps(settings))
     return folder

@@ -92,7 +92,7 @@ def _clips(name: str, family: ClipFamily) -> dict[str, str]:
     tail = f"1 + {layout.tail_step}n frames" if layout.tail_step else "one frame"
     return {
         "pipeline": f"`{name}`",
-        "goes on from": "latents" if family.capability == ROLLOUT else tail,
+        "goes on from": "latents" if ROLLOUT in family.capabilities else tail,
         "a clip": f"{family.frames} frames, {family.width} x {family.height}, {family.fps:g} a second",
         "a latent is": f"{layout.frames_per_latent} frames" if layout.frames_per_latent > 1 else "one frame",
         "text": "yes" if family.reads_text else "none",
@@ -123,7 +123,7 @@ def _sampler(name: str) -> dict[str, str]:
 
 def _evaluations(name: str, spec: SamplerSpec) -> str:
     """Those of one call, by the frames that it makes; and those of what a video starts from."""
-    if clip := next((one for one in CLIPS.values() if one.capability in spec.needs), None):
+    if clip := next((one for one in CLIPS.values() if spec.needs <= one.capabilities), None):
         return _of_clips(name, clip)
     family = next(family for _, family in folders() if spec.needs <= family.capabilities)
     info = ModelInfo(
@@ -172,7 +172,7 @@ def _of_clips(name: str, family: ClipFamily) -> str:
         guidance_scale=family.guidance_scale,
         fps=family.fps,
         frames_per_latent=r,
-        capabilities=frozenset({family.capability}),
+        capabilities=family.capabilities,
         clip=ClipLimits(family.frames),
     )
     defaults = request_defaults(load_config(settings=[f"sampling.sampler={name}"]), info)

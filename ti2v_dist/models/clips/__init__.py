@@ -1,6 +1,6 @@
 """Pipelines of diffusers that make clips, or whose network a sampler drives: a small file a family, a line here."""
 
-from ti2v_dist.models.clips import cogvideox, flow, ltx, svd, wan
+from ti2v_dist.models.clips import cogvideox, flow, ltx, skyreels, svd, wan
 from ti2v_dist.models.clips.family import ClipFamily
 
 CLIPS: dict[str, ClipFamily] = {
@@ -11,5 +11,7 @@ CLIPS: dict[str, ClipFamily] = {
     "CogVideoXImageToVideoPipeline": cogvideox.COGVIDEOX_IMAGE,
     "StableVideoDiffusionPipeline": svd.SVD,
     "WanPipeline": flow.WAN_TEXT,
+    "SkyReelsV2DiffusionForcingPipeline": skyreels.DIFFUSION_FORCING,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": skyreels.DIFFUSION_FORCING,
 }
 """The class that `model_index.json` names, to its family."""
