@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ti2v_dist.models.clips import wan
 from ti2v_dist.models.clips.family import ClipFamily, Configs, Layout
-from ti2v_dist.models.clips.wan import TEXT, VAE, wan_layout
 from ti2v_dist.models.folder import ModelFolderError
 from ti2v_dist.specs import CAUSAL, WINDOW
 
@@ -55,7 +55,7 @@ def boundary_of(folder: Path, configs: Configs) -> float | None:
 
 def _layout(configs: Configs) -> Layout:
     longest = min(configs[part].get("rope_max_seq_len", 1024) for part in NETWORKS if part in configs)
-    return wan_layout(configs)._replace(longest_window=longest)
+    return wan.wan_layout(configs)._replace(longest_window=longest)
 
 
 def _check(folder: Path, configs: Configs) -> None:
@@ -101,7 +101,7 @@ def _check_vae(folder: Path, configs: Configs) -> None:
 
 WAN_TEXT = ClipFamily(
     adapter="flow_model:WanFlow",
-    networks={**VAE, **TEXT, **dict.fromkeys(NETWORKS, ("WanTransformer3DModel",))},
+    networks={**wan.NETWORKS, **dict.fromkeys(NETWORKS, ("WanTransformer3DModel",))},
     optional=frozenset({"transformer_2"}),
     layout=_layout,
     height=480,
