@@ -1,6 +1,7 @@
 """A model whose latent stands for four frames, through the whole path: engine, store, files, and a run on Ray."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ti2v_dist.operations.verify import verify
 from ti2v_dist.outputs import live
 from ti2v_dist.outputs.codec import read_video
 from ti2v_dist.params import SamplingParams
+from ti2v_dist.specs import SamplerSpec
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import Record
@@ -99,6 +101,14 @@ def test_a_file_is_cropped_and_a_chunk_is_not(given: Inputs, tmp_path: Path) -> 
     assert len(shown) == row["num_frames"] == 10
     long, _ = made_at_once(given, tmp_path / "long", 12)
     assert chain(long) == chain(store)
+
+
+def test_a_join_is_where_a_record_begins_though_decoding_runs_on(
+    given: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SamplerSpec, "has_joins", True)
+    _, row = made_at_once(given, tmp_path, 11)
+    assert [join["frame"] for join in json.loads(row["seams"])] == [5, 9]
 
 
 def test_it_is_watched_in_order_from_wherever_one_goes_on(

@@ -10,17 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support import ray_runs
 from tests.support.clip_models import SIZE, write_clip_model
+from tests.support.ray_runs import Inputs
+from tests.support.reports import page_cards, standing
 from ti2v_dist.config import load_config
 from ti2v_dist.evaluation.seams import Seams
 from ti2v_dist.models.clips.pipeline import MOST_GAIN, match_colors
 from ti2v_dist.numerics import kept_numerics
 from ti2v_dist.operations.generate import generate
+from ti2v_dist.outputs.cards import cards
+from ti2v_dist.outputs.dataset import read_rows
 from ti2v_dist.outputs.tables import metadata_table
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.record import Record
 from ti2v_dist.storage.parquet import read_table
+from ti2v_dist.telemetry.metrics import MEASURES
 
 CLIP, TAIL = 9, 1
 STARTS = (1, 9, 17)
@@ -83,6 +89,35 @@ def test_the_row_has_the_figures_of_its_joins(plain: Made) -> None:
     assert {key for join in joins for key in join} == {"frame", "colour", "sharpness", "motion"}
     (table,) = read_table(metadata_table([plain.row])).to_pylist()
     assert table["seams"] == plain.row["seams"]
+
+
+def test_a_run_counts_the_joins_of_what_it_finishes_and_shows_them(folder: Path, plain: Made, tmp_path: Path) -> None:
+    given = Inputs(folder)
+    asked = {
+        "image": "first.png",
+        "prompt": "a cat walks",
+        "sampler": "clip",
+        "clip_frames": CLIP,
+        "seed": plain.row["seed"],
+    }
+    sizes = {"height": SIZE, "width": SIZE}
+    rows = [{"id": name, "num_frames": frames, **asked, **sizes} for name, frames in (("one", CLIP), ("plain", FRAMES))]
+    manifest = given.other_manifest("manifest.jsonl", rows)
+    settings = ["--set", "sampling.num_inference_steps=2", "--slots", "1"]
+    with ray_runs.opened(given, tmp_path / "out") as run:
+        ended = run.run(*settings, manifest=manifest, workers=1)
+        assert ended.code == 0, ended.stderr
+        counters = run.summary()["this_life"]["counters"]
+        assert (
+            page_cards(run.output)["plain"]["seams"] == cards(standing([plain.row]), set(), {}, set(), {})[0]["seams"]
+        )
+    one, other = read_rows(str(run.output))
+    assert (one["seams"], other["seams"]) == (None, plain.row["seams"])
+    assert other["frames_sha256"] == plain.row["frames_sha256"]
+    for measure in MEASURES:
+        assert counters[f'ti2v_seam_ratio_count{{measure="{measure}"}}'] == len(STARTS) - 1
+        total = sum(join[measure] for join in json.loads(plain.row["seams"]))
+        assert counters[f'ti2v_seam_ratio_sum{{measure="{measure}"}}'] == pytest.approx(total)
 
 
 def test_a_video_of_one_clip_has_no_column(folder: Path) -> None:

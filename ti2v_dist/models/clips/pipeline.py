@@ -148,11 +148,10 @@ class ClipPipeline:
             pixels = self.pixels(latents_FCHW.to(self.device).transpose(0, 1)[None], generator)
         frames_FHWC = pixels[0].permute(1, 2, 3, 0).float() * 127.5 + 127.5
         if request.params.color_match == "first_frame":
-            behind = (
-                1 if frame == 1 else request.params.tail_frames
-            )  # what the clip begins with is no part of its chunk
+            tail = 1 if frame == 1 else request.params.tail_frames
+            assert tail is not None
             image = torch.from_numpy(image_HWC).to(self.device).float()
-            frames_FHWC = match_colors(frames_FHWC, len(frames_FHWC) - (behind or 1), image)
+            frames_FHWC = match_colors(frames_FHWC, len(frames_FHWC) - tail, image)
         return frames_FHWC.round().clamp(0, 255).to(torch.uint8).contiguous()
 
     def facts(self) -> dict[str, str]:
