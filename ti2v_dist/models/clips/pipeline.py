@@ -118,7 +118,8 @@ class ClipPipeline:
         params = request.params
         # A scheduler remembers the steps that it made.
         self.pipe.scheduler = type(self._scheduler).from_config(self._scheduler.config)
-        with self._keyed(request.seed, frame) as generator:
+        # What the libraries remark of a call they would say again of every clip.
+        with no_reports(), self._keyed(request.seed, frame) as generator:
             given = {
                 "height": request.height,
                 "width": request.width,
@@ -218,7 +219,8 @@ class ClipPipeline:
         else:
             network = load_diffusers_part(part_class, self.info, part, dtype)
             if hasattr(network, "set_attention_backend"):
-                network.set_attention_backend(BACKENDS[self.attention])
+                with no_reports():
+                    network.set_attention_backend(BACKENDS[self.attention])
         if part.startswith("text_encoder"):
             self._encoders[part] = freeze(network, torch.device("cpu"))
             return None
