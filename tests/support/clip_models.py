@@ -21,11 +21,13 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     LTXConditionPipeline,
     LTXImageToVideoPipeline,
+    LTXPipeline,
     LTXVideoTransformer3DModel,
     StableVideoDiffusionPipeline,
     UNetSpatioTemporalConditionModel,
     UniPCMultistepScheduler,
     WanImageToVideoPipeline,
+    WanPipeline,
     WanTransformer3DModel,
     WanVACEPipeline,
     WanVACETransformer3DModel,
@@ -137,6 +139,13 @@ def wan_ti2v() -> Any:
     return WanImageToVideoPipeline(**wan_parts(), vae=vae, transformer=wan_transformer(4), expand_timesteps=True)
 
 
+def wan_published() -> Any:
+    """As TI2V-5B is published."""
+    parts = wan_ti2v().components
+    parts = {name: part for name, part in parts.items() if not name.startswith("image_")}
+    return WanPipeline(**parts, expand_timesteps=True)
+
+
 def wan_vace() -> Any:
     transformer = WanVACETransformer3DModel(in_channels=4, **WAN_TRANSFORMER, vace_layers=[0, 1], vace_in_channels=72)
     return WanVACEPipeline(**wan_parts(), vae=wan_vae(), transformer=transformer)
@@ -171,6 +180,11 @@ def ltx_image() -> Any:
     """As 0.9.0."""
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     return LTXImageToVideoPipeline(**ltx_parts(), scheduler=scheduler)
+
+
+def ltx_published() -> Any:
+    """As 0.9.0 is published."""
+    return LTXPipeline(**ltx_image().components)
 
 
 def ltx_noisy() -> Any:
@@ -266,8 +280,10 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "wan-image": wan_image,
     "wan-experts": wan_experts,
     "wan-ti2v": wan_ti2v,
+    "wan-published": wan_published,
     "wan-vace": wan_vace,
     "ltx-image": ltx_image,
+    "ltx-published": ltx_published,
     "ltx-noisy": ltx_noisy,
     "ltx-condition": ltx_condition,
     "ltx-distilled": ltx_distilled,

@@ -46,6 +46,7 @@ class ClipFamily:
     may be of, where `optional` ones may be left out. `height`, `width`, `frames` and `fps` are what the published
     models make. `options` are numbers that the pipeline takes as arguments, beside its own defaults. `variant` gives
     those of these fields that are others in a published model of such configs.
+    `pipeline` is the class that is run where folders name a sister of it, which reads the same parts.
     `draws_globally` tells of configs with which the pipeline draws from torch's global generator. `check` raises
     `ModelFolderError` for what is wrong in this family alone.
     """
@@ -65,6 +66,7 @@ class ClipFamily:
     draws_globally: Callable[[Configs], bool] = lambda configs: False
     check: Callable[[Path, Configs], None] = _accept
     capability: str = CLIP
+    pipeline: str | None = None
 
 
 def parts_of(folder: Path) -> dict[str, tuple[str, str]]:

@@ -203,7 +203,7 @@ class ClipPipeline:
             parts[part] = self._part(part, part_class)
         index = read_json(self.info.folder / "model_index.json")
         settings = {name: value for name, value in index.items() if name[0] != "_" and not isinstance(value, list)}
-        return getattr(diffusers, index["_class_name"])(**parts, **settings)
+        return getattr(diffusers, self.family.pipeline or index["_class_name"])(**parts, **settings)
 
     def _part(self, part: str, part_class: Any) -> Any:
         if not issubclass(part_class, nn.Module):
