@@ -22,6 +22,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     LTXConditionPipeline,
     LTXImageToVideoPipeline,
+    LTXPipeline,
     LTXVideoTransformer3DModel,
     SkyReelsV2DiffusionForcingImageToVideoPipeline,
     SkyReelsV2DiffusionForcingPipeline,
@@ -61,16 +62,23 @@ def tokenizer() -> Any:
     return T5Tokenizer(vocab=[*special, *words, *letters])
 
 
+TEXT_ENCODER: dict[str, Any] = {
+    "vocab_size": 160,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "tie_word_embeddings": False,
+}
+
+
 def umt5() -> Any:
-    return UMT5EncoderModel(
-        UMT5Config(vocab_size=160, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, tie_word_embeddings=False)
-    )
+    return UMT5EncoderModel(UMT5Config(**TEXT_ENCODER))
 
 
 def t5() -> Any:
-    return T5EncoderModel(
-        T5Config(vocab_size=160, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, tie_word_embeddings=False)
-    )
+    return T5EncoderModel(T5Config(**TEXT_ENCODER))
 
 
 def wan_vae(z: int = 4, **more: Any) -> Any:
@@ -137,11 +145,15 @@ def wan_ti2v() -> Any:
     return WanImageToVideoPipeline(**wan_parts(), vae=vae, transformer=wan_transformer(4), expand_timesteps=True)
 
 
+def wan_published() -> Any:
+    """As TI2V-5B is published."""
+    parts = wan_ti2v().components
+    parts = {name: part for name, part in parts.items() if not name.startswith("image_")}
+    return WanPipeline(**parts, expand_timesteps=True)
+
+
 def wan_vace() -> Any:
     transformer = WanVACETransformer3DModel(in_channels=4, **WAN_TRANSFORMER, vace_layers=[0, 1], vace_in_channels=72)
-    # What is published is trained from zeros, with which the condition has no effect.
-    for block in transformer.vace_blocks:
-        torch.nn.init.normal_(block.proj_out.weight, std=0.1)
     return WanVACEPipeline(**wan_parts(), vae=wan_vae(), transformer=transformer)
 
 
@@ -176,6 +188,11 @@ def ltx_image() -> Any:
     return LTXImageToVideoPipeline(**ltx_parts(), scheduler=scheduler)
 
 
+def ltx_published() -> Any:
+    """As 0.9.0 is published."""
+    return LTXPipeline(**ltx_image().components)
+
+
 def ltx_noisy() -> Any:
     """As 0.9.1: its decoder takes a timestep, and draws noise."""
     parts = ltx_parts(timestep_conditioning=True, decoder_inject_noise=(True, True, False, False))
@@ -197,9 +214,8 @@ def ltx_distilled() -> Any:
 
 
 def cogvideox(scheduler: Any, **more: Any) -> Any:
-    vae = AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
-    )
+    channels: Any = (8, 8, 8, 8)  # said to be a tuple of one
+    vae = AutoencoderKLCogVideoX(block_out_channels=channels, latent_channels=4, layers_per_block=1, norm_num_groups=2)
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
@@ -222,7 +238,10 @@ def cogvideox(scheduler: Any, **more: Any) -> Any:
 
 def cogvideox_image() -> Any:
     """As 1.0's 5B-I2V."""
-    return cogvideox(CogVideoXDDIMScheduler(), use_learned_positional_embeddings=True)
+    pipe = cogvideox(CogVideoXDDIMScheduler(), use_learned_positional_embeddings=True)
+    # Made in float64, which nobody publishes, and with which diffusers loads no weight in another dtype.
+    pipe.transformer.patch_embed.float()
+    return pipe
 
 
 def cogvideox_patched() -> Any:
@@ -231,9 +250,9 @@ def cogvideox_patched() -> Any:
 
 
 def stable_video() -> Any:
-    vae = AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"), block_out_channels=(32, 32)
-    )
+    blocks: Any = ("DownEncoderBlock2D", "DownEncoderBlock2D")  # said to be a tuple of one
+    channels: Any = (32, 32)
+    vae = AutoencoderKLTemporalDecoder(down_block_types=blocks, block_out_channels=channels)
     unet = UNetSpatioTemporalConditionModel(
         down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
         up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
@@ -267,8 +286,10 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "wan-image": wan_image,
     "wan-experts": wan_experts,
     "wan-ti2v": wan_ti2v,
+    "wan-published": wan_published,
     "wan-vace": wan_vace,
     "ltx-image": ltx_image,
+    "ltx-published": ltx_published,
     "ltx-noisy": ltx_noisy,
     "ltx-condition": ltx_condition,
     "ltx-distilled": ltx_distilled,

@@ -87,9 +87,9 @@ def _clip_family(folder: Path) -> ClipFamily | None:
     """
     if not (folder / "model_index.json").is_file():
         return None
-    name = read_json(folder / "model_index.json").get("_class_name")
+    name = (index := read_json(folder / "model_index.json")).get("_class_name")
     if isinstance(name, str) and name in CLIPS:
-        return CLIPS[name]
+        return CLIPS[name].chosen(index)
     if not (folder / "unet").is_dir():
         parts_of(folder)
         known = f"known are {', '.join(sorted(CLIPS))}, and folders with a unet/"

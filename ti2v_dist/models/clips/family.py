@@ -52,6 +52,8 @@ class ClipFamily:
     may be of, where `optional` ones may be left out. `height`, `width`, `frames` and `fps` are what the published
     models make. `options` are numbers that the pipeline takes as arguments, beside its own defaults. `variant` gives
     those of these fields that are others in a published model of such configs.
+    `pipeline` is the class that is run where folders name a sister of it, which reads the same parts; `others` are
+    families of the same class in folders, of which the first that `suits` the pipeline's own config is taken.
     One of the capability `WINDOW` makes no clips: a sampler makes each of its steps.
     `draws_globally` tells of configs with which the pipeline draws from torch's global generator. `check` raises
     `ModelFolderError` for what is wrong in this family alone.
@@ -72,6 +74,13 @@ class ClipFamily:
     draws_globally: Callable[[Configs], bool] = lambda configs: False
     check: Callable[[Path, Configs], None] = _accept
     capabilities: frozenset[str] = frozenset({CLIP})
+    pipeline: str | None = None
+    others: tuple[ClipFamily, ...] = ()
+    suits: Callable[[Mapping[str, Any]], bool] = lambda index: True
+
+    def chosen(self, index: Mapping[str, Any]) -> ClipFamily:
+        """The family, or another one of its pipeline's class, that `model_index.json` tells of."""
+        return next((other for other in self.others if other.suits(index)), self)
 
 
 def parts_of(folder: Path) -> dict[str, tuple[str, str]]:

@@ -124,7 +124,8 @@ class ClipPipeline:
         params = request.params
         # A scheduler remembers the steps that it made.
         self.pipe.scheduler = type(self._scheduler).from_config(self._scheduler.config)
-        with self._keyed(request.seed, frame) as generator:
+        # What the libraries remark of a call they would say again of every clip.
+        with no_reports(), self._keyed(request.seed, frame) as generator:
             given = {
                 "height": request.height,
                 "width": request.width,
@@ -211,7 +212,7 @@ class ClipPipeline:
             parts[part] = self._part(part, part_class)
         index = read_json(self.info.folder / "model_index.json")
         settings = {name: value for name, value in index.items() if name[0] != "_" and not isinstance(value, list)}
-        return getattr(diffusers, index["_class_name"])(**parts, **settings)
+        return getattr(diffusers, self.family.pipeline or index["_class_name"])(**parts, **settings)
 
     def _part(self, part: str, part_class: Any) -> Any:
         if not issubclass(part_class, nn.Module):

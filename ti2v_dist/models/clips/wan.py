@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,7 @@ WAN_VACE = ClipFamily(
     variant=_vace_variant,
     check=_check_vace,
 )
+WAN_TEXT_AND_IMAGE = replace(
+    WAN_IMAGE, pipeline="WanImageToVideoPipeline", suits=lambda index: bool(index.get("expand_timesteps"))
+)
+"""TI2V-5B, which is published as a pipeline from text alone."""
