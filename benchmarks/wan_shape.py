@@ -82,14 +82,17 @@ def write_folder(folder: Path, transformer: dict[str, Any], vae: dict[str, Any],
     """A random one of these shapes, as its own pipeline saves it; its tokenizer knows letters alone."""
     letters = [(letter, -9.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    WanImageToVideoPipeline(
-        tokenizer=T5Tokenizer(vocab=[*special, *letters]),
-        text_encoder=UMT5EncoderModel(UMT5Config(**text, num_layers=1)).to(torch.bfloat16),
-        vae=AutoencoderKLWan(**vae),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0),
-        transformer=WanTransformer3DModel(**transformer).to(torch.bfloat16),
-        expand_timesteps=True,
-    ).save_pretrained(folder, safe_serialization=True, max_shard_size="4GB")
+    encoder: Any = UMT5EncoderModel(UMT5Config(**text, num_layers=1))
+    network: Any = WanTransformer3DModel(**transformer)
+    parts: dict[str, Any] = {
+        "tokenizer": T5Tokenizer(vocab=[*special, *letters]),
+        "text_encoder": encoder.to(torch.bfloat16),
+        "vae": AutoencoderKLWan(**vae),
+        "scheduler": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0),
+        "transformer": network.to(torch.bfloat16),
+    }
+    pipe = WanImageToVideoPipeline(**parts, expand_timesteps=True)
+    pipe.save_pretrained(folder, safe_serialization=True, max_shard_size="4GB")
     return folder
 
 

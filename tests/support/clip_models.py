@@ -303,7 +303,7 @@ def write_clip_model(name: str, folder: Path) -> Path:
     """Write the pipeline of a name to `folder`; returns it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipe = PIPELINES[name]()
+        pipe = (PIPELINES | OTHERS)[name]()
     pipe.save_pretrained(folder, safe_serialization=True)
     (folder / "ti2v.json").write_text(json.dumps({"height": SIZE, "width": SIZE, "clip_frames": FRAMES}))
     return folder
@@ -317,14 +317,7 @@ FLOW_WINDOW = 4
 
 def wan_text(**more: Any) -> Any:
     """As Wan 2.1's T2V."""
-    return WanPipeline(
-        tokenizer=tokenizer(),
-        text_encoder=umt5(),
-        vae=wan_vae(),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        transformer=wan_transformer(4),
-        **more,
-    )
+    return WanPipeline(**wan_parts(), vae=wan_vae(), transformer=wan_transformer(4), **more)
 
 
 def wan_text_of_two() -> Any:
@@ -332,7 +325,8 @@ def wan_text_of_two() -> Any:
     return wan_text(transformer_2=wan_transformer(4), boundary_ratio=0.875)
 
 
-PIPELINES |= {"wan-text": wan_text, "wan-text-of-two": wan_text_of_two}
+OTHERS: dict[str, Callable[[], Any]] = {"wan-text": wan_text, "wan-text-of-two": wan_text_of_two}
+"""Those that make no clips by themselves."""
 
 
 def write_flow_model(folder: Path, name: str = "wan-text", **settings: Any) -> Path:
@@ -375,7 +369,7 @@ def skyreels_image() -> Any:
     return skyreels(SkyReelsV2DiffusionForcingImageToVideoPipeline)
 
 
-PIPELINES |= {"skyreels": skyreels, "skyreels-image": skyreels_image}
+OTHERS |= {"skyreels": skyreels, "skyreels-image": skyreels_image}
 
 
 def write_rollout_model(name: str, folder: Path) -> Path:
