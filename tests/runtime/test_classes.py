@@ -19,6 +19,7 @@ from ti2v_dist.latents import Chunk, VideoState
 from ti2v_dist.operations import recording
 from ti2v_dist.operations.recording import RunMismatch, claim
 from ti2v_dist.outputs import dataset, views
+from ti2v_dist.outputs.codec import WrittenVideo
 from ti2v_dist.runtime import classes
 from ti2v_dist.runtime.coordinator import PROTOCOL, Coordinator
 from ti2v_dist.runtime.worker import Worker
@@ -214,9 +215,9 @@ def test_a_row_names_each_change_and_that_of_an_unchanged_video_has_no_such_colu
         tip = store.commit(make_chunk(frame, video_id="ann"), store.moved(tip, its_class)).tip
     change = {"frame": 2, "fingerprint": b, "device": "y", "differs": {"device": "y"}}
     facts = {"run_id": "x", "device_seconds": 1.0, "started_at": 0.0}
-    written = SimpleNamespace(num_frames=4, fps=8, height=16, width=16, bytes=1, frames_sha256="f", file_sha256="g")
+    written = WrittenVideo(tmp_path / "x.mp4", 4, 8, 16, 16, 1, "f", "g")
     by_b = worker_of(store, machines[1])
-    row = by_b.row(ann, written, "videos/x.mp4", facts)  # type: ignore[arg-type]
+    row = by_b.row(ann, written, "videos/x.mp4", facts)
     assert json.loads(row["class_changes"]) == [change]
     last = {"frame": 4, "fingerprint": a, "device": "x", "differs": {"device": "x"}}
     assert worker_of(store, machines[0])._class_changes(ann) == [change, last], "others have made its file"
@@ -224,7 +225,7 @@ def test_a_row_names_each_change_and_that_of_an_unchanged_video_has_no_such_colu
     bob = video("bob", 2)
     _, tip = store.begin(bob, make_encoded(), b)
     store.commit(make_chunk(1, video_id="bob"), tip)
-    row = by_b.row(bob, written, "videos/x.mp4", facts)  # type: ignore[arg-type]
+    row = by_b.row(bob, written, "videos/x.mp4", facts)
     assert "class_changes" not in row
     table = dataset.metadata_table([row])
     assert b"class_changes" not in table
