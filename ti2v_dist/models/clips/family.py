@@ -44,9 +44,9 @@ class ClipFamily:
 
     `adapter` is "module:class" below `ti2v_dist.models.clips`; `networks` are the classes that each part with weights
     may be of, where `optional` ones may be left out. `height`, `width`, `frames` and `fps` are what the published
-    models make. `options` are numbers that the pipeline takes as arguments, beside its own defaults. `variant` gives
-    those of these fields that are others in a published model of such configs.
-    `pipeline` is the class that is run where folders name a sister of it, which reads the same parts.
+    models make, and `tokens` how many of a text they read. `options` are numbers that the pipeline takes as arguments,
+    beside its own defaults. `variant` gives those of these fields that are others in a published model of such
+    configs. `pipeline` is the class that is run where folders name a sister of it, which reads the same parts.
     `draws_globally` tells of configs with which the pipeline draws from torch's global generator. `check` raises
     `ModelFolderError` for what is wrong in this family alone.
     """
@@ -61,6 +61,7 @@ class ClipFamily:
     guidance_scale: float
     optional: frozenset[str] = frozenset()
     reads_text: bool = True
+    tokens: int = 512
     options: frozenset[str] = frozenset()
     variant: Callable[[Configs], Mapping[str, Any]] = _as_usual
     draws_globally: Callable[[Configs], bool] = lambda configs: False
@@ -115,7 +116,7 @@ def read_clip_info(folder: Path, model_id: str, commit: str | None, family: Clip
         frames_per_latent=r,
         capabilities=frozenset({family.capability}),
         size_multiple=layout.size_multiple,
-        clip=ClipLimits(frames, layout.tail_step, family.reads_text, family.options),
+        clip=ClipLimits(frames, layout.tail_step, family.reads_text, family.options, family.tokens),
         **own,
     )
 
