@@ -14,13 +14,14 @@ class ClipLimits:
 
     `frames` are those of a clip where nobody chose; after the first there are `frames_per_latent` to a latent.
     `tail_step` is 0 where one frame alone is gone on from, else tails of 1 + n * `tail_step` frames can be. `options`
-    are arguments of the pipeline that a row may give.
+    are arguments of the pipeline that a row may give. Of a text so many `tokens` are read.
     """
 
     frames: int
     tail_step: int = 0
     reads_text: bool = True
     options: frozenset[str] = frozenset()
+    tokens: int = 512
 
 
 class Limits(Protocol):

@@ -26,6 +26,7 @@ from ti2v_dist.models.base import ClipModel
 from ti2v_dist.models.clips.ltx_pipelines import DECODE_NOISE_SCALE, DECODE_TIMESTEP
 from ti2v_dist.models.clips.pipeline import ClipPipeline, UndeclaredNoise, keyed_seed
 from ti2v_dist.models.clips.svd_pipelines import DECODE_CHUNK_SIZE
+from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers.noise import KeyedNoise, Purpose
 from ti2v_dist.state.record import Record
@@ -277,6 +278,19 @@ def test_other_numbers_and_another_attention(tried: Tried) -> None:
     assert np.abs(chunk.latents_FCHW - wanted.latents_FCHW).mean() < 0.1 * np.abs(wanted.latents_FCHW).mean()
 
 
+def test_what_is_not_read_of_a_text_is_said(tried: Tried) -> None:
+    info = tried.engine.model.info
+    assert info.clip is not None
+    prompt = "cat dog " * info.clip.tokens
+    warnings = list(lost_words(info, ["a cat walks", prompt, ""]))
+    if info.clip.reads_text:
+        (warning,) = warnings
+        assert f"is longer than the model's {info.clip.tokens} tokens; dropped: 'dog cat" in warning
+        assert len(tried.start("v0", 0, "a cat walks").text_LD) == info.clip.tokens
+    else:
+        assert [" is not read: " in warning for warning in warnings] == [True, True]
+
+
 def test_it_can_be_tried_out(tried: Tried) -> None:
     try_out(tried.engine, tried.request("v0", 0, "a cat walks"))
 
@@ -365,6 +379,11 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     ),
     "one expert": ("wan-experts", index(transformer_2=None), "boundary_ratio in model_index.json is 0.9, and there is"),
     "blind": ("wan-image", index(image_encoder=None), "model_index.json has no image_encoder, and transformer/"),
+    "last frame": (
+        "wan-image",
+        config("transformer/config.json", pos_embed_seq_len=514),
+        "pos_embed_seq_len .* is 514",
+    ),
     "no vace": ("wan-vace", config("transformer/config.json", vace_in_channels=96), "vace_in_channels .* is 96; .* 72"),
     "other latents": ("ltx-image", config("transformer/config.json", in_channels=16), "in_channels .* is 16; .* 8"),
     "shifting": (

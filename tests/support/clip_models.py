@@ -250,8 +250,8 @@ def cogvideox_patched() -> Any:
 
 
 def stable_video() -> Any:
-    blocks: Any = ("DownEncoderBlock2D", "DownEncoderBlock2D")  # said to be a tuple of one
-    channels: Any = (32, 32)
+    blocks: Any = ("DownEncoderBlock2D",) * 3  # said to be a tuple of one
+    channels: Any = (32, 32, 32)
     vae = AutoencoderKLTemporalDecoder(down_block_types=blocks, block_out_channels=channels)
     unet = UNetSpatioTemporalConditionModel(
         down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),

@@ -9,18 +9,21 @@ from typing import Any
 
 from ti2v_dist.models import ModelFolderError, folder
 from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.models.clips.family import parts_of
 from ti2v_dist.specs import INSTRUCT
 
 _WORD = re.compile(r"\w+")
 
 
 def load_tokenizer(info: ModelInfo) -> Any:
-    """The model's CLIPTokenizer. Raises `ModelFolderError`."""
-    from transformers import CLIPTokenizer
+    """The model's tokenizer: CLIP's, or what a pipeline names. Raises `ModelFolderError`."""
+    import transformers
 
-    folder = info.folder / "tokenizer"
+    folder, name, length = info.folder / "tokenizer", "CLIPTokenizer", {}
+    if info.clip:
+        name, length = parts_of(info.folder)["tokenizer"][1], {"model_max_length": info.clip.tokens}
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        return getattr(transformers, name).from_pretrained(folder, local_files_only=True, **length)
     except Exception as error:  # the library under it raises bare ones
         raise ModelFolderError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
 
@@ -38,6 +41,10 @@ class LostWords:
 
     def of(self, prompts: Iterable[str]) -> Iterator[str]:
         for prompt in dict.fromkeys(prompts):
+            if self._info.clip and not self._info.clip.reads_text:
+                if prompt:
+                    yield f"prompt {prompt!r} is not read: {self._info.model_id} goes by the image alone"
+                continue
             if dropped := _dropped(self._tokenizer, prompt):
                 limit = self._tokenizer.model_max_length
                 yield f"prompt {prompt!r} is longer than the model's {limit} tokens; dropped: {dropped!r}"

@@ -22,10 +22,11 @@ def _check(folder: Path, configs: Configs) -> None:
 
 
 def _variant(configs: Configs) -> Mapping[str, Any]:
-    """1.5's patches reach over two latents."""
+    """1.5's patches reach over two latents. A text has as many tokens as in training."""
+    tokens = {"tokens": configs["transformer"].get("max_text_seq_length", 226)}
     if configs["transformer"].get("patch_size_t") is not None:
-        return {"height": 768, "width": 1360, "frames": 81, "fps": 16}
-    return {}
+        return {"height": 768, "width": 1360, "frames": 81, "fps": 16, **tokens}
+    return tokens
 
 
 COGVIDEOX_IMAGE = ClipFamily(

@@ -20,8 +20,7 @@ class CogVideoXImage(ClipPipeline):
 
     def text(self, prompts: list[str]) -> Tensor:
         """T5's, of as many tokens as the transformer was trained on."""
-        tokens = self.pipe.transformer.config.max_text_seq_length
-        return self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=tokens)[0]
+        return self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=self.tokens)[0]
 
     def run(self, given: dict[str, Any], tail: list[Image.Image], noise_CFHW: Tensor) -> Tensor:
         """Latents that fill up the transformer's first patch are noise too, and let go."""

@@ -50,8 +50,8 @@ class ClipFamily:
 
     `adapter` is "module:class" below `ti2v_dist.models.clips`; `networks` are the classes that each part with weights
     may be of, where `optional` ones may be left out. `height`, `width`, `frames` and `fps` are what the published
-    models make. `options` are numbers that the pipeline takes as arguments, beside its own defaults. `variant` gives
-    those of these fields that are others in a published model of such configs.
+    models make, and `tokens` how many of a text they read. `options` are numbers that the pipeline takes as arguments,
+    beside its own defaults. `variant` gives those of these fields that are others in a published model of such configs.
     `pipeline` is the class that is run where folders name a sister of it, which reads the same parts; `others` are
     families of the same class in folders, of which the first that `suits` the pipeline's own config is taken.
     One of the capability `WINDOW` makes no clips: a sampler makes each of its steps.
@@ -69,6 +69,7 @@ class ClipFamily:
     guidance_scale: float
     optional: frozenset[str] = frozenset()
     reads_text: bool = True
+    tokens: int = 512
     options: frozenset[str] = frozenset()
     variant: Callable[[Configs], Mapping[str, Any]] = _as_usual
     draws_globally: Callable[[Configs], bool] = lambda configs: False
@@ -133,7 +134,9 @@ def read_clip_info(folder: Path, model_id: str, commit: str | None, family: Clip
         frames_per_latent=r,
         capabilities=family.capabilities,
         size_multiple=layout.size_multiple,
-        clip=None if has_window else ClipLimits(frames, layout.tail_step, family.reads_text, family.options),
+        clip=None
+        if has_window
+        else ClipLimits(frames, layout.tail_step, family.reads_text, family.options, family.tokens),
         **own,
     )
 

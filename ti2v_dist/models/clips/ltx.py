@@ -57,6 +57,7 @@ LTX_IMAGE = ClipFamily(
     frames=161,
     fps=25,
     guidance_scale=3.0,
+    tokens=128,
     options=frozenset({"frame_rate", "guidance_rescale"}),
     draws_globally=_draws_globally,
     check=_check,
@@ -65,6 +66,7 @@ LTX_CONDITION = replace(
     LTX_IMAGE,
     adapter="ltx_pipelines:LtxCondition",
     layout=_condition_layout,
+    tokens=256,
     options=LTX_IMAGE.options | {"image_cond_noise_scale"},
     check=_check_condition,
 )

@@ -29,7 +29,6 @@ class LtxPipeline(ClipPipeline):
 
     has_float32_vae = False
     decoding = f"whole, timestep {DECODE_TIMESTEP}, noise {DECODE_NOISE_SCALE}"
-    tokens = 128
 
     def text(self, prompts: list[str]) -> Tensor:
         """T5's, and the mask as one more column."""
@@ -75,7 +74,6 @@ class LtxCondition(LtxPipeline):
     """Goes on from the frames of a tail. `latents` are read in another mode alone, so all noise is the generator's."""
 
     arguments = frozenset({"conditions", *_TEXT})
-    tokens = 256
 
     def run(self, given: dict[str, Any], tail: list[Image.Image], noise_CFHW: Tensor) -> Tensor:
         """The tail is a video that begins with the clip."""

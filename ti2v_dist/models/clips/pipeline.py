@@ -54,7 +54,9 @@ class ClipPipeline:
         """Load the folder of `info`; see `ti2v_dist.models.load_model` for the choices and the errors."""
         check_choice("dtype", dtype, DTYPES)
         check_choice("attention", attention, ATTENTIONS)
+        assert info.clip is not None
         self.info, self.family, self.attention = info, family, attention
+        self.tokens, self.options = info.clip.tokens, info.clip.options
         self.device, self.dtype = checked_device(device), getattr(torch, dtype)
         self.parts = parts_of(info.folder)
         self.draws_globally = draws_globally(info, family, read_configs(info.folder, self.parts))
@@ -238,8 +240,7 @@ class ClipPipeline:
     def _check_arguments(self) -> None:
         """Raise `ModelFolderError` where the installed pipeline does not take what it would be given."""
         taken = inspect.signature(self.pipe.__call__).parameters.keys()
-        assert self.info.clip is not None
-        if lost := sorted((self.arguments | self.info.clip.options) - taken):
+        if lost := sorted((self.arguments | self.options) - taken):
             name = type(self.pipe).__name__
             raise ModelFolderError(f"{name} of diffusers {diffusers.__version__} takes no {', '.join(lost)}")
 

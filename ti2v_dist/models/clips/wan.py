@@ -32,6 +32,8 @@ def _check_image(folder: Path, configs: Configs) -> None:
     channels = z if configs["model_index"].get("expand_timesteps") else 2 * z + r
     for part in _check_experts(folder, configs):
         check_value(folder, configs, part, "in_channels", 16, channels)
+    # FLF2V's, which sees the last frame too.
+    check_value(folder, configs, "transformer", "pos_embed_seq_len", None, None)
     sees = configs["transformer"].get("image_dim") is not None
     if sees and (missing := sorted({"image_encoder", "image_processor"} - configs.keys())):
         problem = f"model_index.json has no {' and no '.join(missing)}"

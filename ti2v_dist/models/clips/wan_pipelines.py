@@ -16,7 +16,7 @@ class WanPipeline(ClipPipeline):
 
     def text(self, prompts: list[str]) -> Tensor:
         """umT5's, zeros behind the last token (`WanPipeline.encode_prompt`)."""
-        return self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)[0]
+        return self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=self.tokens)[0]
 
     def pixels(self, latents_1CFHW: Tensor, generator: torch.Generator) -> Tensor:
         """The whole clip at once, from latents of unit variance."""
