@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.scheduler_scale import Fleet
+from tests.support.clip_models import write_flow_model
 from tests.support.golden.make import SETTINGS
 from tests.support.places import EXAMPLES, GOLDEN
 from tests.support.tiny_models import SIZE, WINDOW, write_tiny_image_model, write_tiny_model
@@ -25,17 +26,18 @@ from ti2v_dist.operations.planning import ManifestError
 from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.scheduling import events
-from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, LOOK_BACK, SAMPLERS
+from ti2v_dist.specs import CAUSAL, CONTROL, IMAGE, INSTRUCT, LOOK_BACK, SAMPLERS
 from ti2v_dist.video import Given, Source, VideoRequest
 
 K, SLOTS = WINDOW - 1, 4
-KINDS = {INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image", LOOK_BACK: "look_back"}
+KINDS = {CAUSAL: "flow", INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image", LOOK_BACK: "look_back"}
 MOTION: dict[str, Any] = {"num_inference_steps": 5, "motion_t0": 401, "motion_t1": 601, "context_frames": 3}
 LIFE: dict[str, Any] = {"num_inference_steps": 4, "inversion_timestep": 500, "chunk_frames": 2, "context_frames": 3}
 LIFE |= {"inversion_iterations": 2, "motion_prompt": "rolling"}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 5}),
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 4}, {"given": (1, 2), "num_frames": 5}),
+    ("ti2v_zero_causal", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 10}),
     ("ti2v_zero_reference", {"num_inference_steps": 2, "resample_iterations": 3}, {"num_frames": 4}),
     ("replace", {"num_inference_steps": 4}, {"num_frames": 3}),
     ("infill", {"num_inference_steps": 3, "context_frames": 2}, {"given": (2, 3, 5), "num_frames": 6}),
@@ -61,7 +63,8 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
         kind = next((kind for need, kind in KINDS.items() if need in SAMPLERS[sampler].needs), "video")
         if kind not in made:
             place = folder / kind
-            write_tiny_model(place) if kind == "video" else write_tiny_image_model(place, kind=kind)
+            write = {"video": write_tiny_model, "flow": write_flow_model}.get(kind)
+            write(place) if write else write_tiny_image_model(place, kind=kind)
             made[kind] = load_model(read_info(str(place)))
         return made[kind]
 
@@ -91,7 +94,7 @@ def test_the_evaluations_are_those_that_the_engine_makes(
 ) -> None:
     model, request, seen = model_of(sampler), asked(sampler, params, dict(own)), list[int]()
     needs = SAMPLERS[sampler].needs
-    name = "predict_next" if LOOK_BACK in needs else "predict_frames" if SAMPLERS[sampler].begin else "predict"
+    name = "predict_next" if LOOK_BACK in needs else "predict_frames" if needs & {IMAGE, INSTRUCT} else "predict"
     predict = getattr(model, name)
     monkeypatch.setattr(model, name, lambda *a, **more: (seen.append(1), predict(*a, **more))[1])
     engine, picture = Engine(model), np.zeros((SIZE, SIZE, 3), np.uint8)

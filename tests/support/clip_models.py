@@ -95,14 +95,9 @@ FLOW_WINDOW = 4
 
 def wan_text(**more: Any) -> Any:
     """As Wan 2.1's T2V."""
-    return WanPipeline(
-        tokenizer=tokenizer(),
-        text_encoder=umt5(),
-        vae=wan_vae(),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        transformer=wan_transformer(4),
-        **more,
-    )
+    scheduler: Any = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    parts = {"vae": wan_vae(), "transformer": wan_transformer(4), **more}
+    return WanPipeline(tokenizer=tokenizer(), text_encoder=umt5(), scheduler=scheduler, **parts)
 
 
 def wan_text_of_two() -> Any:
@@ -110,7 +105,27 @@ def wan_text_of_two() -> Any:
     return wan_text(transformer_2=wan_transformer(4), boundary_ratio=0.875)
 
 
-PIPELINES |= {"wan-text": wan_text, "wan-text-of-two": wan_text_of_two}
+def wan_text_of_patches() -> Any:
+    """As Wan 2.2's TI2V-5B: a VAE of cells twice as large, and a timestep for each token."""
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.1, 0.2, 0.0],
+        latents_std=[0.5, 1.0, 2.0, 1.0],
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+    )
+    return wan_text(vae=vae, expand_timesteps=True)
+
+
+PIPELINES |= {"wan-text": wan_text, "wan-text-of-two": wan_text_of_two, "wan-text-of-patches": wan_text_of_patches}
 
 
 def write_flow_model(folder: Path, name: str = "wan-text", **settings: Any) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ti2v_dist.models import animatediff, unet2d, unet3d
 from ti2v_dist.models.base import ModelInfo, VideoModel
 from ti2v_dist.models.checks import read_folder, read_settings
-from ti2v_dist.models.clips import CLIPS
+from ti2v_dist.models.clips import CLIPS, REFUSED
 from ti2v_dist.models.clips.family import BESIDE, ClipFamily, parts_of, read_clip_info
 from ti2v_dist.models.family import Family
 from ti2v_dist.models.folder import ModelFolderError, find, read_json
@@ -90,6 +90,8 @@ def _clip_family(folder: Path) -> ClipFamily | None:
     name = read_json(folder / "model_index.json").get("_class_name")
     if isinstance(name, str) and name in CLIPS:
         return CLIPS[name]
+    if isinstance(name, str) and name in REFUSED:
+        raise ModelFolderError(f"{folder}: a folder of {name} cannot be used: {REFUSED[name]}")
     if not (folder / "unet").is_dir():
         parts_of(folder)
         known = f"known are {', '.join(sorted(CLIPS))}, and folders with a unet/"

@@ -8,3 +8,8 @@ CLIPS: dict[str, ClipFamily] = {
     "WanPipeline": flow.WAN_TEXT,
 }
 """The class that `model_index.json` names, to its family."""
+
+REFUSED: dict[str, str] = {
+    "LTXPipeline": "the decoder of its VAE looks ahead (decoder_causal is false): no latent is shown without the next",
+}
+"""The same, to why it can have none."""
