@@ -146,8 +146,8 @@ def test_the_levels_of_flow_are_those_of_diffusers() -> None:
         assert torch.equal(plain.step(x, v, t, t_prev), x + (t_prev - t) / 1000 * v)
         assert torch.equal(plain.q_sample(x, t, noise), (1 - t / 1000) * x + t / 1000 * noise)
     for shift in (0.5, 3.0, 7.0):
-        theirs = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas  # from t = 1000 down
-        assert [Flow(shift).sigma(t) for t in range(1000, 0, -1)] == pytest.approx(theirs.tolist(), abs=1e-6)
+        scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
+        assert [Flow(shift).sigma(t) for t in range(1000, 0, -1)] == pytest.approx(scheduler.sigmas.tolist(), abs=1e-6)
         assert 0.99 < Flow(shift).sigma(999) < 1
     with pytest.raises(InputError, match="shift is 0; it must be a finite number above 0"):
         Flow(0)
@@ -406,5 +406,6 @@ def test_what_is_given_to_one_video_is_nothing_to_its_neighbour() -> None:
 def test_every_sampler_has_its_function() -> None:
     functions = {name: load_sampler(name) for name in SAMPLERS}
     assert functions.pop("i2v_zero") is functions["text2video_zero"], "the same, of an image"
+    assert functions.pop("ti2v_zero_causal") is functions["ti2v_zero"], "the same, of another queue"
     assert len(set(functions.values())) == len(functions)
     assert {function.__module__.rpartition(".")[0] for function in functions.values()} == {"ti2v_dist.samplers"}

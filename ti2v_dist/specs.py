@@ -29,7 +29,7 @@ CLIP = "clip"
 ROLLOUT = "rollout"
 """A model that makes a clip after the last latents that there are, one video at a time."""
 CAUSAL = "causal"
-"""A video VAE whose first latent is one picture and each other several, decoded in their order."""
+"""As `WINDOW`, but a video's first latent is one picture and each other several, decoded in their order."""
 FRAME_BY_FRAME = frozenset({WINDOW, PICTURES})
 """What a latent video model of one latent a frame can do."""
 NEEDED, OPTIONAL, NONE = "needed", "optional", "none"
@@ -184,7 +184,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
     "ti2v_zero_causal": SamplerSpec(
         "ti2v_zero:sample_ti2v_zero",
         _QUEUE,
-        frozenset({WINDOW, CAUSAL}),
+        frozenset({CAUSAL}),
         begin="causal:begin_causal",
         keeps_first=True,
         evaluations=_resampled,

@@ -3,6 +3,8 @@
 import json
 import tarfile
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.scheduler_scale import Fleet
-from tests.support.clip_models import write_rollout_model
+from tests.support.clip_models import write_clip_model, write_flow_model, write_rollout_model
 from tests.support.golden.make import SETTINGS
 from tests.support.places import EXAMPLES, GOLDEN
 from tests.support.tiny_models import SIZE, WINDOW, write_tiny_image_model, write_tiny_model
@@ -26,11 +28,18 @@ from ti2v_dist.operations.planning import ManifestError
 from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.scheduling import events
-from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, LOOK_BACK, ROLLOUT, SAMPLERS
+from ti2v_dist.specs import CAUSAL, CLIP, CONTROL, IMAGE, INSTRUCT, LOOK_BACK, ROLLOUT, SAMPLERS
 from ti2v_dist.video import Given, Source, VideoRequest
 
 K, SLOTS = WINDOW - 1, 4
-KINDS = {INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image", LOOK_BACK: "look_back", ROLLOUT: "skyreels"}
+KINDS = {CAUSAL: "flow", INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image", LOOK_BACK: "look_back"}
+KINDS |= {ROLLOUT: "skyreels", CLIP: "wan-image"}
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "video": write_tiny_model,
+    "flow": write_flow_model,
+    "skyreels": partial(write_rollout_model, "skyreels"),
+    "wan-image": partial(write_clip_model, "wan-image"),
+}
 MOTION: dict[str, Any] = {"num_inference_steps": 5, "motion_t0": 401, "motion_t1": 601, "context_frames": 3}
 LIFE: dict[str, Any] = {"num_inference_steps": 4, "inversion_timestep": 500, "chunk_frames": 2, "context_frames": 3}
 LIFE |= {"inversion_iterations": 2, "motion_prompt": "rolling"}
@@ -38,6 +47,7 @@ STAGGERED: dict[str, Any] = {"num_inference_steps": 3, "context_frames": 2, "cau
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 5}),
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 4}, {"given": (1, 2), "num_frames": 5}),
+    ("ti2v_zero_causal", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 10}),
     ("ti2v_zero_reference", {"num_inference_steps": 2, "resample_iterations": 3}, {"num_frames": 4}),
     ("replace", {"num_inference_steps": 4}, {"num_frames": 3}),
     ("infill", {"num_inference_steps": 3, "context_frames": 2}, {"given": (2, 3, 5), "num_frames": 6}),
@@ -54,6 +64,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("diffusion_forcing", {"num_inference_steps": 3, "context_frames": 2, "ar_step": 2}, {"num_frames": 22}),
     ("diffusion_forcing", {**STAGGERED, "ar_step": 1}, {"num_frames": 22}),
     ("diffusion_forcing", {**STAGGERED, "ar_step": 9}, {"num_frames": 22}),
+    ("clip", {"num_inference_steps": 3, "context_frames": 1, "clip_frames": 5}, {"num_frames": 10}),
     ("instruct_pix2pix_video", {"num_inference_steps": 2, "context_frames": 1, "chunk_frames": 3}, {"num_frames": 5}),
 ]
 
@@ -67,10 +78,8 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
         kind = next((kind for need, kind in KINDS.items() if need in SAMPLERS[sampler].needs), "video")
         if kind not in made:
             place = folder / kind
-            if kind == "skyreels":
-                write_rollout_model(kind, place)
-            else:
-                write_tiny_model(place) if kind == "video" else write_tiny_image_model(place, kind=kind)
+            write = WRITERS.get(kind)
+            write(place) if write else write_tiny_image_model(place, kind=kind)
             made[kind] = load_model(read_info(str(place)))
         return made[kind]
 
@@ -84,6 +93,17 @@ def asked(sampler: str, params: dict[str, Any], own: dict[str, Any]) -> VideoReq
     source = Source("/x.mp4", "x.mp4", own["num_frames"], "0" * 64) if spec.source else None
     plain = {"id": "a", "image": "" if spec.source else "/0.png", "prompt": "a red ball", "seed": 1, **own}
     return VideoRequest(**plain, height=SIZE, width=SIZE, params=sampling, given=given, source=source)
+
+
+def count_steps(model: Any, seen: list[int]) -> None:
+    """A pipeline makes two calls of a guided step, one after the other: the second one counts."""
+    made = count(1)
+
+    def told(*_: Any) -> None:
+        if next(made) % 2 == 0:
+            seen.append(1)
+
+    model.pipe.transformer.register_forward_hook(told)
 
 
 def test_every_sampler_is_tried() -> None:
@@ -100,9 +120,12 @@ def test_the_evaluations_are_those_that_the_engine_makes(
 ) -> None:
     model, request, seen = model_of(sampler), asked(sampler, params, dict(own)), list[int]()
     needs = SAMPLERS[sampler].needs
-    name = "predict_next" if LOOK_BACK in needs else "predict_frames" if SAMPLERS[sampler].begin else "predict"
-    predict = getattr(model, name)
-    monkeypatch.setattr(model, name, lambda *a, **more: (seen.append(1), predict(*a, **more))[1])
+    if CLIP in needs:
+        count_steps(model, seen)
+    else:
+        name = "predict_next" if LOOK_BACK in needs else "predict_frames" if needs & {IMAGE, INSTRUCT} else "predict"
+        predict = getattr(model, name)
+        monkeypatch.setattr(model, name, lambda *a, **more: (seen.append(1), predict(*a, **more))[1])
     engine, picture = Engine(model), np.zeros((SIZE, SIZE, 3), np.uint8)
     images = [picture] * (1 + len(request.given)) if request.image else []
     source = np.zeros((request.num_frames, *picture.shape), np.uint8) if request.source else None

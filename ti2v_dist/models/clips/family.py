@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ti2v_dist.limits import ClipLimits, check_boundary
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.models.folder import ModelFolderError, config_name, read_json, weight_files
-from ti2v_dist.specs import CLIP, WINDOW
+from ti2v_dist.specs import CAUSAL, CLIP
 
 Configs = Mapping[str, Mapping[str, Any]]
 """What the config file of each part holds; `model_index` is the pipeline's own."""
@@ -54,7 +54,7 @@ class ClipFamily:
     beside its own defaults. `variant` gives those of these fields that are others in a published model of such configs.
     `pipeline` is the class that is run where folders name a sister of it, which reads the same parts; `others` are
     families of the same class in folders, of which the first that `suits` the pipeline's own config is taken.
-    One of the capability `WINDOW` makes no clips: a sampler makes each of its steps.
+    One of the capability `CAUSAL` makes no clips: a sampler makes each of its steps.
     `draws_globally` tells of configs with which the pipeline draws from torch's global generator. `check` raises
     `ModelFolderError` for what is wrong in this family alone.
     """
@@ -134,9 +134,7 @@ def read_clip_info(folder: Path, model_id: str, commit: str | None, family: Clip
         frames_per_latent=r,
         capabilities=family.capabilities,
         size_multiple=layout.size_multiple,
-        clip=None
-        if has_window
-        else ClipLimits(frames, layout.tail_step, family.reads_text, family.options, family.tokens),
+        clip=ClipLimits(frames, layout.tail_step, family.reads_text, family.options, family.tokens),
         **own,
     )
 
@@ -167,7 +165,7 @@ def _config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def _has_window(family: ClipFamily) -> bool:
-    return WINDOW in family.capabilities
+    return CAUSAL in family.capabilities
 
 
 def _settings(folder: Path, family: ClipFamily) -> dict[str, Any]:

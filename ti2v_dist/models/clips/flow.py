@@ -7,7 +7,7 @@ from pathlib import Path
 from ti2v_dist.models.clips import wan
 from ti2v_dist.models.clips.family import ClipFamily, Configs, Layout
 from ti2v_dist.models.folder import ModelFolderError
-from ti2v_dist.specs import CAUSAL, WINDOW
+from ti2v_dist.specs import CAUSAL
 
 EULER = "FlowMatchEulerDiscreteScheduler"
 NETWORKS = ("transformer", "transformer_2")
@@ -110,5 +110,5 @@ WAN_TEXT = ClipFamily(
     fps=16,
     guidance_scale=5.0,
     check=_check,
-    capabilities=frozenset({WINDOW, CAUSAL}),
+    capabilities=frozenset({CAUSAL}),
 )

@@ -20,7 +20,7 @@ from ti2v_dist.schedules import Flow
 
 
 class WanFlow:
-    """A `VideoModel` and `StreamingModel`: a window of latents whose first is one frame, and each other four.
+    """A `VideoModel` that is a `StreamingModel` in place of having `decode`: the first latent is one frame.
 
     All parts are loaded, and texts are read, as for a pipeline that makes clips; none is ever made by it.
     """
