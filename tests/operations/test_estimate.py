@@ -26,11 +26,18 @@ from ti2v_dist.operations.planning import ManifestError
 from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.scheduling import events
-from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, LOOK_BACK, ROLLOUT, SAMPLERS
+from ti2v_dist.specs import CONTROL, IMAGE, INSTRUCT, LOOK_BACK, PACKED, ROLLOUT, SAMPLERS
 from ti2v_dist.video import Given, Source, VideoRequest
 
 K, SLOTS = WINDOW - 1, 4
-KINDS = {INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image", LOOK_BACK: "look_back", ROLLOUT: "skyreels"}
+KINDS = {
+    INSTRUCT: "instruct",
+    CONTROL: "control",
+    IMAGE: "image",
+    LOOK_BACK: "look_back",
+    ROLLOUT: "skyreels",
+    PACKED: "framepack",
+}
 MOTION: dict[str, Any] = {"num_inference_steps": 5, "motion_t0": 401, "motion_t1": 601, "context_frames": 3}
 LIFE: dict[str, Any] = {"num_inference_steps": 4, "inversion_timestep": 500, "chunk_frames": 2, "context_frames": 3}
 LIFE |= {"inversion_iterations": 2, "motion_prompt": "rolling"}
@@ -54,6 +61,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("diffusion_forcing", {"num_inference_steps": 3, "context_frames": 2, "ar_step": 2}, {"num_frames": 22}),
     ("diffusion_forcing", {**STAGGERED, "ar_step": 1}, {"num_frames": 22}),
     ("diffusion_forcing", {**STAGGERED, "ar_step": 9}, {"num_frames": 22}),
+    ("framepack_f1", {"num_inference_steps": 3, "context_frames": 20}, {"num_frames": 40}),
     ("instruct_pix2pix_video", {"num_inference_steps": 2, "context_frames": 1, "chunk_frames": 3}, {"num_frames": 5}),
 ]
 
@@ -67,7 +75,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
         kind = next((kind for need, kind in KINDS.items() if need in SAMPLERS[sampler].needs), "video")
         if kind not in made:
             place = folder / kind
-            if kind == "skyreels":
+            if kind in ("skyreels", "framepack"):
                 write_rollout_model(kind, place)
             else:
                 write_tiny_model(place) if kind == "video" else write_tiny_image_model(place, kind=kind)

@@ -1,10 +1,11 @@
 """Pipelines of diffusers that make clips: one small file a family, and one line here."""
 
-from ti2v_dist.models.clips import skyreels, wan
+from ti2v_dist.models.clips import framepack, skyreels, wan
 from ti2v_dist.models.clips.family import ClipFamily
 
 CLIPS: dict[str, ClipFamily] = {
     "WanImageToVideoPipeline": wan.WAN_IMAGE,
+    "HunyuanVideoFramepackPipeline": framepack.FRAMEPACK,
     "SkyReelsV2DiffusionForcingPipeline": skyreels.DIFFUSION_FORCING,
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": skyreels.DIFFUSION_FORCING,
 }
