@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "numerics": set(),
     "decoder": NOUNS | {"models"},
     "engine": NOUNS | {"models", "samplers", "numerics", "decoder"},
-    "trial": NOUNS | {"engine"},
+    "trial": NOUNS | {"decoder", "engine"},
     "scheduling": NOUNS,
     "telemetry": NOUNS | {"scheduling"},
     "runtime": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "evaluation", "scheduling", "telemetry"},

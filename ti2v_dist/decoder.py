@@ -69,7 +69,7 @@ class Decoder:
         for latent_CHW in chain.from_iterable(piece.latents_FCHW for piece in pieces):
             with torch.inference_mode():
                 frames_FHWC = following(torch.from_numpy(latent_CHW[None].copy()).to(self.model.device)).cpu().numpy()
-            if frame > 0:
+            if frame > 0 and len(frames_FHWC):
                 yield frame, frames_FHWC
             frame += len(frames_FHWC)
 

@@ -103,8 +103,8 @@ class Piece(NamedTuple):
 class VideoState:
     """All that is needed to compute a video's next chunk, on any machine. `frame` is the last one that exists.
 
-    `given_NCHW` are the latents of the frames that are given after the first gap; `tail_THWC` the last frames, and
-    `image_HWC` the first one, where the next chunk goes on from pictures.
+    `given_NCHW` are the latents of the frames that are given after the first gap; `tail_THWC` the last frames, where
+    the next chunk goes on from pictures, and `image_HWC` the first one, where it is read.
     """
 
     request: VideoRequest
@@ -133,8 +133,9 @@ class VideoState:
             queue, given = queue.push(encoded.given_latents_NCHW[:lead], K), encoded.given_latents_NCHW[lead:]
         text = (encoded.text_LD, encoded.negative_text_LD, encoded.later_text_PLD)
         given = given if given is not None and len(given) else None
-        pixels = (encoded.image_HWC[None], encoded.image_HWC) if spec.tail else (None, None)
-        return cls(request, lead, queue, *text, given, encoded.embeddings_SLD, *pixels)
+        image = encoded.image_HWC if spec.tail or spec.keeps_first else None
+        tail = encoded.image_HWC[None] if spec.tail else None
+        return cls(request, lead, queue, *text, given, encoded.embeddings_SLD, tail, image)
 
     @property
     def is_finite(self) -> bool:

@@ -69,7 +69,7 @@ def chunks(params: SamplingParams, model: Limits) -> tuple[int, int]:
         assert params.clip_frames, params
         assert params.tail_frames, params
         return params.clip_frames - 1, params.clip_frames - params.tail_frames
-    if params.spec.grows:
+    if params.spec.grows and not params.spec.chunk:
         return (model.window - 1) * r, (model.window - params.context_frames) * r
     each = params.chunk_latents(model.window) * r
     return each, each

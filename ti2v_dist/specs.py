@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ti2v_dist.errors import InputError
 
@@ -28,6 +28,8 @@ CLIP = "clip"
 """A pipeline that makes a clip after the last frames that there are, one video at a time."""
 ROLLOUT = "rollout"
 """A model that makes a clip after the last latents that there are, one video at a time."""
+PACKED = "packed"
+"""A model that makes a section after an image and all latents that there are, the older the more packed."""
 CAUSAL = "causal"
 """As `WINDOW`, but a video's first latent is one picture and each other several, decoded in their order."""
 FRAME_BY_FRAME = frozenset({WINDOW, PICTURES})
@@ -41,8 +43,7 @@ class CallSize(NamedTuple):
     """What the evaluations of one call of a sampler depend on: [S], [U], the latents that it makes, and the rest.
 
     `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `has_image`, `is_smoothed`,
-    `without`, `is_inverted`, `ar_step` and `block` (of latents) are the row's. `context` are the latents that it goes
-    on from.
+    `without`, `is_inverted`, `ar_step` and `block` are the row's. `context` are the latents that it goes on from.
     """
 
     steps: int
@@ -132,6 +133,7 @@ _MOTION = frozenset({"chunk_frames", "anchor", "motion_dx", "motion_dy", "motion
 _MOTION |= {"smoothing", "subject"}
 _LIFE = frozenset({"chunk_frames", "inversion_timestep", "inversion_iterations", "inversion_rate"})
 _LIFE |= {"motion_prompt", "motion_noise", "distance_probability", "without"}
+_ALONE: dict[str, Any] = {"prompt": OPTIONAL, "has_t_start": False, "one_by_one": True}
 
 
 def _resampled(call: CallSize) -> int:
@@ -256,10 +258,8 @@ SAMPLERS: dict[str, SamplerSpec] = {
         frozenset({CLIP}),
         anchor=1,
         num_inference_steps=50,
-        prompt=OPTIONAL,
-        has_t_start=False,
-        one_by_one=True,
         tail=True,
+        **_ALONE,
     ),
     "diffusion_forcing": SamplerSpec(
         "diffusion_forcing:sample_diffusion_forcing",
@@ -268,11 +268,20 @@ SAMPLERS: dict[str, SamplerSpec] = {
         chunk=None,
         num_inference_steps=50,
         context=5,
-        prompt=OPTIONAL,
-        has_t_start=False,
-        one_by_one=True,
         grows=True,
         evaluations=_staggered,
+        **_ALONE,
+    ),
+    "framepack_f1": SamplerSpec(
+        "framepack:sample_framepack",
+        frozenset({"context_frames"}),
+        frozenset({PACKED}),
+        chunk=9,
+        num_inference_steps=30,
+        context=20,
+        grows=True,
+        keeps_first=True,
+        **_ALONE,
     ),
     "instruct_pix2pix_video": SamplerSpec(
         "controlled:sample_instructed",

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator, Philox
 
+from ti2v_dist.decoder import DECODE_BATCH
 from ti2v_dist.engine import Engine
 from ti2v_dist.errors import InputError
 from ti2v_dist.latents import BrokenVideo, Chunk, Piece, VideoState
@@ -37,7 +38,8 @@ def try_out(engine: Engine, largest: VideoRequest) -> None:
             problem = f"engine.slots is {engine.slots}; on this machine a video's bits would depend on its slot"
             raise InputError(f"{problem}: choose another number, 1 if nothing else helps")
     if not request.params.spec.tail:  # whose clip was shown already
-        pieces = (Piece(frame, 1, states[0].queue.latents_KCHW[-1:]) for frame in range(5))
+        latents = 1 + max(DECODE_BATCH, 2 * (request.params.spec.chunk or 0))  # two sections where they are joined
+        pieces = (Piece(frame, 1, states[0].queue.latents_KCHW[-1:]) for frame in range(latents))
         list(engine.decoder.frames(request, np.zeros((request.height, request.width, 3), np.uint8), pieces))
 
 

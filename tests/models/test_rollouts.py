@@ -18,9 +18,11 @@ from torch import Tensor
 from tests.support.clip_models import ROLLOUT_FRAMES, SIZE, write_rollout_model
 from ti2v_dist.decoder import Decoder
 from ti2v_dist.engine import Engine
-from ti2v_dist.latents import Chunk, Piece, VideoState
+from ti2v_dist.latents import Chunk, LatentQueue, Piece, VideoState
 from ti2v_dist.models import ModelFolderError, load_model, read_info
-from ti2v_dist.models.base import ClipModel, RolloutModel, StreamingModel
+from ti2v_dist.models.base import ClipModel, StreamingModel
+from ti2v_dist.models.causal_vae import as_frames
+from ti2v_dist.models.clips.framepack_pipelines import SECTION, FramePack
 from ti2v_dist.models.clips.skyreels_pipelines import SkyReelsForcing
 from ti2v_dist.operations import edit
 from ti2v_dist.operations.generate import generate
@@ -46,6 +48,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(folder: Path) -> SkyReelsForcing:
     model: Any = load_model(read_info(str(folder)))
     assert isinstance(model, SkyReelsForcing)
+    return model
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> FramePack:
+    folder = write_rollout_model("framepack", tmp_path_factory.mktemp("rollouts") / "framepack")
+    model: Any = load_model(read_info(str(folder)))
+    assert isinstance(model, FramePack)
     return model
 
 
@@ -148,19 +158,19 @@ def test_a_window_is_the_pipelines_own(folder: Path, sampling: dict[str, Any], d
 
 
 def test_it_begins_with_the_latent_of_the_image(model: SkyReelsForcing) -> None:
-    pipe: Any = model._pipe
-    image = torch.from_numpy(pixels()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pipe: Any = model.pipe
+    image = as_image()
     prepared = pipe.prepare_latents(image, 1, 4, SIZE, SIZE, 1, torch.float32, "cpu", None)
     assert torch.equal(model.encode_image(image), prepared[2][:, :, 0])
 
 
 def test_frames_are_those_of_the_whole_decode_wherever_it_is_cut(model: SkyReelsForcing) -> None:
     latents = torch.randn(5, 4, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(1))
-    assert isinstance(model, StreamingModel | RolloutModel)
+    assert isinstance(model, StreamingModel)
     assert not isinstance(model, ClipModel)
     for length in range(2, 6):
         with torch.inference_mode():
-            whole = model._loaded.pixels(latents[:length].transpose(0, 1)[None], torch.Generator())[0]
+            whole = model.loaded.pixels(latents[:length].transpose(0, 1)[None], torch.Generator())[0]
         expected = (whole * 127.5 + 127.5).round().clamp(0, 255).permute(1, 2, 3, 0).numpy()
         pieces = (Piece(frame, 1, latent[None]) for frame, latent in enumerate(latents[:length].numpy()))
         found = [*Decoder(model).frames(asked(), pixels(), pieces)]  # type: ignore[arg-type]
@@ -220,60 +230,182 @@ def latents(store: CheckpointStore, video_id: str) -> list[bytes]:
     return [piece.latents_FCHW.tobytes() for piece in store.pieces(video_id)]
 
 
-def go_on(store: CheckpointStore, request: VideoRequest, model: SkyReelsForcing) -> list[bytes]:
+def go_on(store: CheckpointStore, request: VideoRequest, model: Any) -> list[bytes]:
     """Make what a video of the store lacks, loaded anew for each chunk; returns its latents."""
-    engine: Any = Engine(model)  # type: ignore[arg-type]
+    engine = Engine(model)
     fingerprint = store.claim_fingerprint(store.read_fingerprint() or {})
     if store.load(request, fingerprint) is None:
         store.begin(request, engine.encode(request, pixels()), fingerprint)
     while (loaded := store.load(request, fingerprint)) and not loaded[0].is_complete:
         (chunk,) = engine.advance([loaded[0]])
+        assert isinstance(chunk, Chunk)
         store.commit(chunk, loaded[1])
     return latents(store, request.id)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "settings", "ends"),
+    [("diffusion_forcing", {"context_frames": K}, (20, 36, 52)), ("framepack_f1", {}, (36, 72, 108))],
+)
 def test_a_video_that_was_killed_and_one_that_grew_are_the_one_made_at_once(
-    folder: Path, model: SkyReelsForcing, picture: Path, tmp_path: Path
+    sampler: str,
+    settings: dict[str, Any],
+    ends: tuple[int, int, int],
+    request: pytest.FixtureRequest,
+    picture: Path,
+    tmp_path: Path,
 ) -> None:
-    settings = {f"sampling.{name}": value for name, value in SAMPLING.items()}
-    settings |= {"model.id": str(folder), "sampling.sampler": "diffusion_forcing"}
+    model: Any = request.getfixturevalue("model" if sampler == "diffusion_forcing" else "packed")
+    chosen = {**SAMPLING, "context_frames": None, **settings, "sampler": sampler}
+    plain = {f"sampling.{name}": value for name, value in chosen.items() if value is not None}
 
     def made(place: str, num_frames: int, prompt: Any = "a cat walks", **more: Any) -> dict[str, Any]:
-        output, config = tmp_path / place / "a.mp4", {**settings, "sampling.num_frames": num_frames}
+        output = tmp_path / place / "a.mp4"
         output.parent.mkdir(exist_ok=True)
+        config = {**plain, "model.id": model.info.model_id, "sampling.num_frames": num_frames}
         return generate(picture, prompt, output, config=config, seed=7, **more)
 
     def store_of(place: str) -> CheckpointStore:
         return CheckpointStore(str(tmp_path / place / "a.mp4.ti2v"))
 
-    def chunks(place: str) -> list[tuple[int, int, bytes]]:
-        return [(record.frame, record.frames, record.to_bytes()) for record, _ in store_of(place).records("a", 1)]
+    def chunks(place: str) -> list[tuple[int, bytes]]:
+        return [(tip.frame, record.to_bytes()) for record, tip in store_of(place).records("a", 1)]
 
-    whole = made("whole", 45)
-    assert [(frame, frames) for frame, frames, _ in chunks("whole")] == [(1, 20), (21, 16), (37, 16)]
-    for frame in (1, 21):
+    end, middle, last = ends
+    whole = made("whole", last - 7)
+    assert [frame for frame, _ in chunks("whole")] == [*ends]
+    for frame in (1, end + 1):
         with pytest.raises(Killed):
-            made("killed", 45, listener=killed_after(frame))
-    assert made("killed", 45)["frames_sha256"] == whole["frames_sha256"]
+            made("killed", last - 7, listener=killed_after(frame))
+    assert made("killed", last - 7)["frames_sha256"] == whole["frames_sha256"]
     assert chunks("killed") == chunks("whole")
     made("short", 10)
-    assert made("to thirty", 30)["num_frames"] == 30
-    extended = go_on(store_of("short"), edit.extend(store_of("short"), "a", "30"), model)
-    assert extended == latents(store_of("to thirty"), "a") == latents(store_of("whole"), "a")[:2]
-    forked = go_on(store_of("whole"), edit.fork(store_of("whole"), "a", 20, "a dog sleeps", "b"), model)
-    schedule = [{"from_frame": 0, "prompt": "a cat walks"}, {"from_frame": 21, "prompt": "a dog sleeps"}]
-    made("schedule", 45, schedule)
+    made("longer", middle - 6)
+    extended = go_on(store_of("short"), edit.extend(store_of("short"), "a", str(middle - 6)), model)
+    assert extended == latents(store_of("longer"), "a") == latents(store_of("whole"), "a")[:2]
+    forked = go_on(store_of("whole"), edit.fork(store_of("whole"), "a", end, "a dog sleeps", "b"), model)
+    schedule = [{"from_frame": 0, "prompt": "a cat walks"}, {"from_frame": end + 1, "prompt": "a dog sleeps"}]
+    made("schedule", last - 7, schedule)
     assert forked == latents(store_of("schedule"), "a")
-    assert [one == other for one, other in zip(forked, latents(store_of("whole"), "a"), strict=True)] == [
-        True,
-        False,
-        False,
-    ]
+    assert forked[:1] == latents(store_of("whole"), "a")[:1]
+    assert set(forked[1:]).isdisjoint(latents(store_of("whole"), "a"))
     assert verify(str(tmp_path / "whole" / "a.mp4.ti2v"), deep=True)["problems"] == []
 
 
-def test_the_largest_video_is_tried_out(model: SkyReelsForcing) -> None:
-    try_out(Engine(model, slots=2), asked())  # type: ignore[arg-type]
+def test_the_largest_video_is_tried_out(model: Any, packed: Any) -> None:
+    try_out(Engine(model, slots=2), asked())
+    decoded, decode = list[int](), packed._decoded
+
+    def counted(latents_1CFHW: Tensor) -> Tensor:
+        decoded.append(latents_1CFHW.shape[2])
+        return decode(latents_1CFHW)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "_decoded", counted)
+        try_out(Engine(packed, slots=2), asked_packed())
+    assert decoded == [1, 1 + SECTION, 2 * SECTION], "the most that is ever decoded at once"
+
+
+def asked_packed() -> VideoRequest:
+    params = SamplingParams("framepack_f1", num_inference_steps=STEPS, guidance_scale=3.0, context_frames=20)
+    return VideoRequest("a", "/a.png", "a cat walks", 1, SIZE, SIZE, params, num_frames=200)
+
+
+@pytest.fixture(scope="module")
+def their_sections(packed: FramePack) -> Callable[..., Any]:
+    """FramePack's pipeline makes a video of some sections, decoded or not."""
+
+    def made(sections: int, output_type: str) -> Any:
+        pipe: Any = diffusers.HunyuanVideoFramepackPipeline.from_pretrained(packed.info.folder)
+        pipe.vae.float()
+        pipe.prepare_image_latents = lambda *_, **more: packed.encode_image(as_image())[:, :, None]
+        pipe.video_processor.postprocess_video = lambda video, output_type: video
+        return pipe(
+            image=Image.fromarray(pixels()),
+            prompt="a cat walks",
+            height=SIZE,
+            width=SIZE,
+            num_frames=33 * sections,
+            num_inference_steps=STEPS,
+            guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(3),
+            sampling_type="vanilla",
+            output_type=output_type,
+        ).frames
+
+    return made
+
+
+def as_image() -> Tensor:
+    return torch.from_numpy(pixels()).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def test_a_section_is_the_pipelines_own(packed: FramePack, their_sections: Callable[..., Any]) -> None:
+    theirs_1CFHW = their_sections(3, "latent")[-1]
+    assert theirs_1CFHW.shape[2] == 1 + 3 * SECTION
+    text_LD, noise, params = packed.encode_text(["a cat walks"])[0], Theirs({}), asked_packed().params
+    queue = LatentQueue(theirs_1CFHW[0, :, :1].transpose(0, 1).numpy())
+    for first in range(1, 1 + 3 * SECTION, SECTION):
+        context_CKHW = torch.from_numpy(queue.latents_KCHW).transpose(0, 1)
+        windows = noise.draw(Purpose.INIT, 0, 0, SECTION)[0]
+        ours_CFHW = packed.next_section(context_CKHW, torch.from_numpy(pixels()), text_LD, windows, params)
+        assert torch.equal(ours_CFHW, theirs_1CFHW[0, :, first : first + SECTION]), first
+        queue = queue.push(ours_CFHW.transpose(0, 1).numpy(), params.context_frames, keeps_first=True)
+    assert len(queue.latents_KCHW) == 20
+
+
+def test_sections_are_decoded_as_the_pipeline_does_but_for_what_it_fades(
+    packed: Any, their_sections: Callable[..., Any]
+) -> None:
+    latents_FCHW = their_sections(2, "latent")[-1][0].transpose(0, 1).numpy()
+    theirs_FHWC = as_frames(their_sections(2, "pt"))[0].numpy()
+    pieces = [Piece(0, 1, latents_FCHW[:1])]
+    pieces += [Piece(1 + 36 * n, 36, latents_FCHW[1 + 9 * n : 10 + 9 * n]) for n in range(2)]
+    found = [*Decoder(packed).frames(asked_packed(), pixels(), iter(pieces))]
+    assert [(frame, len(frames)) for frame, frames in found] == [(1, 36), (37, 36)]
+    assert np.array_equal(found[1][1], theirs_FHWC[37:])
+    assert np.array_equal(found[0][1][:3], theirs_FHWC[1:4]), "of 33 frames the pipeline makes others"
+    shorter = [*Decoder(packed).frames(asked_packed(), pixels(), iter(pieces[:2]))]
+    assert np.array_equal(shorter[0][1], found[0][1]), "what comes later changes no picture"
+
+
+def test_each_thing_that_decides_a_section_changes_it(packed: Any) -> None:
+    engine, request = Engine(packed), asked_packed()
+    made = chain(engine, request)
+    assert [(chunk.first_frame, chunk.frames, len(chunk.latents_FCHW)) for chunk in made] == [
+        (1, 36, 9),
+        (37, 36, 9),
+        (73, 36, 9),
+    ]
+    started = VideoState.start(request, engine.encode(request, pixels()))
+    state = started.push(made[0]).push(made[1])
+    assert len(state.queue.latents_KCHW) == 1 + 2 * SECTION
+    assert len(state.push(made[2]).queue.latents_KCHW) == 20
+    other = packed.encode_text(["a dog sleeps"])[0].numpy()
+    short = replace(request, params=replace(request.params, context_frames=9))
+    assert state.image_HWC is not None
+    variants = {
+        "as it is": state,
+        "seed": replace(state, request=replace(request, seed=2)),
+        "text": replace(state, text_LD=other),
+        "image": replace(state, image_HWC=255 - state.image_HWC),
+        "first": replace(
+            state, queue=LatentQueue(state.queue.latents_KCHW + np.eye(1, 19, dtype=np.float32)[0, :, None, None, None])
+        ),
+        "context": started.push(made[0]).push(replace(made[1], latents_FCHW=made[0].latents_FCHW)),
+        "frame": replace(state, frame=state.frame + 36),
+        "queue": VideoState.start(short, engine.encode(short, pixels())).push(made[0]).push(made[1]),
+    }
+    found = {name: engine.advance([one])[0].latents_FCHW.tobytes() for name, one in variants.items()}  # type: ignore
+    assert found["as it is"] == made[2].latents_FCHW.tobytes()
+    assert len(set(found.values())) == len(variants)
+
+
+def test_a_model_is_not_asked_to_go_on_in_the_others_way(folder: Path, packed: FramePack) -> None:
+    with pytest.raises(ValueError, match="the model has no rollout: choose one of framepack_f1"):
+        asked().check_against_model(packed.info)
+    with pytest.raises(ValueError, match="the model has no packed: choose one of diffusion_forcing"):
+        asked_packed().check_against_model(read_info(str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -297,18 +429,44 @@ def test_prompts_change_where_a_chunk_begins(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "old", "new", "said"),
+    ("name", "part", "old", "new", "said"),
     [
-        ("scheduler", '"UniPCMultistepScheduler"', '"EulerDiscreteScheduler"', "only UniPCMultistepScheduler can be"),
-        ("transformer", '"num_frame_per_block": 1', '"num_frame_per_block": 5', "is 5; it must be 1, and causal_block"),
+        (
+            "skyreels",
+            "scheduler",
+            '"UniPCMultistepScheduler"',
+            '"EulerDiscreteScheduler"',
+            "only UniPCMultistepScheduler can be",
+        ),
+        (
+            "skyreels",
+            "transformer",
+            '"num_frame_per_block": 1',
+            '"num_frame_per_block": 5',
+            "is 5; it must be 1, and causal_block",
+        ),
+        (
+            "framepack",
+            "scheduler",
+            '"stochastic_sampling": false',
+            '"stochastic_sampling": true',
+            "scheduler is stochas",
+        ),
+        (
+            "framepack",
+            "",
+            '"width": 32',
+            '"clip_frames": 9',
+            "clip_frames is 9; FramePack sees 29 latents, and no others",
+        ),
     ],
 )
 def test_a_folder_that_would_be_another_model_is_refused(
-    tmp_path: Path, part: str, old: str, new: str, said: str
+    tmp_path: Path, name: str, part: str, old: str, new: str, said: str
 ) -> None:
-    folder = write_rollout_model("skyreels", tmp_path / "model")
-    assert read_info(str(folder)).window == WINDOW
-    (config,) = [path for path in (folder / part).glob("*.json") if "config" in path.name]
+    folder = write_rollout_model(name, tmp_path / "model")
+    assert read_info(str(folder)).window == (WINDOW if name == "skyreels" else 29)
+    (config,) = (folder / part).glob("*config.json" if part else "ti2v.json")
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, new))
     with pytest.raises(ModelFolderError, match=said):

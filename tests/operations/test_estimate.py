@@ -28,17 +28,18 @@ from ti2v_dist.operations.planning import ManifestError
 from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.scheduling import events
-from ti2v_dist.specs import CAUSAL, CLIP, CONTROL, IMAGE, INSTRUCT, LOOK_BACK, ROLLOUT, SAMPLERS
+from ti2v_dist.specs import CAUSAL, CLIP, CONTROL, IMAGE, INSTRUCT, LOOK_BACK, PACKED, ROLLOUT, SAMPLERS
 from ti2v_dist.video import Given, Source, VideoRequest
 
 K, SLOTS = WINDOW - 1, 4
 KINDS = {CAUSAL: "flow", INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image", LOOK_BACK: "look_back"}
-KINDS |= {ROLLOUT: "skyreels", CLIP: "wan-image"}
+KINDS |= {ROLLOUT: "skyreels", PACKED: "framepack", CLIP: "wan-image"}
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "video": write_tiny_model,
     "flow": write_flow_model,
     "skyreels": partial(write_rollout_model, "skyreels"),
     "wan-image": partial(write_clip_model, "wan-image"),
+    "framepack": partial(write_rollout_model, "framepack"),
 }
 MOTION: dict[str, Any] = {"num_inference_steps": 5, "motion_t0": 401, "motion_t1": 601, "context_frames": 3}
 LIFE: dict[str, Any] = {"num_inference_steps": 4, "inversion_timestep": 500, "chunk_frames": 2, "context_frames": 3}
@@ -65,6 +66,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("diffusion_forcing", {**STAGGERED, "ar_step": 1}, {"num_frames": 22}),
     ("diffusion_forcing", {**STAGGERED, "ar_step": 9}, {"num_frames": 22}),
     ("clip", {"num_inference_steps": 3, "context_frames": 1, "clip_frames": 5}, {"num_frames": 10}),
+    ("framepack_f1", {"num_inference_steps": 3, "context_frames": 20}, {"num_frames": 40}),
     ("instruct_pix2pix_video", {"num_inference_steps": 2, "context_frames": 1, "chunk_frames": 3}, {"num_frames": 5}),
 ]
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLTemporalDecoder,
     AutoencoderKLWan,
@@ -20,6 +21,8 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoFramepackPipeline,
+    HunyuanVideoFramepackTransformer3DModel,
     LTXConditionPipeline,
     LTXImageToVideoPipeline,
     LTXPipeline,
@@ -36,11 +39,23 @@ from diffusers import (
     WanVACEPipeline,
     WanVACETransformer3DModel,
 )
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_framepack import DEFAULT_PROMPT_TEMPLATE
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -373,8 +388,53 @@ OTHERS |= {"skyreels": skyreels, "skyreels-image": skyreels_image}
 
 
 def write_rollout_model(name: str, folder: Path) -> Path:
-    """Write the pipeline of a name, which has a window of `ROLLOUT_FRAMES`; returns the folder."""
+    """Write the pipeline of a name, which has a window of `ROLLOUT_FRAMES` or its own; returns the folder."""
     write_clip_model(name, folder)
-    settings = {"height": SIZE, "width": SIZE, "clip_frames": ROLLOUT_FRAMES}
+    settings = {"height": SIZE, "width": SIZE} | ({} if name == "framepack" else {"clip_frames": ROLLOUT_FRAMES})
     (folder / "ti2v.json").write_text(json.dumps(settings))
     return folder
+
+
+def template_tokenizer() -> Any:
+    """Of the words in HunyuanVideo's template, which must be 95 tokens or more before the prompt, and of `WORDS`."""
+    splits = Whitespace().pre_tokenize_str(DEFAULT_PROMPT_TEMPLATE["template"])
+    words = dict.fromkeys(["<pad>", "<unk>", *(word for word, _ in splits), *WORDS])
+    model = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    model.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", unk_token="<unk>")
+
+
+def framepack() -> Any:
+    """As FramePack on HunyuanVideo."""
+    channels: Any = (4, 4, 4, 4)
+    small: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    return HunyuanVideoFramepackPipeline(
+        tokenizer=template_tokenizer(),
+        text_encoder=LlamaModel(LlamaConfig(**{**small, "hidden_size": 16, "num_hidden_layers": 3}, vocab_size=160)),
+        tokenizer_2=tokenizer(),
+        text_encoder_2=CLIPTextModel(CLIPTextConfig(**small, vocab_size=160, eos_token_id=1)),
+        feature_extractor=SiglipImageProcessor(size={"height": 16, "width": 16}),
+        image_encoder=SiglipVisionModel(SiglipVisionConfig(**small, image_size=16, patch_size=8)),
+        vae=AutoencoderKLHunyuanVideo(
+            latent_channels=4, block_out_channels=channels, layers_per_block=1, norm_num_groups=2
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        transformer=HunyuanVideoFramepackTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=10,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            text_embed_dim=16,
+            pooled_projection_dim=8,
+            rope_axes_dim=(2, 4, 4),
+            has_image_proj=True,
+            image_proj_dim=8,
+            has_clean_x_embedder=True,
+        ),
+    )
+
+
+OTHERS |= {"framepack": framepack}

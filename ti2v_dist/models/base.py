@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ti2v_dist.params import SamplingParams
     from ti2v_dist.schedules import Schedule
     from ti2v_dist.video import VideoRequest
 
@@ -123,27 +122,6 @@ class ClipModel(FrozenModel, HasFacts, Protocol):
 
     def show(self, latents_FCHW: Tensor, request: VideoRequest, frame: int, image_HWC: np.ndarray) -> Tensor:
         """uint8 frames_FHWC of a whole clip of `make`; the image is the video's first frame."""
-        ...
-
-
-@runtime_checkable
-class RolloutModel(FrozenModel, HasFacts, StreamingModel, Protocol):
-    """A model that makes a window of latents, of which the first are the last ones of a video (`ROLLOUT`)."""
-
-    def go_on(
-        self,
-        context_CKHW: Tensor,
-        text_LD: Tensor,
-        negative_text_LD: Tensor,
-        noise_CFHW: Tensor,
-        noise_of: Callable[[int], Tensor],
-        params: SamplingParams,
-    ) -> Tensor:
-        """float32 latents_CFHW of a window that begins with the context, one video a call.
-
-        `noise_of` gives the noise_CKHW that is mixed into the context in a step; the other latents begin as
-        `noise_CFHW`.
-        """
         ...
 
 

@@ -14,7 +14,7 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.models import read_info
 from ti2v_dist.outputs.dataset import is_stored, stored_ids
 from ti2v_dist.runtime.work import Work
-from ti2v_dist.specs import CAUSAL, CLIP, ROLLOUT, WINDOW
+from ti2v_dist.specs import CAUSAL, CLIP, PACKED, ROLLOUT, WINDOW
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.state.ledger import FEW_VIDEOS, Ledger, Listings
@@ -161,7 +161,7 @@ def _described(store: CheckpointStore, config: RunConfig) -> dict[str, Any]:
     several = keys.FORMAT_OF_MANY if info.frames_per_latent > 1 else keys.FORMAT
     of_kind = several if WINDOW in info.capabilities else keys.FORMAT_OF_ANCHORS
     return {
-        "format": keys.FORMAT_OF_CLIPS if info.capabilities & {CLIP, ROLLOUT, CAUSAL} else of_kind,
+        "format": keys.FORMAT_OF_CLIPS if info.capabilities & {CLIP, ROLLOUT, PACKED, CAUSAL} else of_kind,
         "run_id": config.run_id(store.url),
         "identity": config.identity(),
         "config": config.model_dump(mode="json"),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ti2v_dist.models.clips import cogvideox, flow, ltx, skyreels, svd, wan
+from ti2v_dist.models.clips import cogvideox, flow, framepack, ltx, skyreels, svd, wan
 from ti2v_dist.models.clips.family import ClipFamily
 
 CLIPS: dict[str, ClipFamily] = {
@@ -15,6 +15,7 @@ CLIPS: dict[str, ClipFamily] = {
     # What TI2V-5B and most of LTX-Video are published as: from text alone.
     "WanPipeline": replace(flow.WAN_TEXT, others=(wan.WAN_TEXT_AND_IMAGE,)),
     "LTXPipeline": replace(ltx.LTX_IMAGE, pipeline="LTXImageToVideoPipeline"),
+    "HunyuanVideoFramepackPipeline": framepack.FRAMEPACK,
     "SkyReelsV2DiffusionForcingPipeline": skyreels.DIFFUSION_FORCING,
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": skyreels.DIFFUSION_FORCING,
 }

@@ -6,16 +6,15 @@ Suffixes: B batch, C channels, F frames, K context frames, S steps, H height, W 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.models.causal_vae import stream_wan
-from ti2v_dist.models.clips.family import ClipFamily
+from ti2v_dist.models.clips.rollout import Rollout
 from ti2v_dist.models.clips.wan_pipelines import WanPipeline
 from ti2v_dist.params import SamplingParams
 
@@ -23,25 +22,16 @@ RATE = 1
 """The embedding of 24 frames per second, which the models are published for; the other one, 0, is of 16."""
 
 
-class SkyReelsForcing:
-    """A `RolloutModel`: a window in which each latent has its own noise level, decoded by Wan's causal VAE."""
+class SkyReelsForcing(Rollout):
+    """A `StreamingModel`: a window in which each latent has its own noise level, decoded by Wan's causal VAE."""
 
-    def __init__(self, info: ModelInfo, family: ClipFamily, *, device: str, dtype: str, attention: str) -> None:
-        """Load the folder of `info`; see `ti2v_dist.models.load_model` for the choices and the errors."""
-        self._loaded = WanPipeline(info, family, device=device, dtype=dtype, attention=attention)
-        self.info, self.attention = info, attention
-        self.device, self.dtype = self._loaded.device, self._loaded.dtype
-        self._pipe = self._loaded.pipe
-
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to float32 text_BLD."""
-        return self._loaded.encode_text(prompts)
+    loader = WanPipeline
 
     @torch.inference_mode()
     def encode_image(self, image_BCHW: Tensor) -> Tensor:
         """Images in [-1, 1] to float32 latent_BCHW: the posterior's mean, of zero mean and unit variance."""
         mean, scale = self._statistics()
-        return (self._loaded.encode_image(image_BCHW) - mean[:, :, 0]) * scale[:, :, 0]
+        return (self.loaded.encode_image(image_BCHW) - mean[:, :, 0]) * scale[:, :, 0]
 
     @torch.inference_mode()
     def go_on(
@@ -83,7 +73,7 @@ class SkyReelsForcing:
         """The guided flow_1CFHW of latents with a timestep each; nothing is guided by a scale of at most 1."""
 
         def told(text_LD: Tensor) -> Tensor:
-            return self._pipe.transformer(
+            return self.pipe.transformer(
                 hidden_states=x_1CFHW,
                 timestep=t_F[None],
                 encoder_hidden_states=text_LD[None],
@@ -101,24 +91,16 @@ class SkyReelsForcing:
     def stream(self) -> Callable[[Tensor], Tensor]:
         """Begin a video: each call takes its next latent_1CHW, and gives the uint8 frames_FHWC that it stands for."""
         mean, scale = self._statistics()
-        return stream_wan(self._pipe.vae, lambda latent: latent / scale + mean)
-
-    def facts(self) -> dict[str, str]:
-        """What decides bits here and nowhere else: part of a run's fingerprint."""
-        return self._loaded.facts() | {"decoding": "in order"}
-
-    def weights_sha256(self) -> str:
-        """Hex sha256 over the names and bytes of the weights that are loaded."""
-        return self._loaded.weights_sha256()
+        return stream_wan(self.pipe.vae, lambda latent: latent / scale + mean)
 
     def _steps(self, K: int, window: int, params: SamplingParams) -> tuple[list[Any], Tensor, Tensor]:
         """A scheduler for each latent, for one remembers what it saw; and t_SF, and whether a latent is updated."""
-        schedulers = [deepcopy(self._pipe.scheduler) for _ in range(window)]
+        schedulers = [deepcopy(self.pipe.scheduler) for _ in range(window)]
         for scheduler in schedulers:
             scheduler.set_timesteps(params.num_inference_steps, device=self.device)
         block, timesteps = params.causal_block_size, schedulers[0].timesteps
-        self._pipe.transformer._set_ar_attention(block)
-        t_SF, _, is_updated_SF, _ = self._pipe.generate_timestep_matrix(
+        self.pipe.transformer._set_ar_attention(block)
+        t_SF, _, is_updated_SF, _ = self.pipe.generate_timestep_matrix(
             window, timesteps, window, params.ar_step, K, block
         )
         # A first latent alone fills no block of several, and stays what it is all the same.
@@ -128,7 +110,7 @@ class SkyReelsForcing:
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Of a latent of the VAE the mean, and one over the deviation: each 1C111."""
         mean, deviation = (
-            torch.tensor(self._pipe.vae.config[name], device=self.device).view(1, -1, 1, 1, 1)
+            torch.tensor(self.pipe.vae.config[name], device=self.device).view(1, -1, 1, 1, 1)
             for name in ("latents_mean", "latents_std")
         )
         return mean, 1.0 / deviation
