@@ -91,7 +91,7 @@ class StreamingModel(Protocol):
     """A model without `PICTURES`: its latents are decoded in their order, from a video's first one on."""
 
     def stream(self) -> Callable[[Tensor], Tensor]:
-        """Begin a video: each call takes its next latent_1CHW, and gives the uint8 frames_FHWC that it stands for."""
+        """Begin a video: each call takes its next latent_1CHW, and gives the uint8 frames_FHWC that are whole then."""
         ...
 
 
