@@ -30,6 +30,7 @@ MAX_WEIGHTS_BYTES, MAX_IMAGE_WEIGHTS_BYTES, MAX_LOOK_BACK_BYTES = 24_000_000, 16
 # One row a room: a folder, or a file right below the package. What each may import; a new room needs a row.
 NOUNS = {
     "errors",
+    "counting",
     "prompts",
     "canonical",
     "settings",
@@ -50,7 +51,8 @@ MAY_IMPORT = {
     "prompts": {"errors"},
     "canonical": set(),
     "settings": {"errors"},
-    "specs": {"errors"},
+    "counting": set(),
+    "specs": {"errors", "counting"},
     "params": {"errors", "prompts", "settings", "specs"},
     "columns": {"video"},
     "limits": {"errors", "settings", "specs", "params"},
@@ -59,7 +61,7 @@ MAY_IMPORT = {
     "latents": {"errors", "prompts", "video"},
     "config": {"errors", "prompts", "canonical", "settings", "specs", "video"},
     "tally": {"video"},
-    "effort": {"limits", "schedules", "specs", "video"},
+    "effort": {"counting", "limits", "schedules", "specs", "video"},
     "storage": NOUNS,
     "state": NOUNS | {"storage"},
     "inputs": NOUNS | {"storage", "state"},

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ti2v_dist.counting import CallSize
 from ti2v_dist.limits import Limits
 from ti2v_dist.schedules import inversion_pairs, motion_pair, timesteps
-from ti2v_dist.specs import CallSize
 from ti2v_dist.video import VideoRequest
 
 

@@ -8,8 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from ti2v_dist.counting import (
+    CallSize,
+    beside,
+    each_step,
+    enlivened,
+    inverted,
+    looked_back,
+    moved,
+    optimised,
+    resampled,
+    staggered,
+    whole_window,
+)
 from ti2v_dist.errors import InputError
 
 WINDOW = "window"
@@ -37,31 +50,6 @@ FRAME_BY_FRAME = frozenset({WINDOW, PICTURES})
 NEEDED, OPTIONAL, NONE = "needed", "optional", "none"
 COMMON = frozenset({"num_inference_steps", "guidance_scale"})
 """The settings that every sampler reads."""
-
-
-class CallSize(NamedTuple):
-    """What the evaluations of one call of a sampler depend on: [S], [U], the latents that it makes, and the rest.
-
-    `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `has_image`, `is_smoothed`,
-    `without`, `is_inverted`, `ar_step` and `block` are the row's. `context` are the latents that it goes on from.
-    """
-
-    steps: int
-    iterations: int
-    latents: int
-    late_steps: int
-    has_image: bool = True
-    is_smoothed: bool = False
-    without: str | None = None
-    context: int = 0
-    is_inverted: bool = False
-    ar_step: int = 0
-    block: int = 1
-
-
-def each_step(call: CallSize) -> int:
-    """Every step once, whatever the number of latents."""
-    return call.steps
 
 
 @dataclass(frozen=True)
@@ -136,65 +124,20 @@ _LIFE |= {"motion_prompt", "motion_noise", "distance_probability", "without"}
 _ALONE: dict[str, Any] = {"prompt": OPTIONAL, "has_t_start": False, "one_by_one": True}
 
 
-def _resampled(call: CallSize) -> int:
-    """Each latent by itself; every step but the last one U times."""
-    return call.latents * (call.iterations * (call.steps - 1) + 1)
-
-
-def _whole_window(call: CallSize) -> int:
-    return call.iterations * call.steps
-
-
-def _moved(call: CallSize) -> int:
-    """Each frame, and the anchor, from `motion_t1` on; and one look for the foreground."""
-    return call.late_steps * (call.latents + 1) + call.is_smoothed
-
-
-def _inverted(call: CallSize) -> int:
-    """An image is inverted up to `motion_t1`; without one the first frame is made."""
-    return call.late_steps if call.has_image else call.steps
-
-
-def _enlivened(call: CallSize) -> int:
-    """Each frame, and the one that they begin from; and the inversion of the last one, for the next call."""
-    return call.late_steps * (call.latents + 2)
-
-
-def _optimised(call: CallSize) -> int:
-    """Of each step the inversion, the text once, U times the embedding, and once what it came to; and one look."""
-    found = 0 if call.without == "inversion" else call.late_steps * (call.iterations + 2)
-    return call.late_steps + found + (call.without != "attention")
-
-
-def _beside(call: CallSize) -> int:
-    """Each frame, and the anchor."""
-    return call.steps * (call.latents + 1)
-
-
-def _looked_back(call: CallSize) -> int:
-    """Each frame, those that are given too; twice where they are inverted."""
-    return call.steps * (call.latents + call.context * (1 + call.is_inverted))
-
-
-def _staggered(call: CallSize) -> int:
-    """Each block of latents begins `ar_step` steps after the one before it, or when that one is done."""
-    return call.steps + (-(-call.latents // call.block) - 1) * min(call.ar_step, call.steps)
-
-
 SAMPLERS: dict[str, SamplerSpec] = {
-    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE, evaluations=_resampled),
+    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE, evaluations=resampled),
     "ti2v_zero_causal": SamplerSpec(
         "ti2v_zero:sample_ti2v_zero",
         _QUEUE,
         frozenset({CAUSAL}),
         begin="causal:begin_causal",
         keeps_first=True,
-        evaluations=_resampled,
+        evaluations=resampled,
         begin_evaluations=lambda call: 0,
     ),
-    "ti2v_zero_reference": SamplerSpec("reference:sample_reference", _QUEUE, FRAME_BY_FRAME, evaluations=_whole_window),
+    "ti2v_zero_reference": SamplerSpec("reference:sample_reference", _QUEUE, FRAME_BY_FRAME, evaluations=whole_window),
     "replace": SamplerSpec("replace:sample_replace", frozenset(), chunk=None, is_one_window=True),
-    "infill": SamplerSpec("infill:sample_infill", _QUEUE, chunk=None, looks_ahead=True, evaluations=_resampled),
+    "infill": SamplerSpec("infill:sample_infill", _QUEUE, chunk=None, looks_ahead=True, evaluations=resampled),
     "text2video_zero": SamplerSpec(
         "text2video_zero:sample_text2video_zero",
         _MOTION,
@@ -204,8 +147,8 @@ SAMPLERS: dict[str, SamplerSpec] = {
         anchor=3,
         image=OPTIONAL,
         num_inference_steps=50,
-        evaluations=_moved,
-        begin_evaluations=_inverted,
+        evaluations=moved,
+        begin_evaluations=inverted,
     ),
     "i2v_zero": SamplerSpec(
         "text2video_zero:sample_text2video_zero",
@@ -215,8 +158,8 @@ SAMPLERS: dict[str, SamplerSpec] = {
         begin="text2video_zero:begin_text2video_zero",
         anchor=3,
         num_inference_steps=50,
-        evaluations=_moved,
-        begin_evaluations=_inverted,
+        evaluations=moved,
+        begin_evaluations=inverted,
     ),
     "pilife": SamplerSpec(
         "pilife:sample_pilife",
@@ -228,8 +171,8 @@ SAMPLERS: dict[str, SamplerSpec] = {
         anchor=3,
         num_inference_steps=50,
         chunk_frames=5,
-        evaluations=_enlivened,
-        begin_evaluations=_optimised,
+        evaluations=enlivened,
+        begin_evaluations=optimised,
     ),
     "text2video_zero_control": SamplerSpec(
         "controlled:sample_controlled",
@@ -241,7 +184,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         image=NONE,
         source="control",
         num_inference_steps=20,
-        evaluations=_beside,
+        evaluations=beside,
     ),
     "look_back": SamplerSpec(
         "look_back:sample_look_back",
@@ -250,7 +193,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         chunk=None,
         prompt=OPTIONAL,
         num_inference_steps=20,
-        evaluations=_looked_back,
+        evaluations=looked_back,
     ),
     "clip": SamplerSpec(
         "clip:sample_clip",
@@ -269,7 +212,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         num_inference_steps=50,
         context=5,
         grows=True,
-        evaluations=_staggered,
+        evaluations=staggered,
         **_ALONE,
     ),
     "framepack_f1": SamplerSpec(
@@ -293,7 +236,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         image=NONE,
         source="source_video",
         num_inference_steps=20,
-        evaluations=_beside,
+        evaluations=beside,
     ),
 }
 
