@@ -19,22 +19,14 @@ from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.models.clips import CLIPS
 from ti2v_dist.models.clips.family import ClipFamily, Layout
 from ti2v_dist.models.family import CLASSES, Family
-from ti2v_dist.specs import NEEDED, NONE, OPTIONAL, ROLLOUT, SAMPLERS, SamplerSpec
+from ti2v_dist.specs import CLIP, NEEDED, NONE, OPTIONAL, SAMPLERS, SamplerSpec
 from ti2v_dist.video import Given, Source
 
 PAGE = ROOT / "docs" / "models.md"
 OF_SAMPLERS = ("sampler", "makes", "paper", "a model with", "of a row", "settings of its own", "evaluations a frame")
 OF_FAMILIES = ("folder", "which models", "window", "guidance", "samplers", "licence", "tried")
-OF_CLIPS = (
-    "pipeline",
-    "published models",
-    "goes on from",
-    "a clip",
-    "a latent is",
-    "text",
-    "a record",
-    "their licence",
-)
+OF_CLIPS = ("pipeline", "published models", "sampler", "goes on from", "a clip", "a latent is", "a record")
+OF_CLIPS += ("their licence",)
 BY_HAND = frozenset({"makes", "paper", "which models", "licence", "tried"})
 BY_HAND |= {"published models", "a record", "their licence"}
 OF_A_ROW = {NEEDED: "`image`", OPTIONAL: "perhaps `image`", NONE: "no image"}
@@ -90,12 +82,13 @@ def _family(name: str, family: Family) -> dict[str, str]:
 def _clips(name: str, family: ClipFamily) -> dict[str, str]:
     layout = usual_layout(family)
     tail = f"1 + {layout.tail_step}n frames" if layout.tail_step else "one frame"
+    able = [f"`{sampler}`" for sampler, spec in SAMPLERS.items() if spec.needs <= family.capabilities]
     return {
         "pipeline": f"`{name}`",
-        "goes on from": "latents" if ROLLOUT in family.capabilities else tail,
+        "sampler": ", ".join(able),
+        "goes on from": tail if CLIP in family.capabilities else "latents",
         "a clip": f"{family.frames} frames, {family.width} x {family.height}, {family.fps:g} a second",
         "a latent is": f"{layout.frames_per_latent} frames" if layout.frames_per_latent > 1 else "one frame",
-        "text": "yes" if family.reads_text else "none",
     }
 
 

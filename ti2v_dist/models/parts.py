@@ -43,7 +43,7 @@ def load_diffusers_part(part_class: Any, info: ModelInfo, part: str, dtype: torc
     Raises `ModelFolderError`.
     """
     if part_class._keep_in_fp32_modules is not None and find_spec("accelerate") is None:
-        raise ModelFolderError(f"{part_class.__name__} needs accelerate to be loaded: pip install 'ti2v_dist[clips]'")
+        raise ModelFolderError(f"{part_class.__name__} needs accelerate to be loaded: pip install 'ti2v-dist[clips]'")
     # Else what diffusers does anyway where accelerate is not installed, but without a complaint at each load.
     is_streamed = part_class._keep_in_fp32_modules is not None
     return load_part(part_class, info, part, torch_dtype=dtype, low_cpu_mem_usage=is_streamed)
