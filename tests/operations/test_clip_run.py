@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from itertools import count
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.support import ray_runs
 from tests.support.clip_models import SIZE, write_clip_model
 from tests.support.ray_runs import Inputs
 from ti2v_dist.config import load_config
+from ti2v_dist.models.clips import pipeline
 from ti2v_dist.models.clips.pipeline import ClipPipeline
 from ti2v_dist.operations import check_model, edit
 from ti2v_dist.operations.generate import generate, generate_row
@@ -28,6 +31,7 @@ from ti2v_dist.state.record import Record
 SETTINGS = (
     "sampling.sampler=clip",
     "sampling.num_inference_steps=2",
+    "sampling.tail_frames=5",
     f"engine.slots={ray_runs.SLOTS}",
     "cluster.cpus_per_worker=0",
 )
@@ -42,7 +46,7 @@ ROWS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     made = Inputs(tmp_path_factory.mktemp("clip_run"))
-    write_clip_model("wan-image", made.model)
+    write_clip_model("wan-vace", made.model)
     drawn = np.random.default_rng(0)
     for row in ROWS:
         pixels = drawn.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
@@ -89,11 +93,13 @@ def test_killed_resumed_extended_and_forked_they_are_the_videos_that_were_made_a
             assert (store.read_done(video_id) or {})["frames_sha256"] == row["frames_sha256"], video_id
             made = records(CheckpointStore(f"{tmp_path / 'alone' / video_id}.mp4.ti2v"), video_id)
             assert records(store, video_id) == made
-            assert [frames for _, frames, _ in made] == [8] * len(made)
+            assert [frames for _, frames, _ in made] == [8, *[4] * (len(made) - 1)], (
+                "the first one has one frame before it"
+            )
         assert (store.read_run() or {})["format"] == keys.FORMAT_OF_CLIPS, "an older version leaves it alone"
 
         opened = edit.opened(str(run.output))
-        with pytest.raises(ValueError, match=r"from_frame is 9, in the middle of a chunk of 8 frames: choose 8 or 16"):
+        with pytest.raises(ValueError, match=r"from_frame is 9, in the middle of a chunk of 4 frames: choose 8 or 12"):
             edit.fork(opened, "ann", 9, "a dog")
         edit.fork(opened, "ann", 8, "a dog walks", new_id="dog")
         edit.extend(opened, "cid", "30")
@@ -115,31 +121,46 @@ def test_the_tail_is_what_the_clip_before_shows(given: Inputs, tmp_path: Path) -
     shown = np.stack([*read_video(str(tmp_path / "ann.mp4"))])
     assert len(shown) == row["num_frames"] == 25
     assert watch(store.url, "ann")["status"] == "whole", "each clip can be seen as soon as it is settled"
-    assert [first for first, *_ in records(store, "ann")] == [1, 9, 17]
+    assert [first for first, *_ in records(store, "ann")] == [1, 9, 13, 17, 21]
 
 
 def test_a_clip_that_cannot_be_made_is_refused_with_those_that_can(given: Inputs, tmp_path: Path) -> None:
     for settings, told in (
         (("sampling.clip_frames=8",), r"clip_frames is 8, in the middle of a chunk of 4 frames: choose 5 or 9"),
-        (("sampling.tail_frames=5",), r"tail_frames is 5; it must be 1 to 1"),
+        (("sampling.tail_frames=9",), r"tail_frames is 9; it must be 1 to 8"),
+        (("sampling.tail_frames=4",), r"tail_frames is 4, in the middle of a chunk of 4 frames: choose 1 or 5"),
         (("sampling.height=40",), r"height is 40; it must be a multiple of 16"),
-        (("sampling.clip_options=speed=2",), r"clip_options has speed; the model's are guidance_scale_2"),
-        (("sampling.clip_options=guidance_scale_2=fast",), r"clip_options has 'guidance_scale_2=fast'; write name=num"),
+        (("sampling.clip_options=speed=2",), r"clip_options has speed; the model's are conditioning_scale"),
+        (
+            ("sampling.clip_options=conditioning_scale=x",),
+            r"clip_options has .*=x.; write name=number",
+        ),
         (("sampling.t_start=900",), r"t_start is 900; sampler 'clip' does not read it"),
         (("sampling.sampler=ti2v_zero",), r"sampler is 'ti2v_zero'; the model has no window: choose one of clip"),
     ):
         with pytest.raises(ValueError, match=told):
             alone(given, tmp_path, ROWS[0], *settings)
     late = [{"from_frame": 0, "prompt": "a cat"}, {"from_frame": 12, "prompt": "a dog"}]
-    with pytest.raises(ValueError, match=r"prompt begins at frame 12, in the middle .* 8 frames: choose 9 or 17"):
+    with pytest.raises(ValueError, match=r"prompt begins at frame 12, in the middle .* 4 frames: choose 9 or 13"):
         alone(given, tmp_path, {**ROWS[0], "prompt": late})
     assert not [*tmp_path.iterdir()], "nothing was written"
 
 
-def test_another_scheduler_makes_another_class_and_is_named(given: Inputs, tmp_path: Path) -> None:
-    write_clip_model("wan-image", model := tmp_path / "model")
+OTHERS: dict[str, tuple[Any, str, Any]] = {
+    "ftfy": (pipeline, "_version", lambda name: "9.9"),
+    "host_cpu": (torch.backends.cpu, "get_cpu_capability", lambda: "AVX9"),
+    "decoding": (ClipPipeline, "decoding", "in two halves"),
+    "scheduler_config": (None, "", None),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_decides_bits_is_refused_by_its_name_where_it_is_another(
+    given: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    model = shutil.copytree(given.model, tmp_path / "model")
     image, output = str(given.image("ann")), tmp_path / "ann.mp4"
-    chosen = config(model, "sampling.num_frames=17")
+    chosen = config(model, "sampling.num_frames=13")
 
     def stopped(frame: int, num_frames: int) -> None:
         if frame == 8:
@@ -147,9 +168,13 @@ def test_another_scheduler_makes_another_class_and_is_named(given: Inputs, tmp_p
 
     with pytest.raises(KeyboardInterrupt):
         generate(image, "a cat", output, config=chosen, listener=stopped)
-    path = model / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "flow_shift": 5.0}))
-    with pytest.raises(FingerprintMismatch, match=r"(?s)another fingerprint.*scheduler_config"):
+    owner, attribute, value = OTHERS[name]
+    if owner is None:
+        path = model / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "flow_shift": 5.0}))
+    else:
+        monkeypatch.setattr(owner, attribute, value)
+    with pytest.raises(FingerprintMismatch, match=rf"(?s)another fingerprint.*{name}"):
         generate(image, "a cat", output, config=chosen)
 
 
