@@ -156,7 +156,7 @@ def test_storage_faults_are_injected_and_survived(scheme: str, tmp_path: Path, r
 
 def test_the_page_shows_the_campaigns_that_are_on_file() -> None:
     page, results = (ROOT / "docs" / "campaigns.md").read_text(encoding="utf-8"), ROOT / "benchmarks" / "results"
-    for stores in (("local", "s3"), ("local_2", "s3_2")):
+    for stores in (("local", "s3"), ("local_2", "s3_2"), ("image",), ("clip",)):
         found = [CampaignLog.load(results / f"chaos_{store}.json") for store in stores]
         assert tables(found) in page
         assert all(log.is_clean for log in found)
