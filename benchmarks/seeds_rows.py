@@ -12,7 +12,7 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.models import ModelInfo, read_info
 from ti2v_dist.settings import check_choice
-from ti2v_dist.specs import COMMON, SAMPLERS
+from ti2v_dist.specs import SAMPLERS
 from ti2v_dist.video import VideoRequest
 
 FRAMES = 16
@@ -55,7 +55,7 @@ class Row:
         motion = {}
         if self.along_px is not None:
             motion = {f"motion_d{axis}": self.along_px * way for axis, way in zip("xy", item.direction, strict=True)}
-        reads = COMMON | SAMPLERS[self.sampler].reads
+        reads = SAMPLERS[self.sampler].settings
         if unread := sorted({*self.settings, *motion} - reads):
             problem = f"{' and '.join(unread)} is no setting of sampler {self.sampler!r}"
             raise InputError(f"{problem}; it reads {', '.join(sorted(reads))}")

@@ -13,9 +13,10 @@ import pytest
 from ti2v_dist import params, video
 from ti2v_dist.columns import COLUMN_TYPES, SOURCES
 from ti2v_dist.config import RunConfig, SamplingConfig, load_config
+from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.models.base import ModelInfo
-from ti2v_dist.params import SamplingParams
+from ti2v_dist.params import SamplingParams, options
 from ti2v_dist.settings import plain_settings, settings_of
 from ti2v_dist.specs import NEEDED, SAMPLERS
 from ti2v_dist.video import SETTINGS, Given, Source, VideoRequest
@@ -179,3 +180,21 @@ def test_one_line_adds_a_setting() -> None:
         "sampling.shift is 13: Input should be less than or equal to 12",
         "shift is 0.5; it must be 1 to 12",
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"), [("b=0.02,a = 3.0", "a=3, b=0.02"), ("a=0.1234567", None), ("a=1234567", "a=1234567.0")]
+)
+def test_no_digit_of_an_option_is_lost(written: str, kept: str | None) -> None:
+    assert options(written) == (kept or written)
+    assert options(options(written)) == options(written)
+    given = dict(entry.split("=") for entry in written.replace(" ", "").split(","))
+    assert SamplingParams(sampler="clip", clip_options=written).chosen_options == {
+        k: float(v) for k, v in given.items()
+    }
+
+
+def test_an_option_is_a_number() -> None:
+    for written in ("a=nan", "a=inf"):
+        with pytest.raises(InputError, match=f"clip_options has '{written}'; it must be a finite number"):
+            options(written)

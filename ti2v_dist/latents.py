@@ -170,7 +170,8 @@ class VideoState:
         assert chunk.first_frame == self.frame + 1, (chunk.first_frame, self.frame)
         spec, entering = self.request.params.spec, chunk.context_FCHW
         if chunk.tail_THWC is not None:
-            return replace(self, frame=chunk.last_frame, tail_THWC=chunk.tail_THWC)
+            # Copied: a part of a worker's message keeps all of it in memory, for as long as the video waits.
+            return replace(self, frame=chunk.last_frame, tail_THWC=chunk.tail_THWC.copy())
         if entering is None:
             if spec.anchor:
                 return replace(self, frame=chunk.last_frame)  # an anchor does not slide

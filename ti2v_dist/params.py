@@ -1,6 +1,7 @@
 """How a video is sampled (`SamplingParams`); a new setting of the samplers is one field."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from ti2v_dist.errors import InputError
@@ -26,7 +27,14 @@ def options(text: str) -> str:
             found[name] = float(value)
         except ValueError:
             raise InputError(f"clip_options has {entry!r}; write name=number, with commas between") from None
-    return ", ".join(f"{name}={value:g}" for name, value in sorted(found.items()))
+        if not isfinite(found[name]):
+            raise InputError(f"clip_options has {entry!r}; it must be a finite number")
+    return ", ".join(f"{name}={_short(value)}" for name, value in sorted(found.items()))
+
+
+def _short(value: float) -> str:
+    """As short as the number allows: no digit that was written is lost."""
+    return text if float(text := f"{value:g}") == value else repr(value)
 
 
 _PIXELS: dict[str, Any] = {"low": -512, "high": 512, "kept": float, "is_shared": False}

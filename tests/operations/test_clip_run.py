@@ -178,6 +178,24 @@ def test_what_decides_bits_is_refused_by_its_name_where_it_is_another(
         generate(image, "a cat", output, config=chosen)
 
 
+def test_a_deep_check_compares_the_frames_that_the_next_clip_begins_with(given: Inputs, tmp_path: Path) -> None:
+    alone(given, tmp_path, ROWS[2])
+    state = tmp_path / f"{ROWS[2]['id']}.mp4.ti2v"
+    assert verify(str(state), deep=True)["problems"] == []
+    path = state / keys.frame(ROWS[2]["id"], 9)
+    record = Record.from_bytes("", path.read_bytes())
+    record.arrays["tail_THWC"][0, 0, 0, 0] ^= 1
+    path.write_bytes(record.to_bytes())
+    (problem,) = verify(str(state), deep=True)["problems"]
+    assert problem["problem"] == "frame 9 computed again has other bits"
+
+
+@pytest.mark.parametrize("sampler", ["replace", "infill"])
+def test_a_sampler_without_a_second_chunk_tries_nothing(sampler: str) -> None:
+    with pytest.raises(ValueError, match=f"sampler is '{sampler}', which makes no two chunks .* one of ti2v_zero, "):
+        check_model.check_model(load_config(None, ["model.id=shapes", f"sampling.sampler={sampler}"]))
+
+
 def test_a_model_is_checked_by_two_chunks_and_one_of_them_again(
     given: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from ti2v_dist.operations.examples import examples_of
 from ti2v_dist.operations.generate import generate_row
 from ti2v_dist.operations.planning import pinned
 from ti2v_dist.runtime.worker import peak_memory
-from ti2v_dist.specs import NONE, SAMPLERS
+from ti2v_dist.specs import NONE, SAMPLERS, SamplerSpec
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.storage.urls import read_bytes
@@ -77,13 +77,22 @@ def check_model(config: RunConfig, image: str | None = None, prompt: str = "a ci
 
 
 def _with_sampler(config: RunConfig) -> RunConfig:
-    if "sampler" in config.sampling.model_fields_set:
-        return config
     can = read_info(config.model.id, config.model.revision).capabilities
-    able = [name for name, spec in SAMPLERS.items() if spec.needs <= can and spec.image != NONE and not spec.source]
+    able = [name for name, spec in SAMPLERS.items() if spec.needs <= can and _is_fit(spec)]
     if not able:
         raise InputError(f"model {config.model.id!r}: no sampler makes frames after an image alone with it")
+    if "sampler" in config.sampling.model_fields_set:
+        chosen = SAMPLERS.get(name := config.sampling.sampler)
+        if chosen and chosen.needs <= can and not _is_fit(chosen):
+            problem = f"sampler is {name!r}, which makes no two chunks after an image alone"
+            raise InputError(f"{problem}: choose one of {', '.join(able)}")
+        return config
     return config.model_copy(update={"sampling": config.sampling.model_copy(update={"sampler": able[0]})})
+
+
+def _is_fit(spec: SamplerSpec) -> bool:
+    """Whether it makes chunk after chunk, from an image alone."""
+    return spec.image != NONE and not spec.source and not spec.is_one_window and not spec.looks_ahead
 
 
 def _in_a_process(config: RunConfig, row: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -143,7 +143,11 @@ def _compute_again(store: CheckpointStore, last_frames: dict[str, int]) -> Itera
 def _is_settled(store: CheckpointStore, chunk: Chunk) -> bool:
     """Whether a chunk is what the store has there; a record of a whole window may end where its video did."""
     settled = [*islice(store.latents(chunk.video_id, chunk.first_frame), len(chunk.latents_FCHW))]
-    return np.array_equal(chunk.latents_FCHW[: len(settled)], settled)
+    is_same = np.array_equal(chunk.latents_FCHW[: len(settled)], settled)
+    if chunk.tail_THWC is not None:  # of which the next clip is made
+        record, _ = next(store.records(chunk.video_id, chunk.first_frame))
+        is_same &= np.array_equal(chunk.tail_THWC, record.arrays.get("tail_THWC", ()))
+    return is_same
 
 
 def _problem(video_id: str, what: str) -> Problem:

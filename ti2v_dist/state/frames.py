@@ -161,7 +161,8 @@ class FrameStore(RequestStore):
     def has_frame(self, video_id: str, frame: int) -> bool:
         """Whether a frame is settled; the records from there on alone are looked at. Raises `CorruptRecord`."""
         try:
-            return next(self.pieces(video_id, frame), None) is not None
+            piece = next(self.pieces(video_id, frame), None)
+            return piece is not None and piece.frame + piece.frames > frame
         except KeyError:
             return False
 
