@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from tests.support.cli_runs import Killed, generate_arguments
-from tests.support.clip_models import FLOW_WINDOW, SIZE, write_flow_model
+from tests.support.clip_models import SIZE
 from tests.support.made_here import Place
+from tests.support.rollout_models import FLOW_WINDOW, write_flow_model
 from ti2v_dist.config import load_config
 from ti2v_dist.decoder import Decoder
 from ti2v_dist.engine import Engine

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.support.clip_models import ROLLOUT_FRAMES, SIZE, write_rollout_model
+from tests.support.clip_models import SIZE
+from tests.support.rollout_models import ROLLOUT_FRAMES, write_rollout_model
 from ti2v_dist.decoder import Decoder
 from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, LatentQueue, Piece, VideoState
