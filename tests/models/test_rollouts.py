@@ -293,6 +293,10 @@ def test_a_video_that_was_killed_and_one_that_grew_are_the_one_made_at_once(
     assert verify(str(tmp_path / "whole" / "a.mp4.ti2v"), deep=True)["problems"] == []
 
 
+def test_as_many_tokens_of_a_text_are_read_as_is_said(packed: Any) -> None:
+    assert packed.encode_text(["a cat walks"]).shape[1] == packed.info.clip.tokens + 1, "and one of CLIP's"
+
+
 def test_the_largest_video_is_tried_out(model: Any, packed: Any) -> None:
     try_out(Engine(model, slots=2), asked())
     decoded, decode = list[int](), packed._decoded
