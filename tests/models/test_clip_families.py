@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.support.clip_arguments import ARGUMENTS
 from tests.support.clip_models import PIPELINES, SIZE, write_clip_model
 from ti2v_dist.engine import Engine
 from ti2v_dist.errors import InputError
 from ti2v_dist.latents import Chunk, Piece, VideoState
-from ti2v_dist.models import load_model, read_info
+from ti2v_dist.models import ModelFolderError, load_model, read_info
 from ti2v_dist.models.base import ClipModel
 from ti2v_dist.models.clips.ltx_pipelines import DECODE_NOISE_SCALE, DECODE_TIMESTEP
 from ti2v_dist.models.clips.pipeline import ClipPipeline, UndeclaredNoise, keyed_seed
@@ -393,6 +394,11 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     ),
     "no image": ("cogvideox", config("transformer/config.json", in_channels=4), "in_channels .* is 4; .* 8"),
     "no image either": ("svd", config("unet/config.json", in_channels=4), "in_channels in unet/.* is 4; .* 8"),
+    "no tokenizer": ("ltx-image", index(tokenizer=None), "model_index.json has no tokenizer"),
+    "no scheduler": ("ltx-image", index(scheduler=None), "model_index.json has no scheduler"),
+    "no processor": ("svd", index(feature_extractor=None), "model_index.json has no feature_extractor"),
+    "the image alone": ("wan-vace", settings(clip_frames=1), "clip_frames is 1, .* must be at least 5"),
+    "too fast": ("wan-vace", settings(fps=1000), "fps is 1000; it must be a number from 1 to 240"),
     "half a latent": ("wan-vace", settings(clip_frames=80), "clip_frames is 80, .*: choose 77 or 81"),
     "no setting": ("svd", settings(steps=3), "has steps; it may state guidance_scale, fps"),
 }
@@ -407,9 +413,48 @@ def test_a_folder_that_cannot_work_is_refused(what: str, tmp_path: Path) -> None
         read_info(str(folder))
 
 
-def test_places_that_were_not_learned_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "entries", [{"requires_safety_checker": True}, {"upsampler": ["diffusers", "AutoencoderKLWan"]}]
+)
+def test_what_a_pipeline_does_not_take_is_refused_before_its_weights_are_read(
+    one: Tried, tmp_path: Path, entries: dict[str, Any]
+) -> None:
+    shutil.copytree(one.folder, tmp_path / "m")
+    shutil.copytree(tmp_path / "m" / "vae", tmp_path / "m" / "upsampler")
+    index(**entries)(tmp_path / "m")
+    next((tmp_path / "m" / "vae").glob("*.safetensors")).write_bytes(b"")
+    (name,) = entries
+    with pytest.raises(ModelFolderError, match=f"has {name}, which WanImageToVideoPipeline does not take"):
+        load_model(read_info(str(tmp_path / "m")))
+
+
+def test_a_projection_that_nothing_reads_is_no_fault_of_a_vision_model(tmp_path: Path) -> None:
+    folder = write_clip_model("wan-image", tmp_path)
+    weights = load_file(path := folder / "image_encoder" / "model.safetensors")
+    save_file({**weights, "visual_projection.weight": torch.zeros(8, 16)}, path, {"format": "pt"})
+    load_model(read_info(str(folder)))
+
+
+def test_a_text_that_could_not_be_read_leaves_the_encoder_where_it_was(
+    one: Tried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = load_model(one.engine.model.info)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "text", lambda prompts: torch.randn(1))
+        with pytest.raises(UndeclaredNoise):
+            model.encode_text(["a cat walks"])
+    assert model.pipe.text_encoder is None
+    assert model.weights_sha256() == one.engine.model.weights_sha256()
+
+
+@pytest.mark.parametrize(
+    ("more", "asked"),
+    [({"height": 2 * SIZE}, "width 32, height 64 and clip_frames 9"), ({}, "width 32, height 32 and clip_frames 13")],
+)
+def test_places_that_were_not_learned_are_refused(tmp_path: Path, more: dict[str, int], asked: str) -> None:
     cogvideox = Tried("cogvideox", write_clip_model("cogvideox", tmp_path))
-    request = replace(cogvideox.request("v0", 0, "a cat walks"), height=2 * SIZE)
-    state = VideoState.start(request, cogvideox.engine.encode(request, np.concatenate([pixels(0), pixels(1)])))
-    with pytest.raises(InputError, match=r"width 32 and height 64 are asked for; .* width 32 and height 32 alone"):
+    request = replace(cogvideox.request("v0", 0, "a cat walks", clip_frames=9 if more else 13), **more)
+    image = np.concatenate([pixels(0), pixels(1)]) if more else pixels(0)
+    state = VideoState.start(request, cogvideox.engine.encode(request, image))
+    with pytest.raises(InputError, match=f"{asked} are asked for; .* width 32, height 32 and clip_frames 9 alone"):
         cogvideox.engine.advance([state])

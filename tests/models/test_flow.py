@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from tests.support.cli_runs import Killed, generate_arguments
-from tests.support.clip_models import FLOW_WINDOW, SIZE, write_flow_model
+from tests.support.clip_models import SIZE
 from tests.support.made_here import Place
+from tests.support.rollout_models import FLOW_WINDOW, write_flow_model
 from ti2v_dist.config import load_config
 from ti2v_dist.decoder import Decoder
 from ti2v_dist.engine import Engine
@@ -402,6 +403,13 @@ def test_a_folder_that_cannot_be_driven_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ModelFolderError, match=told.replace("[", r"\[")):
         read_info(str(folder))
+
+
+def test_the_first_network_is_asked_down_to_the_boundary_and_no_further(models: dict[str, Any]) -> None:
+    model = models["wan-text-of-two"]
+    noisier = {t for t in range(1, 1000) if model._networks[t] is model._parts.pipe.transformer}
+    # By a shift of 3 the boundary of 0.875 lies at t = 700, as far as floats can tell: 3 u / (1 + 2 u).
+    assert noisier | {700} == set(range(700, 1000))
 
 
 def test_two_networks_without_a_boundary_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.support.clip_models import ROLLOUT_FRAMES, SIZE, write_rollout_model
+from tests.support.clip_models import SIZE
+from tests.support.rollout_models import ROLLOUT_FRAMES, write_rollout_model
 from ti2v_dist.decoder import Decoder
 from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, LatentQueue, Piece, VideoState
@@ -290,6 +291,21 @@ def test_a_video_that_was_killed_and_one_that_grew_are_the_one_made_at_once(
     assert forked[:1] == latents(store_of("whole"), "a")[:1]
     assert set(forked[1:]).isdisjoint(latents(store_of("whole"), "a"))
     assert verify(str(tmp_path / "whole" / "a.mp4.ti2v"), deep=True)["problems"] == []
+
+
+def test_a_first_latent_that_fills_no_block_stays_what_it_is(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, predict = list[Tensor](), model.predict
+    monkeypatch.setattr(model, "predict", lambda x, *given: seen.append(x[0, :, 0].clone()) or predict(x, *given))
+    context, noise = torch.full((4, 1, 4, 4), 0.25), torch.zeros(4, WINDOW, 4, 4)
+    texts = model.encode_text(["a cat walks", ""])
+    params = asked(addnoise_condition=0, ar_step=1, causal_block_size=2).params
+    model.go_on(context, *texts, noise, lambda step: context, params)
+    assert len(seen) >= STEPS
+    assert all(torch.equal(latent, context[:, 0]) for latent in seen)
+
+
+def test_as_many_tokens_of_a_text_are_read_as_is_said(packed: Any) -> None:
+    assert packed.encode_text(["a cat walks"]).shape[1] == packed.info.clip.tokens + 1, "and one of CLIP's"
 
 
 def test_the_largest_video_is_tried_out(model: Any, packed: Any) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from benchmarks.scheduler_scale import Fleet
-from tests.support.clip_models import write_clip_model, write_flow_model, write_rollout_model
+from tests.support.clip_models import write_clip_model
 from tests.support.golden.make import SETTINGS
 from tests.support.places import EXAMPLES, GOLDEN
+from tests.support.rollout_models import write_flow_model, write_rollout_model
 from tests.support.tiny_models import SIZE, WINDOW, write_tiny_image_model, write_tiny_model
 from ti2v_dist.config import load_config
 from ti2v_dist.effort import calls, encode_evaluations

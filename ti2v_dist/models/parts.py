@@ -16,7 +16,8 @@ from transformers.utils import logging as transformers_logging
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.models.folder import ModelFolderError, weight_files
 
-_HARMLESS = {"text_model.embeddings.position_ids", "embeddings.position_ids", "text_projection.weight"}
+_HARMLESS = {"text_model.embeddings.position_ids", "embeddings.position_ids"}
+_HARMLESS |= {"text_projection.weight", "visual_projection.weight"}
 """What older versions of the libraries stored beside the weights, or what only another use of the network reads."""
 
 

@@ -24,7 +24,7 @@ class CogVideoXImage(ClipPipeline):
 
     def run(self, given: dict[str, Any], tail: list[Image.Image], noise_CFHW: Tensor) -> Tensor:
         """Latents that fill up the transformer's first patch are noise too, and let go."""
-        self._check_size(tail[-1])
+        self._check_places(tail[-1], given["num_frames"])
         noise_FCHW = noise_CFHW.transpose(0, 1).to(self.dtype)
         more = -len(noise_FCHW) % (self.pipe.transformer.config.patch_size_t or 1)
         filling = torch.randn((more, *noise_FCHW.shape[1:]), generator=given["generator"], dtype=self.dtype)
@@ -35,9 +35,11 @@ class CogVideoXImage(ClipPipeline):
         """The whole clip at once."""
         return self.pipe.decode_latents(latents_1CFHW.transpose(1, 2).to(self.pipe.vae.dtype))
 
-    def _check_size(self, image: Image.Image) -> None:
+    def _check_places(self, image: Image.Image, frames: int) -> None:
+        """For other frames than those it learned the transformer has sines, which it never saw, and says nothing."""
         config, factor = self.pipe.transformer.config, self.info.vae_factor
-        trained = (config.sample_width * factor, config.sample_height * factor)
-        if config.use_learned_positional_embeddings and image.size != trained:
-            given, only = (f"width {width} and height {height}" for width, height in (image.size, trained))
+        asked = (*image.size, frames)
+        trained = (config.sample_width * factor, config.sample_height * factor, config.sample_frames)
+        if config.use_learned_positional_embeddings and asked != trained:
+            given, only = ("width {}, height {} and clip_frames {}".format(*sizes) for sizes in (asked, trained))
             raise InputError(f"{given} are asked for; {self.info.model_id} has learned the places of {only} alone")

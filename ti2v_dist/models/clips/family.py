@@ -49,9 +49,10 @@ class ClipFamily:
     """One class of pipelines of diffusers.
 
     `adapter` is "module:class" below `ti2v_dist.models.clips`; `networks` are the classes that each part with weights
-    may be of, where `optional` ones may be left out. `height`, `width`, `frames` and `fps` are what the published
-    models make, and `tokens` how many of a text they read. `options` are numbers that the pipeline takes as arguments,
-    beside its own defaults. `variant` gives those of these fields that are others in a published model of such configs.
+    may be of, where `optional` ones may be left out; without those `beside` them no pipeline can be made. `height`,
+    `width`, `frames` and `fps` are what the published models make, and `tokens` how many of a text they read. `options`
+    are numbers that the pipeline takes as arguments, beside its own defaults. `variant` gives those of these fields
+    that are others in a published model of such configs.
     `pipeline` is the class that is run where folders name a sister of it, which reads the same parts; `others` are
     families of the same class in folders, of which the first that `suits` the pipeline's own config is taken.
     One of the capability `CAUSAL` makes no clips: a sampler makes each of its steps.
@@ -68,6 +69,7 @@ class ClipFamily:
     fps: float
     guidance_scale: float
     optional: frozenset[str] = frozenset()
+    beside: frozenset[str] = frozenset({"tokenizer", "scheduler"})
     reads_text: bool = True
     tokens: int = 512
     options: frozenset[str] = frozenset()
@@ -104,7 +106,7 @@ def parts_of(folder: Path) -> dict[str, tuple[str, str]]:
 def read_clip_info(folder: Path, model_id: str, commit: str | None, family: ClipFamily) -> ModelInfo:
     """What is known of a pipeline's folder before its weights are read. Raises `ModelFolderError`."""
     parts = parts_of(folder)
-    if missing := sorted(family.networks.keys() - parts.keys() - family.optional):
+    if missing := sorted((family.networks.keys() | family.beside) - parts.keys() - family.optional):
         raise ModelFolderError(f"{folder}: model_index.json has no {', '.join(missing)}")
     configs = read_configs(folder, parts)
     for part, choices in family.networks.items():
@@ -121,6 +123,10 @@ def read_clip_info(folder: Path, model_id: str, commit: str | None, family: Clip
     frames = given.get("clip_frames", family.frames)
     r = layout.frames_per_latent
     check_boundary(f"{folder}: clip_frames is", frames, 1, (r, r))
+    if frames == 1:
+        raise ModelFolderError(
+            f"{folder / 'ti2v.json'}: clip_frames is 1, the image alone; it must be at least {1 + r}"
+        )
     window, longest, has_window = given.get("window", 1 + (frames - 1) // r), layout.longest_window, _has_window(family)
     if has_window and (window < 2 or (longest and window > longest)):
         needed = f"2 to {longest}" if longest else "at least 2"
@@ -180,4 +186,6 @@ def _settings(folder: Path, family: ClipFamily) -> dict[str, Any]:
         if type(value) not in kinds or (type(value) is not bool and not 0 < value < float("inf")):
             needed = "true or false" if bool in kinds else "a number above 0"
             raise ModelFolderError(f"{path}: {name} is {value!r}; it must be {needed}")
+    if not 1 <= (fps := given.get("fps", family.fps)) <= 240:
+        raise ModelFolderError(f"{path}: fps is {fps!r}; it must be a number from 1 to 240")
     return given

@@ -59,9 +59,6 @@ def _layout(configs: Configs) -> Layout:
 
 
 def _check(folder: Path, configs: Configs) -> None:
-    for part in ("scheduler", "tokenizer"):
-        if part not in configs:
-            raise ModelFolderError(f"{folder}: model_index.json has no {part}")
     _check_vae(folder, configs)
     channels = configs["vae"].get("z_dim", 16)
     width = configs["text_encoder"].get("d_model", 512)

@@ -92,14 +92,15 @@ class ClipPipeline:
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Prompts to float32 text_BLD. On a GPU the encoder is there for as long as it works."""
-        for part, encoder in self._encoders.items():
-            setattr(self.pipe, part, encoder.to(self.device))
-        with self._keyed(0, 0):
-            text_BLD = self.text(list(prompts)).float()
-        for part, encoder in self._encoders.items():
-            setattr(self.pipe, part, None)
-            encoder.to("cpu")
-        return text_BLD
+        try:
+            for part, encoder in self._encoders.items():
+                setattr(self.pipe, part, encoder.to(self.device))
+            with self._keyed(0, 0):
+                return self.text(list(prompts)).float()
+        finally:
+            for part, encoder in self._encoders.items():
+                setattr(self.pipe, part, None)
+                encoder.to("cpu")
 
     @torch.inference_mode()
     def encode_image(self, image_BCHW: Tensor) -> Tensor:
@@ -206,15 +207,19 @@ class ClipPipeline:
 
     def _loaded(self) -> Any:
         """The pipeline, of its parts: networks in safetensors with every weight, and what stands beside them."""
+        index = read_json(self.info.folder / "model_index.json")
+        settings = {name: value for name, value in index.items() if name[0] != "_" and not isinstance(value, list)}
+        pipeline = getattr(diffusers, self.family.pipeline or index["_class_name"])
+        if unknown := (self.parts.keys() | settings.keys()) - inspect.signature(pipeline).parameters.keys():
+            problem = f"model_index.json has {', '.join(sorted(unknown))}"
+            raise ModelFolderError(f"{self.info.folder}: {problem}, which {pipeline.__name__} does not take")
         parts: dict[str, Any] = {}
         for part, (library, name) in self.parts.items():
             part_class = getattr({"diffusers": diffusers, "transformers": transformers}[library], name, None)
             if part_class is None:
                 raise ModelFolderError(f"{self.info.folder}: {part} is of {name}, which this {library} does not have")
             parts[part] = self._part(part, part_class)
-        index = read_json(self.info.folder / "model_index.json")
-        settings = {name: value for name, value in index.items() if name[0] != "_" and not isinstance(value, list)}
-        return getattr(diffusers, self.family.pipeline or index["_class_name"])(**parts, **settings)
+        return pipeline(**parts, **settings)
 
     def _part(self, part: str, part_class: Any) -> Any:
         if not issubclass(part_class, nn.Module):

@@ -33,6 +33,7 @@ SVD = ClipFamily(
         "unet": ("UNetSpatioTemporalConditionModel",),
         "image_encoder": ("CLIPVisionModelWithProjection",),
     },
+    beside=frozenset({"scheduler", "feature_extractor"}),
     layout=_layout,
     height=576,
     width=1024,
