@@ -61,8 +61,8 @@ class Worker:
     def open(self, largest: VideoRequest | None = None) -> dict[str, Any]:
         """Load the model; returns what decides the bits of a frame and of a file, for the run's fingerprint.
 
-        The batch of `largest` is tried at once: what does not fit a GPU, and a number of slots that decides bits, must
-        show before the run has a frame.
+        The batch of `largest` is tried at once: what does not fit a GPU, a number of slots that decides bits, and a
+        pipeline that cannot be used, must show before the run has a frame.
         """
         with _lasting() if self._is_actor else nullcontext():  # another process is its caller's
             import torch
@@ -79,7 +79,7 @@ class Worker:
         with self._device_errors():
             model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention)
             self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
-            if largest and (device == "cuda" or self.engine.slots > 1):
+            if largest and (device == "cuda" or self.engine.slots > 1 or largest.params.spec.one_by_one):
                 try_out(self.engine, largest)
         self.numerics = {**self.engine.report(), **codec.codec_versions()}
         LOG.info("loaded the model onto %s", self.numerics["device"])
