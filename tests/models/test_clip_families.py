@@ -322,6 +322,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Tried:
 
 def test_pictures_that_overflow_are_no_tail(one: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
     state, model = one.start("v0", 0, "a cat walks"), one.engine.model
+    assert isinstance(model, ClipPipeline)
     pixels = type(model).pixels
     monkeypatch.setattr(type(model), "pixels", lambda *given: pixels(*given) / 0)
     (broken,) = one.engine.advance([state])

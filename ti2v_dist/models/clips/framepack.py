@@ -46,6 +46,7 @@ FRAMEPACK = ClipFamily(
     frames=1 + (WINDOW - 1) * 4,
     fps=30,
     guidance_scale=9.0,
+    tokens=256,
     check=_check,
     capabilities=frozenset({PACKED}),
 )

@@ -35,7 +35,9 @@ class HunyuanParts(ClipPipeline):
 
     def text(self, prompts: list[str]) -> Tensor:
         """Llama's tokens, each with its mask behind it; and CLIP's word for all of them as a last token."""
-        tokens_BLD, pooled_BD, mask_BL = self.pipe.encode_prompt(prompts, device=self.device)
+        tokens_BLD, pooled_BD, mask_BL = self.pipe.encode_prompt(
+            prompts, device=self.device, max_sequence_length=self.tokens
+        )
         marked_BLD = torch.cat([tokens_BLD.float(), mask_BL[..., None].float()], -1)
         room = marked_BLD.shape[-1] - pooled_BD.shape[-1]
         assert room >= 0, (marked_BLD.shape, pooled_BD.shape)
