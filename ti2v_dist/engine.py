@@ -182,7 +182,10 @@ class Engine:
         """The next chunk of one video, in a call of its own."""
         if not state.is_finite:
             return NonFiniteLatents(state.request.id, state.frame + 1)
-        return self._result(state, self._sample([state], [source]), 0)
+        try:
+            return self._result(state, self._sample([state], [source]), 0)
+        except NonFiniteLatents as broken:  # what is shown of them: no neighbour's matter
+            return broken
 
     def _begun(
         self,

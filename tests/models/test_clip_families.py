@@ -21,7 +21,7 @@ from tests.support.clip_arguments import ARGUMENTS
 from tests.support.clip_models import PIPELINES, SIZE, write_clip_model
 from ti2v_dist.engine import Engine
 from ti2v_dist.errors import InputError
-from ti2v_dist.latents import Chunk, Piece, VideoState
+from ti2v_dist.latents import Chunk, NonFiniteLatents, Piece, VideoState
 from ti2v_dist.models import ModelFolderError, load_model, read_info
 from ti2v_dist.models.base import ClipModel
 from ti2v_dist.models.clips.ltx_pipelines import DECODE_NOISE_SCALE, DECODE_TIMESTEP
@@ -319,6 +319,16 @@ def draw_in_secret(tried: Tried, weight: float, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Tried:
     return Tried("wan-experts", write_clip_model("wan-experts", tmp_path_factory.mktemp("one")))
+
+
+def test_pictures_that_overflow_are_no_tail(one: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, model = one.start("v0", 0, "a cat walks"), one.engine.model
+    assert isinstance(model, ClipPipeline)
+    pixels = type(model).pixels
+    monkeypatch.setattr(type(model), "pixels", lambda *given: pixels(*given) / 0)
+    (broken,) = one.engine.advance([state])
+    assert isinstance(broken, NonFiniteLatents)
+    assert broken.frame == 1
 
 
 def test_noise_that_nobody_declared_is_refused(one: Tried, monkeypatch: pytest.MonkeyPatch) -> None:

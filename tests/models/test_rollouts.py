@@ -25,6 +25,7 @@ from ti2v_dist.models.base import ClipModel, StreamingModel
 from ti2v_dist.models.causal_vae import as_frames
 from ti2v_dist.models.clips.framepack_pipelines import SECTION, FramePack
 from ti2v_dist.models.clips.skyreels_pipelines import SkyReelsForcing
+from ti2v_dist.models.lost_words import lost_words
 from ti2v_dist.operations import edit
 from ti2v_dist.operations.generate import generate
 from ti2v_dist.operations.verify import verify
@@ -415,6 +416,16 @@ def test_each_thing_that_decides_a_section_changes_it(packed: Any) -> None:
     found = {name: engine.advance([one])[0].latents_FCHW.tobytes() for name, one in variants.items()}  # type: ignore
     assert found["as it is"] == made[2].latents_FCHW.tobytes()
     assert len(set(found.values())) == len(variants)
+
+
+def test_what_framepack_does_not_read_of_a_text_is_said(packed: FramePack) -> None:
+    kept, lost = "cat " * 200, "cat " * 290
+    assert not [*lost_words(packed.info, [kept])]
+    (told,) = lost_words(packed.info, [lost + "dog"])
+    assert "longer than the model's 256 tokens" in told
+    one, other, shorter = packed.encode_text([lost + "dog", lost + "red", kept])
+    assert torch.equal(one[:-1], other[:-1]), "but for CLIP's word, which tells of the first 77"
+    assert not torch.equal(one, shorter)
 
 
 def test_a_model_is_not_asked_to_go_on_in_the_others_way(folder: Path, packed: FramePack) -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ti2v_dist.errors import InputError
+from ti2v_dist.latents import NonFiniteLatents
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.models.clips.family import ClipFamily, draws_globally, parts_of, read_configs
 from ti2v_dist.models.folder import ModelFolderError, read_json, weight_files
@@ -150,6 +151,8 @@ class ClipPipeline:
         # Not what `make` drew.
         with self._keyed(request.seed, frame, "show") as generator:
             pixels = self.pixels(latents_FCHW.to(self.device).transpose(0, 1)[None], generator)
+        if not torch.isfinite(pixels).all():  # a VAE may overflow where its latents do not
+            raise NonFiniteLatents(request.id, frame)
         frames_FHWC = pixels[0].permute(1, 2, 3, 0).float() * 127.5 + 127.5
         if request.params.color_match == "first_frame":
             tail = 1 if frame == 1 else request.params.tail_frames
