@@ -28,7 +28,6 @@ OUTPUT_COLUMNS = frozenset(
         "given_frames",
         "source_uri",
         "source_sha256",
-        "seams",
         "duration_s",
         "codec",
         "bytes",
@@ -51,6 +50,8 @@ OUTPUT_COLUMNS = frozenset(
     }
 )
 """The output's own columns: a passed-through column of such a name would be lost."""
+SEAMS = "seams"
+"""The output's own where a sampler's chunks have joins, and anybody's elsewhere: runs of old versions passed it on."""
 READERS_OWN = frozenset({"video", "videos", "file_names"})
 READERS_ENDINGS = ("_file_name", "_file_names")
 """Names, beside `file_name`, that `datasets.load_dataset` takes for files of its own: a column of such a name would

@@ -86,7 +86,7 @@ def check_blocks(params: SamplingParams, window: int) -> None:
 def check_clip(params: SamplingParams, clip: ClipLimits, r: int) -> None:
     """Raise `InputError` for what a pipeline cannot make at once, go on from, or be told."""
     if params.clip_frames is not None:
-        check_boundary("clip_frames is", params.clip_frames, 1, (r, r))
+        check_boundary("clip_frames is", params.clip_frames, 1 + r, (r, r))
     if params.tail_frames is not None:
         check_range("tail_frames", params.tail_frames, 1, (params.clip_frames or 2) - 1 if clip.tail_step else 1)
         step = max(1, clip.tail_step)

@@ -17,6 +17,9 @@ from tests.support import ray_runs
 from tests.support.clip_models import SIZE, write_clip_model
 from tests.support.ray_runs import Inputs
 from ti2v_dist.config import load_config
+from ti2v_dist.inputs.defaults import request_defaults
+from ti2v_dist.inputs.making import make_request
+from ti2v_dist.models import read_info
 from ti2v_dist.models.clips import pipeline
 from ti2v_dist.models.clips.pipeline import ClipPipeline
 from ti2v_dist.operations import check_model, edit
@@ -129,6 +132,7 @@ def test_a_clip_that_cannot_be_made_is_refused_with_those_that_can(given: Inputs
         (("sampling.clip_frames=8",), r"clip_frames is 8, in the middle of a chunk of 4 frames: choose 5 or 9"),
         (("sampling.tail_frames=9",), r"tail_frames is 9; it must be 1 to 8"),
         (("sampling.tail_frames=4",), r"tail_frames is 4, in the middle of a chunk of 4 frames: choose 1 or 5"),
+        (("sampling.clip_frames=2",), r"clip_frames is 2, in the middle of a chunk of 4 frames: choose 5$"),
         (("sampling.height=40",), r"height is 40; it must be a multiple of 16"),
         (("sampling.clip_options=speed=2",), r"clip_options has speed; the model's are conditioning_scale"),
         (
@@ -143,7 +147,12 @@ def test_a_clip_that_cannot_be_made_is_refused_with_those_that_can(given: Inputs
     late = [{"from_frame": 0, "prompt": "a cat"}, {"from_frame": 12, "prompt": "a dog"}]
     with pytest.raises(ValueError, match=r"prompt begins at frame 12, in the middle .* 4 frames: choose 9 or 13"):
         alone(given, tmp_path, {**ROWS[0], "prompt": late})
+    with pytest.raises(ValueError, match="column 'seams' is one of the output's own; rename it"):
+        alone(given, tmp_path, {**ROWS[0], "seams": "x"})
     assert not [*tmp_path.iterdir()], "nothing was written"
+    plain = request_defaults(load_config(), read_info("shapes"))
+    row = {"id": "a", "image": "/a.png", "prompt": "a circle", "seams": "x"}
+    assert make_request(row, "/", plain).extra == {"seams": "x"}, "as an older version passed it on"
 
 
 OTHERS: dict[str, tuple[Any, str, Any]] = {

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from ti2v_dist.canonical import canonical_json
-from ti2v_dist.columns import COLUMN_TYPES, SOURCES, RowFailure
+from ti2v_dist.columns import COLUMN_TYPES, SEAMS, SOURCES, RowFailure
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.asked import Asked
 from ti2v_dist.inputs.checks import REQUIRED, BadValue, check_row
@@ -43,6 +43,8 @@ def make_request(
         if name not in own and name != "image":
             raise InputError(f"{name} is missing")
     spec = defaults.spec(columns.get("sampler"))
+    if spec.has_joins and SEAMS in columns:
+        raise BadValue(SEAMS, f"column {SEAMS!r} is one of the output's own; rename it")
     given, source = read_images(columns, spec), read_source(columns, spec)
     urls = given.urls(folder, defaults.allow_http)
     own |= {"image": "", "given": given.later(urls, clip_frames)}

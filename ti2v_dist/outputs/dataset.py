@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ti2v_dist.canonical import canonical_json
-from ti2v_dist.columns import COLUMN_TYPES, RowFailure
+from ti2v_dist.columns import COLUMN_TYPES, SEAMS, RowFailure
 from ti2v_dist.outputs.codec import CODEC, WrittenVideo
 from ti2v_dist.outputs.tables import METADATA_TYPES, dataset_card, failures_table, metadata_table
 from ti2v_dist.settings import plain_settings
@@ -84,7 +84,7 @@ def metadata_row(request: VideoRequest, written: WrittenVideo, file_name: str, f
     frames = [0, *(given.frame for given in request.given)]
     given = {"given_frames": canonical_json(frames).decode()} if request.given else {}
     source = {"source_uri": request.source.uri, "source_sha256": request.source.sha256} if request.source else {}
-    seams = {"seams": canonical_json(list(written.seams)).decode()} if written.seams else {}
+    seams = {SEAMS: canonical_json(list(written.seams)).decode()} if written.seams else {}
     return {**{name: known.get(name) for name in METADATA_TYPES}, **given, **source, **seams, **request.extra}
 
 
