@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ti2v_dist.errors import InputError
 from ti2v_dist.latents import NonFiniteLatents
 from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.models.clips.colors import match_colors
 from ti2v_dist.models.clips.family import ClipFamily, draws_globally, parts_of, read_configs
 from ti2v_dist.models.folder import ModelFolderError, read_json, weight_files
 from ti2v_dist.models.latent_model import ATTENTIONS, DTYPES, checked_device
@@ -36,12 +37,6 @@ from ti2v_dist.video import VideoRequest
 BACKENDS = {"sdpa": "native", "eager": "_native_math"}
 LIBRARIES = ("pillow", "torchvision", "ftfy", "tokenizers", "sentencepiece", "av")
 """What decides pixels or tokens beside diffusers and transformers; where one is absent, other code takes its place."""
-
-MOST_GAIN = 1.5
-"""By which a clip's contrast is changed at the most. One that differs by more is that of another picture: to be made
-equal, it would show in steps what was rounded, or nothing at all beside a plain image."""
-HALVINGS = 12
-"""Of a thousand levels, until a quarter of one is left."""
 
 
 class UndeclaredNoise(InputError):
@@ -276,23 +271,6 @@ class ClipPipeline:
 def keyed_seed(*key: int | str) -> int:
     """The seed of a generator, of 63 bits."""
     return int.from_bytes(hashlib.sha256(" ".join(map(str, key)).encode()).digest()[:8], "big") >> 1
-
-
-def match_colors(frames_FHWC: Tensor, new: int, image_HWC: Tensor) -> Tensor:
-    """A clip in levels, as far as they are shown: the channels of its last `new` frames have the image's means.
-
-    And its deviations, as far as `MOST_GAIN` goes.
-    """
-    wanted, dims = image_HWC.mean((0, 1)), (0, 1, 2)
-    gain = image_HWC.std((0, 1)) / frames_FHWC[-new:].std(dims).clamp_min(1e-3)
-    frames_FHWC = frames_FHWC * gain.clamp(1 / MOST_GAIN, MOST_GAIN)
-    # Black and white are the end of every channel: what lies beyond is lost to the mean, so the shift is searched for.
-    low, high = -frames_FHWC.amax(dims), 255 - frames_FHWC.amin(dims)
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        is_dark = (frames_FHWC[-new:] + middle).clamp(0, 255).mean(dims) < wanted
-        low, high = torch.where(is_dark, middle, low), torch.where(is_dark, high, middle)
-    return (frames_FHWC + (low + high) / 2).clamp(0, 255)
 
 
 def _version(package: str) -> str:
