@@ -16,7 +16,7 @@ from tests.support.ray_runs import Inputs
 from tests.support.reports import page_cards, standing
 from ti2v_dist.config import load_config
 from ti2v_dist.evaluation.seams import Seams
-from ti2v_dist.models.clips.pipeline import MOST_GAIN, match_colors
+from ti2v_dist.models.clips.colors import MOST_GAIN, match_colors
 from ti2v_dist.numerics import kept_numerics
 from ti2v_dist.operations.generate import generate
 from ti2v_dist.outputs.cards import cards
