@@ -1,8 +1,7 @@
-"""A model whose latent stands for four frames, through the whole path: engine, store, files, and a run on Ray."""
+"""A model whose latent stands for four frames, through the whole path: engine, store and files."""
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from PIL import Image
 
 from tests.support import ray_runs
 from tests.support.causal_model import CAUSAL, LATENT, CausalModel, write_causal_model
-from tests.support.places import ROOT
+from tests.support.made_here import Place
 from tests.support.ray_runs import Inputs
 from tests.support.tiny_models import SIZE
 from ti2v_dist import models
 from ti2v_dist.config import load_config
 from ti2v_dist.decoder import Decoder
+from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.latents import Piece
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.operations import edit
@@ -27,6 +27,7 @@ from ti2v_dist.operations.growing import watch
 from ti2v_dist.operations.verify import verify
 from ti2v_dist.outputs import live
 from ti2v_dist.outputs.codec import read_video
+from ti2v_dist.outputs.dataset import write_views
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.specs import SamplerSpec
 from ti2v_dist.state import keys
@@ -35,7 +36,6 @@ from ti2v_dist.state.record import Record
 from ti2v_dist.video import VideoRequest
 
 SETTINGS = ("sampling.num_inference_steps=2", "sampling.resample_iterations=2", f"engine.slots={ray_runs.SLOTS}")
-PLUGINS = os.pathsep.join([str(ROOT / "tests" / "support" / "plugins"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture(autouse=True)
@@ -136,25 +136,22 @@ def test_a_sampler_that_needs_more_is_refused(given: Inputs, tmp_path: Path, sam
         generate(str(given.image("ann")), "red", tmp_path / "ann.mp4", config=config)
 
 
-def test_killed_resumed_and_extended_on_ray_it_is_the_video_that_was_made_at_once(
-    given: Inputs, tmp_path: Path
-) -> None:
-    with ray_runs.opened(given, tmp_path / "out", PYTHONPATH=PLUGINS) as run:
-        process = run.start(workers=1)
-        run.await_frames(process, 4)
-        run.kill()
-        process.communicate()
-        assert (ended := run.run(workers=1)).code == 0, ended.stderr
-        store = CheckpointStore(str(run.output))
-        assert store.last_frame("ann") == 12
-        assert run.ti2v("extend", str(run.output), "--id", "ann", "--num-frames", "30").code == 0
-        whole, row = made_at_once(given, tmp_path, 30)
-        assert chain(store) == chain(whole)
-        assert [frames for _, frames, _ in chain(store)] == [4] * 8
-        assert (store.read_run() or {})["format"] == keys.FORMAT_OF_MANY, "an older version leaves it alone"
-        (done,) = [store.read_done("ann")]
-        assert done
-        assert (done["num_frames"], done["frames_sha256"]) == (30, row["frames_sha256"])
-        assert verify(str(run.output), deep=True)["problems"] == []
-        with pytest.raises(ValueError, match=r"from_frame is 6, in the middle of a chunk of 4 frames: choose 4 or 8"):
-            edit.fork(edit.opened(str(run.output)), "ann", 6, "blue")
+def test_taken_up_and_extended_it_is_the_video_that_was_made_at_once(given: Inputs, tmp_path: Path) -> None:
+    whole, row = made_at_once(given, tmp_path, 30)
+    config = load_config(None, [f"model.id={given.model}", *SETTINGS])
+    defaults = request_defaults(config, read_info(config.model.id))
+    asked = defaults.request(id="ann", image=str(given.image("ann")), prompt="red", num_frames=10)
+    Place(tmp_path / "out", config).advance(asked, until=5)
+    here = Place(tmp_path / "out", config)  # another worker, which has the store alone
+    here.make(asked)
+    assert here.computed == [8, 12]
+    assert here.store.last_frame("ann") == 12
+    done = here.make(edit.extend(here.store, "ann", "30"))
+    assert chain(here.store) == chain(whole)
+    assert [frames for _, frames, _ in chain(here.store)] == [4] * 8
+    assert (here.store.read_run() or {})["format"] == keys.FORMAT_OF_MANY, "an older version leaves it alone"
+    assert (done["num_frames"], done["frames_sha256"]) == (30, row["frames_sha256"])
+    write_views(here.url, [done], [], {})
+    assert verify(here.url, deep=True)["problems"] == []
+    with pytest.raises(ValueError, match=r"from_frame is 6, in the middle of a chunk of 4 frames: choose 4 or 8"):
+        edit.fork(edit.opened(here.url), "ann", 6, "blue")

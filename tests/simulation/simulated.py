@@ -52,7 +52,8 @@ class SimulatedFS:
 
     def find(self, path: str) -> list[str]:
         self._suffer(self.world.pause())
-        found = [name for name in self.world.objects if name.startswith(f"{path}/")]
+        start = f"{path}/"
+        found = [name for name in self.world.objects if name.startswith(start)]
         # A listing may lag behind what was written last.
         lag = 0 if self.world.is_quiet else self.world.random.choice((0, 0, 1, 2))
         return found[: max(0, len(found) - lag)]

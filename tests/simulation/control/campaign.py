@@ -1,5 +1,6 @@
 """Schedules played one after another."""
 
+import gc
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -30,7 +31,8 @@ def play(seed: int, failing_starts: float = 0.0, only: frozenset[str] = frozense
         loop.play(play_schedule(world))
         world.counts["virtual seconds"] += round(loop.time())
         world.counts["lives"] += len(world.begun)
-        return world.counts
+    gc.collect()
+    return world.counts
 
 
 def every_promise_is_kept(seeds: range) -> None:

@@ -1,6 +1,8 @@
 """The real control plane, put over a played world by patches."""
 
 import asyncio
+import gc
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -160,7 +162,35 @@ def played_control() -> Iterator[pytest.MonkeyPatch]:
         for counted in ("snapshot", "percentiles"):
             patch.setattr(Metrics, counted, lambda metrics: {})
         patch.setattr(Metrics, "usage", lambda metrics: {"device_seconds": metrics.device_seconds._value.get()})
-        yield patch
+        # A life keeps for good what it begins with; here thousands of lives follow each other.
+        patch.setattr(intake, "gc", SimpleNamespace(freeze=lambda: None))
+        with unheard(), collected_by_hand():
+            yield patch
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Nobody reads the log of thousands of schedules: pytest would keep it, and with each error its whole world."""
+    logger = logging.getLogger("ti2v_dist")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def collected_by_hand() -> Iterator[None]:
+    """In the middle of a schedule the collector might end what a dead process has left, and look at all of torch."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 class Endpoint:
