@@ -133,13 +133,13 @@ def test_the_file_in_hand_is_given_up(reference: Run, tmp_path: Path, monkeypatc
     assert request.num_frames > DECODE_BATCH, "more than one batch to decode"
     leaving, staying = Worker(config, str(output)), Worker(config, str(output))
     leaving.open()
-    decode = leaving.engine.decode
+    decode = leaving.engine.decoder.pictures
 
     def decode_as_the_notice_comes(latents_FCHW: np.ndarray) -> np.ndarray:
         leaving.leave()
         return decode(latents_FCHW)
 
-    monkeypatch.setattr(leaving.engine, "decode", decode_as_the_notice_comes)
+    monkeypatch.setattr(leaving.engine.decoder, "pictures", decode_as_the_notice_comes)
     facts = {"run_id": "x", "device_seconds": 1.0, "started_at": 0.0}
     with pytest.raises(Leaving):
         leaving.finish(request, facts)
