@@ -198,3 +198,5 @@ def test_an_option_is_a_number() -> None:
     for written in ("a=nan", "a=inf"):
         with pytest.raises(InputError, match=f"clip_options has '{written}'; it must be a finite number"):
             options(written)
+    with pytest.raises(InputError, match="clip_options has a twice; choose one value"):
+        options("a=1, b=2, a=3")

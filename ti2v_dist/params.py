@@ -23,6 +23,8 @@ def options(text: str) -> str:
     found = dict[str, float]()
     for entry in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = (word.strip() for word in entry.partition("="))
+        if name in found:
+            raise InputError(f"clip_options has {name} twice; choose one value")
         try:
             found[name] = float(value)
         except ValueError:

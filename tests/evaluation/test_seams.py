@@ -34,7 +34,7 @@ def test_a_video_that_goes_on_as_before_has_joins_like_any_other_two_frames() ->
     first, second = measured(drifting())
     assert (first["frame"], second["frame"]) == (1 + CHUNK, 1 + 2 * CHUNK)
     for join in (first, second):
-        assert join["colour"] == 1
+        assert join["color"] == 1
         assert join["motion"] == pytest.approx(1, abs=0.02)
         assert join["sharpness"] < 3, "what comes in at the edge"
 
@@ -45,16 +45,16 @@ def test_a_shift_of_the_colour_shows_in_the_colour_alone_and_at_its_join_alone()
     frames[1 + 2 * CHUNK :] += 9
     first, second = measured(frames)
     assert first == usual[0]
-    assert second["colour"] == 10, "ten levels, where each frame adds one"
-    assert {**second, "colour": 0} == {**usual[1], "colour": 0}
+    assert second["color"] == 10, "ten levels, where each frame adds one"
+    assert {**second, "color": 0} == {**usual[1], "color": 0}
 
 
 def test_a_colour_cast_of_one_channel_shows_too() -> None:
     frames = drifting()
     frames[1 + CHUNK :, ..., 2] += 12
     first, second = measured(frames)
-    assert first["colour"] == pytest.approx(np.linalg.norm([1, 1, 13]) / np.linalg.norm([1, 1, 1]), abs=0.01)
-    assert second["colour"] == 1
+    assert first["color"] == pytest.approx(np.linalg.norm([1, 1, 13]) / np.linalg.norm([1, 1, 1]), abs=0.01)
+    assert second["color"] == 1
 
 
 def test_a_blur_shows_in_the_sharpness() -> None:
@@ -62,7 +62,7 @@ def test_a_blur_shows_in_the_sharpness() -> None:
     frames[1 + CHUNK :] = [blurred(frame) for frame in frames[1 + CHUNK :]]
     first, second = measured(frames)
     assert first["sharpness"] > 20
-    assert first["colour"] == pytest.approx(1, abs=0.02)
+    assert first["color"] == pytest.approx(1, abs=0.02)
     assert first["motion"] < 2
     assert second["sharpness"] < 5
 
@@ -79,12 +79,12 @@ def test_a_repeated_frame_shows_as_no_motion() -> None:
 
 def test_a_still_video_divides_by_nothing() -> None:
     still = np.full((1 + 2 * CHUNK, SIZE, SIZE, 3), 90, np.uint8)
-    assert measured(still) == [{"frame": 1 + CHUNK, "colour": 1, "sharpness": 1, "motion": 1}]
+    assert measured(still) == [{"frame": 1 + CHUNK, "color": 1, "sharpness": 1, "motion": 1}]
     still[1 + CHUNK :, : SIZE // 2] = 190
     (cut,) = measured(still)
     assert cut["motion"] == 500, "50 levels each way from their mean, where a tenth of one is what nobody sees"
     assert np.isfinite(list(cut.values())).all()
-    assert cut["colour"] == pytest.approx(np.linalg.norm([50] * 3) / UNSEEN.colour, rel=0.01)
+    assert cut["color"] == pytest.approx(np.linalg.norm([50] * 3) / UNSEEN.color, rel=0.01)
     assert cut["sharpness"] > 100
 
 

@@ -86,7 +86,7 @@ def test_the_row_has_the_figures_of_its_joins(plain: Made) -> None:
     joins = json.loads(plain.row["seams"])
     assert joins == seams.joins()
     assert [join["frame"] for join in joins] == list(STARTS[1:])
-    assert {key for join in joins for key in join} == {"frame", "colour", "sharpness", "motion"}
+    assert {key for join in joins for key in join} == {"frame", "color", "sharpness", "motion"}
     (table,) = read_table(metadata_table([plain.row])).to_pylist()
     assert table["seams"] == plain.row["seams"]
 

@@ -281,8 +281,8 @@ def test_a_page_of_a_run_that_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_worst_joins_are_told_in_words(tmp_path: Path) -> None:
-    like = {"colour": 1.2, "sharpness": 0.3, "motion": 0.9}
-    joins = [{"frame": 4, **like}, {"frame": 8, **like, "colour": 2.51}, {"frame": 16, **like, "colour": 6.2}]
+    like = {"color": 1.2, "sharpness": 0.3, "motion": 0.9}
+    joins = [{"frame": 4, **like}, {"frame": 8, **like, "color": 2.51}, {"frame": 16, **like, "color": 6.2}]
     joins[1] |= {"motion": 0.0412}
     joins[2] |= {"sharpness": 12.0}
     rows = [make(tmp_path, name, "a dog", frames=3) for name in ("alike", "mine", "single", "told")]

@@ -23,7 +23,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'> \u202edlrow\" '"
 DRIFTING = {"calm": 0, "wild": 9, "slow": 2}
-JOINS = '[{"colour":6.2,"frame":9,"motion":0.01,"sharpness":1.1}]'
+JOINS = '[{"color":6.2,"frame":9,"motion":0.01,"sharpness":1.1}]'
 FAILURE = {"line": 3, "id": "bad", "prompt": HOSTILE, "label": "drawn", "error_type": "ImageError", "attempts": 1}
 SUMMARY = {
     "usage": {"device_seconds": 7384.2, "worker_losses": 2},

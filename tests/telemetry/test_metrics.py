@@ -96,9 +96,9 @@ def test_known_labels_stand_at_zero(url: str) -> None:
 def test_each_join_of_a_video_is_counted_once_by_each_measure(metrics: Metrics, url: str) -> None:
     assert Change._fields == MEASURES
     metrics.observe_seams([])
-    metrics.observe_seams([{"frame": 9, "colour": 6.5, "sharpness": 1.0, "motion": 0.004} for _ in range(3)])
+    metrics.observe_seams([{"frame": 9, "color": 6.5, "sharpness": 1.0, "motion": 0.004} for _ in range(3)])
     found = scrape(url)
-    for measure, low, high in (("colour", "5.0", "10.0"), ("sharpness", "0.75", "1.0"), ("motion", "0", "0.1")):
+    for measure, low, high in (("color", "5.0", "10.0"), ("sharpness", "0.75", "1.0"), ("motion", "0", "0.1")):
         of = {
             (name, dict(labels).get("le")): n for (name, labels), n in found.items() if ("measure", measure) in labels
         }

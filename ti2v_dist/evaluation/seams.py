@@ -17,18 +17,18 @@ DIGITS = 3
 class Change(NamedTuple):
     """From one frame to the next, by the names of the figures.
 
-    `colour` is the distance of the channels' means, in levels: a blur keeps them, as it would not keep the mean of
+    `color` is the distance of the channels' means, in levels: a blur keeps them, as it would not keep the mean of
     linear light. `sharpness` is the logarithm of the ratio of the variances of the Laplacian of luma, without its sign;
     `motion` the mean absolute difference of pixels, in levels, once their channels' means are taken off: a change of
     colour alone is no motion.
     """
 
-    colour: float
+    color: float
     sharpness: float
     motion: float
 
 
-UNSEEN = Change(colour=0.1, sharpness=0.01, motion=0.1)
+UNSEEN = Change(color=0.1, sharpness=0.01, motion=0.1)
 """Changes that nobody sees; less counts as so much. So a still video has a figure, and none is made of rounding."""
 
 
@@ -91,7 +91,7 @@ class _Look(NamedTuple):
         recoloured_C = self.mean_C - before.mean_C
         moved_HWC -= recoloured_C.astype(np.float32)
         return Change(
-            colour=float(np.linalg.norm(recoloured_C)),
+            color=float(np.linalg.norm(recoloured_C)),
             sharpness=float(abs(np.log(self.detail / before.detail))),
             motion=float(np.abs(moved_HWC).mean(dtype=np.float64)),
         )

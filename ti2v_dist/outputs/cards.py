@@ -94,7 +94,7 @@ def _seams(row: dict[str, Any]) -> list[str]:
         return []
     joins, said = json.loads(row["seams"]), list[str]()
     for name, jumps in (
-        ("colour", "the colour jumps"),
+        ("color", "the colour jumps"),
         ("sharpness", "the sharpness jumps"),
         ("motion", "motion jumps"),
     ):

@@ -12,7 +12,7 @@ from ti2v_dist.scheduling.losses import LOSSES
 
 PHASES = ("queue_wait", "encode", "denoise", "decode", "commit")
 OUTCOMES = ("finished", "failed", "resumed")
-MEASURES = ("colour", "sharpness", "motion")
+MEASURES = ("color", "sharpness", "motion")
 LOSS_REASONS = (*LOSSES, "drained", "start_failed", "refused")
 ENDPOINT_RETRY_S = 2.0
 BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 90, 120)
