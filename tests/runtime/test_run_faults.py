@@ -83,18 +83,26 @@ def killed_life(run: Run) -> Life:
     life = Life.of(run)
     with run.start() as process:
         run.await_frames(process, 12)
-        names = " ".join(run.processes().values())
-        assert "ray::Coordinator" in names
-        assert names.count("ray::Worker") == WORKERS
+        assert "ray::Coordinator" in " ".join(run.processes().values())
+        assert workers_of(run)
         run.kill()
     return life
+
+
+def workers_of(run: Run) -> list[int]:
+    """Both of them: for a moment a process that a worker starts bears the worker's name."""
+
+    def all_there() -> list[int]:
+        found = [pid for pid, command in run.processes().items() if command.startswith("ray::Worker")]
+        return found if len(found) == WORKERS else []
+
+    return wait_until(all_there, "workers")
 
 
 @contextmanager
 def no_frame_until_it_stops(run: Run) -> Iterator[None]:
     """Hold the workers: a fast machine would make the rest before the coordinator has heard of a stop."""
-    workers = [pid for pid, command in run.processes().items() if command.startswith("ray::Worker")]
-    assert len(workers) == WORKERS
+    workers = workers_of(run)
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     try:
