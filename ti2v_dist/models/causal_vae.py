@@ -13,6 +13,15 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
 
+def statistics(vae: Any, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """The mean and the deviation of what the encoder gives, 1C111 each."""
+    mean, deviation = (
+        torch.tensor(vae.config[name], device=device, dtype=dtype).view(1, -1, 1, 1, 1)
+        for name in ("latents_mean", "latents_std")
+    )
+    return mean, deviation
+
+
 def stream_wan(vae: Any, unscaled: Callable[[Tensor], Tensor] = lambda latent: latent) -> Callable[[Tensor], Tensor]:
     """Begin a video: each call takes its next latent_1CHW, and gives the uint8 frames_FHWC that it stands for.
 

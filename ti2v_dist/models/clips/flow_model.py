@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ti2v_dist.models.base import ModelInfo
-from ti2v_dist.models.causal_vae import stream_wan
+from ti2v_dist.models.causal_vae import statistics, stream_wan
 from ti2v_dist.models.clips.family import ClipFamily, read_configs
 from ti2v_dist.models.clips.flow import boundary_of, shift_of
 from ti2v_dist.models.clips.wan_pipelines import WanPipeline
@@ -39,10 +39,7 @@ class WanFlow:
         is_first = [boundary is None or time >= boundary * TRAIN_TIMESTEPS for time in times]
         self._networks = [pipe.transformer if first else pipe.transformer_2 for first in is_first]
         self._vae = pipe.vae
-        self._mean, self._std = (
-            torch.tensor(self._vae.config[name], device=self.device).view(1, -1, 1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
+        self._mean, self._std = statistics(self._vae, self.device)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Prompts to float32 text_BLD: 512 tokens of umT5, zeros behind the last one."""

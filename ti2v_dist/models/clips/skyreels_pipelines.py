@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ti2v_dist.models.causal_vae import stream_wan
+from ti2v_dist.models.causal_vae import statistics, stream_wan
 from ti2v_dist.models.clips.rollout import Rollout
 from ti2v_dist.models.clips.wan_pipelines import WanPipeline
 from ti2v_dist.params import SamplingParams
@@ -109,8 +109,5 @@ class SkyReelsForcing(Rollout):
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Of a latent of the VAE the mean, and one over the deviation: each 1C111."""
-        mean, deviation = (
-            torch.tensor(self.pipe.vae.config[name], device=self.device).view(1, -1, 1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
+        mean, deviation = statistics(self.pipe.vae, self.device)
         return mean, 1.0 / deviation

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ti2v_dist.models.causal_vae import statistics
 from ti2v_dist.models.clips.pipeline import ClipPipeline
 
 
@@ -21,10 +22,7 @@ class WanPipeline(ClipPipeline):
     def pixels(self, latents_1CFHW: Tensor, generator: torch.Generator) -> Tensor:
         """The whole clip at once, from latents of unit variance."""
         vae = self.pipe.vae
-        mean, std = (
-            torch.tensor(vae.config[name], device=self.device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
-            for name in ("latents_mean", "latents_std")
-        )
+        mean, std = statistics(vae, self.device, vae.dtype)
         return vae.decode(latents_1CFHW.to(vae.dtype) * std + mean, return_dict=False)[0]
 
 
