@@ -1,0 +1,218 @@
+"""How fast the engine makes frames, against the loop that a capable user would write and against the arithmetic.
+
+    python benchmarks/engine_speed.py --json benchmarks/results/engine_speed_cpu.json
+
+`plain_loop.py` and the engine of 1, 2, 4 and 8 slots in turns, the same model and settings, one thread; the floor is the
+arithmetic of the plain network at the rate of the device's own matrix products, measured in the same run. What a frame
+takes grows with its evaluations, so few steps tell as much as many; once the default settings are measured too.
+On a CPU the model is the embedded one, on a GPU a random one of ModelScopeT2V's shape.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import making
+from benchmarks.machine import machine, matmul_rate
+from benchmarks.plain_loop import PlainLoop
+from benchmarks.quality_table import grid
+from benchmarks.subject import MODELS, Watch, begun, folder_of, loaded, settings_of, usual_model
+from benchmarks.turns import clock_of, in_turns, middle, times_faster, usual_numerics
+from ti2v_dist.engine import Engine
+from ti2v_dist.models import read_info
+from ti2v_dist.numerics import make_deterministic
+from ti2v_dist.params import SamplingParams
+
+TOP_OPERATIONS = 15
+
+
+def plain_frame(folder: Path, device: str, dtype: str, params: SamplingParams) -> tuple[PlainLoop, Any]:
+    """The plain loop, and the function that makes one frame with it: of a model's context and text."""
+    S, U, g = params.num_inference_steps, params.resample_iterations, params.guidance_scale
+    loop = PlainLoop(folder, device, dtype, S, U, g)
+
+    def frame(state: Any) -> Callable[[], object]:
+        queue = torch.tensor(state.queue.latents_KCHW, device=device).transpose(0, 1)[None]
+        text, negative = (torch.tensor(one[None], device=device) for one in (state.next_text_LD, state.negative_text_LD))
+
+        def make() -> object:
+            with usual_numerics():
+                return loop.next_latent(queue, text, negative)
+
+        return make
+
+    return loop, frame
+
+
+def flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def speeds(
+    model: Any, folder: Path, device: str, dtype: str, params: SamplingParams, slots: Sequence[int], rounds: int
+) -> dict[str, Any]:
+    """The plain loop and the engine of each number of slots in turns: seconds a frame of a video, and how much faster."""
+    engines = {count: Engine(model, count) for count in slots}
+    states = begun(engines[slots[0]], max(slots), params)
+    loop, frame = plain_frame(folder, device, dtype, params)
+    ways: dict[str, Callable[[], object]] = {"plain": frame(states[0])}
+    for count, engine in engines.items():
+        ways[str(count)] = lambda engine=engine, count=count: engine.advance(states[:count])
+    seconds = in_turns(ways, rounds, clock_of(device))
+    S, U = params.num_inference_steps, params.resample_iterations
+    ours, theirs = S * U - (U - 1), loop.evaluations
+    plain_flops = flops(ways["plain"])
+    found: dict[str, Any] = {
+        "plain": {"seconds_a_frame": round(middle(seconds["plain"]), 5), "evaluations_a_frame": theirs},
+        "evaluations_a_frame": ours,
+        "gflop_an_evaluation": round(plain_flops / theirs / 1e9, 3),
+        "slots": {},
+    }
+    for count in slots:
+        each = [second / count for second in seconds[str(count)]]
+        faster = times_faster(seconds["plain"], each)
+        found["slots"][str(count)] = {
+            "seconds_a_frame": round(middle(each), 5),
+            "faster_a_frame": faster,
+            "faster_an_evaluation": round(faster["median"] * ours / theirs, 3),
+            "gflop_a_frame_counted": round(flops(ways[str(count)]) / count / 1e9, 3),
+        }
+    return found
+
+
+def add_floor(found: dict[str, Any], gflops: float) -> None:
+    """How much of the rate of matrix products is reached: of the plain network's arithmetic, and of the engine's own."""
+    gflop = found["gflop_an_evaluation"]
+    plain = found["plain"]
+    plain["of_floor"] = round(gflop * plain["evaluations_a_frame"] / plain["seconds_a_frame"] / gflops, 4)
+    for one in found["slots"].values():
+        one["of_floor"] = round(gflop * found["evaluations_a_frame"] / one["seconds_a_frame"] / gflops, 4)
+        one["of_own_floor"] = round(one["gflop_a_frame_counted"] / one["seconds_a_frame"] / gflops, 4)
+
+
+def watched(model: Any, device: str, params: SamplingParams) -> dict[str, Any]:
+    """Evaluations of a frame, and of encoding and decoding, which has none; the sampler's share of the time."""
+    engine, watch = Engine(model, 1), Watch(model, clock_of(device))
+    states = begun(engine, 1, params)
+    encoded, _, _ = watch.during(lambda: begun(engine, 1, params))
+    engine.advance(states)
+    evaluations, inside, whole = watch.during(lambda: engine.advance(states))
+    decoded, _, _ = watch.during(lambda: engine.decode(states[0].queue.latents_KCHW))
+    counted = {"a frame": evaluations, "encoding": encoded, "decoding": decoded}
+    return {"evaluations_counted": counted, "sampler_overhead": round(1 - inside / whole, 4)}
+
+
+def where_time_goes(model: Any, device: str, params: SamplingParams) -> list[dict[str, Any]]:
+    """The operations that take most of a frame, by their own time on the device; shares of all of it."""
+    engine = Engine(model, 1)
+    states = begun(engine, 1, params)
+    on_gpu = device != "cpu"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    engine.advance(states)
+    with profile(activities=activities) as seen:
+        engine.advance(states)
+    rows = [(one.self_device_time_total if on_gpu else one.self_cpu_time_total, one) for one in seen.key_averages()]
+    total = sum(time for time, _ in rows) or 1
+    rows.sort(key=lambda row: -row[0])
+    return [
+        {"operation": one.key, "share": round(time / total, 4), "calls": one.count}
+        for time, one in rows[:TOP_OPERATIONS]
+    ]
+
+
+def price_of_determinism(folder: str, dtype: str, params: SamplingParams, rounds: int) -> dict[str, float]:
+    """How many times as long a frame takes on a GPU with deterministic kernels as without."""
+    strict, loose = (Engine(loaded(folder, "cuda", dtype), 1) for _ in range(2))
+    states = begun(strict, 1, params)
+
+    def deterministic() -> None:
+        make_deterministic()
+        strict.advance(states)
+
+    def as_it_comes() -> None:
+        with usual_numerics():
+            loose.advance(states)
+
+    seconds = in_turns({"strict": deterministic, "loose": as_it_comes}, rounds, clock_of("cuda"))
+    return times_faster(seconds["strict"], seconds["loose"])
+
+
+def measure(chosen: argparse.Namespace, dtype: str, folder: str) -> dict[str, Any]:
+    """All figures of one dtype."""
+    on_gpu, place = chosen.device != "cpu", read_info(folder).folder
+    model = loaded(folder, chosen.device, dtype)
+    info = model.info
+    params, usual = (
+        SamplingParams(context_frames=info.window - 1, guidance_scale=info.guidance_scale, **few)
+        for few in ({"num_inference_steps": chosen.steps, "resample_iterations": chosen.iterations}, {})
+    )
+    found = speeds(model, place, chosen.device, dtype, params, chosen.slots, chosen.rounds)
+    rate = matmul_rate(chosen.device, dtype, chosen.rounds)
+    add_floor(found, rate["gflops"])
+    if chosen.usual_rounds:
+        one = speeds(model, place, chosen.device, dtype, usual, chosen.slots[:1], chosen.usual_rounds)
+        add_floor(one, rate["gflops"])
+        found["usual_settings"] = {**settings_of(usual, chosen.slots[:1], info), **one}
+    price = price_of_determinism(folder, dtype, params, chosen.rounds) if on_gpu else None
+    profiled = where_time_goes(model, chosen.device, params)
+    found |= {**watched(model, chosen.device, params), "price_of_determinism": price}
+    settings = settings_of(params, chosen.slots, info)
+    return {"dtype": dtype, "settings": settings, "matmul": rate, **found, "where_time_goes": profiled}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The engine beside the plain loop, a line each number of slots."""
+    header = ("dtype", "slots", "faster, an evaluation", "faster, a frame", "least to most", "of the floor", "of its own")
+    lines = []
+    for found in report["found"]:
+        lines.append([found["dtype"], "plain loop", "1", "1", "", _percent(found["plain"]["of_floor"]), ""])
+        for slots, one in found["slots"].items():
+            ratio = one["faster_a_frame"]
+            floors = (_percent(one["of_floor"]), _percent(one["of_own_floor"]))
+            between = f"{ratio['least']:.2f} to {ratio['most']:.2f}"
+            each = f"{one['faster_an_evaluation']:.2f}"
+            lines.append([found["dtype"], slots, each, f"{ratio['median']:.2f}", between, *floors])
+    return grid(header, lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table and keep everything."""
+    parser = argparse.ArgumentParser(description="The engine against a plain loop and the arithmetic.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtypes", nargs="+", default=None, choices=("float32", "bfloat16"))
+    parser.add_argument("--model", choices=MODELS, help="by default shapes on a CPU and modelscope on a GPU")
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--usual-rounds", type=int, default=2, help="of the default settings; 0 leaves them out")
+    parser.add_argument("--json", type=Path, default=Path("runs/engine_speed.json"))
+    chosen = parser.parse_args(argv)
+    name = chosen.model or usual_model(chosen.device)
+    found = []
+    for dtype in chosen.dtypes or (("float32", "bfloat16") if chosen.device == "cpu" else ("bfloat16",)):
+        with folder_of(name, chosen.device, dtype) as folder:
+            found.append(measure(chosen, dtype, folder))
+    report = {**machine(chosen.device), "model": name, "rounds": chosen.rounds, "found": found}
+    making.save(report, chosen.json)
+    print(table(report))
+    print(json.dumps(found[-1]["evaluations_counted"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
