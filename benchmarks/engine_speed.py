@@ -40,7 +40,9 @@ def plain_frame(folder: Path, device: str, dtype: str, params: SamplingParams) -
 
     def frame(state: Any) -> Callable[[], object]:
         queue = torch.tensor(state.queue.latents_KCHW, device=device).transpose(0, 1)[None]
-        text, negative = (torch.tensor(one[None], device=device) for one in (state.next_text_LD, state.negative_text_LD))
+        text, negative = (
+            torch.tensor(one[None], device=device) for one in (state.next_text_LD, state.negative_text_LD)
+        )
 
         def make() -> object:
             with usual_numerics():
@@ -172,7 +174,15 @@ def measure(chosen: argparse.Namespace, dtype: str, folder: str) -> dict[str, An
 
 def table(report: dict[str, Any]) -> str:
     """The engine beside the plain loop, a line each number of slots."""
-    header = ("dtype", "slots", "faster, an evaluation", "faster, a frame", "least to most", "of the floor", "of its own")
+    header = (
+        "dtype",
+        "slots",
+        "faster, an evaluation",
+        "faster, a frame",
+        "least to most",
+        "of the floor",
+        "of its own",
+    )
     lines = []
     for found in report["found"]:
         lines.append([found["dtype"], "plain loop", "1", "1", "", _percent(found["plain"]["of_floor"]), ""])

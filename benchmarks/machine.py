@@ -23,14 +23,13 @@ CHANNELS = (320, 640, 1280)
 """A UNet's products: so many tokens, from its channels to its channels, and to four times as many."""
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """The machine's name, its cores, the date, what is installed, and the commit of this checkout."""
     packages = ("torch", "diffusers", "ray")
     return {
         "machine": torch.cuda.get_device_name() if device != "cpu" else processor(),
         "device": device,
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "versions": {name: _installed(name) for name in packages},
@@ -51,7 +50,7 @@ def matmul_rate(device: str, dtype: str, rounds: int) -> dict[str, Any]:
     shapes += [(m, k, n * k) for m in TOKENS for k in CHANNELS for n in (1, 4)]
     found = {shape: _gflops(device, dtype, rounds, *shape) for shape in shapes}
     best = max(found, key=found.__getitem__)
-    return {"gflops": round(found[best], 1), "shape": "x".join(map(str, best))}
+    return {"gflops": round(found[best], 1), "shape": "x".join(map(str, best)), "threads": torch.get_num_threads()}
 
 
 def _gflops(device: str, dtype: str, rounds: int, m: int, k: int, n: int) -> float:
