@@ -2,14 +2,13 @@
 
     python benchmarks/engine_speed.py --json benchmarks/results/engine_speed_cpu.json
 
-`plain_loop.py` and the engine of 1, 2, 4 and 8 slots in turns, the same model and settings, one thread; the floor is the
-arithmetic of the plain network at the rate of the device's own matrix products, measured in the same run. What a frame
-takes grows with its evaluations, so few steps tell as much as many; once the default settings are measured too.
+`plain_loop.py` and the engine of 1, 2, 4 and 8 slots in turns, the same model and settings, one thread; the floor is
+the arithmetic of the plain network at the rate of the device's own matrix products, measured in the same run. What a
+frame takes grows with its evaluations, so few steps tell as much as many; the default settings are measured too.
 On a CPU the model is the embedded one, on a GPU a random one of ModelScopeT2V's shape.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import making
 from benchmarks.machine import machine, matmul_rate
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.quality_table import grid
-from benchmarks.subject import MODELS, Watch, begun, folder_of, loaded, settings_of, usual_model
+from benchmarks.subject import MODELS, Watch, begun, flops, folder_of, loaded, settings_of, usual_model
 from benchmarks.turns import clock_of, in_turns, middle, times_faster, usual_numerics
 from ti2v_dist.engine import Engine
+from ti2v_dist.latents import VideoState
 from ti2v_dist.models import read_info
 from ti2v_dist.numerics import make_deterministic
 from ti2v_dist.params import SamplingParams
@@ -33,45 +32,31 @@ from ti2v_dist.params import SamplingParams
 TOP_OPERATIONS = 15
 
 
-def plain_frame(folder: Path, device: str, dtype: str, params: SamplingParams) -> tuple[PlainLoop, Any]:
-    """The plain loop, and the function that makes one frame with it: of a model's context and text."""
-    S, U, g = params.num_inference_steps, params.resample_iterations, params.guidance_scale
-    loop = PlainLoop(folder, device, dtype, S, U, g)
+def plain_frame(loop: PlainLoop, state: VideoState) -> Callable[[], object]:
+    """The next frame of a video by the plain loop, under the numerics that torch has by itself."""
+    queue_KCHW = torch.tensor(state.queue.latents_KCHW, device=loop.device)
+    queue = queue_KCHW.transpose(0, 1)[None].contiguous()
+    text, negative = (torch.tensor(one[None]).to(loop.device) for one in (state.next_text_LD, state.negative_text_LD))
 
-    def frame(state: Any) -> Callable[[], object]:
-        queue = torch.tensor(state.queue.latents_KCHW, device=device).transpose(0, 1)[None]
-        text, negative = (
-            torch.tensor(one[None], device=device) for one in (state.next_text_LD, state.negative_text_LD)
-        )
+    def make() -> object:
+        with usual_numerics():
+            return loop.next_latent(queue, text, negative)
 
-        def make() -> object:
-            with usual_numerics():
-                return loop.next_latent(queue, text, negative)
-
-        return make
-
-    return loop, frame
-
-
-def flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of matrix products and convolutions."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
+    return make
 
 
 def speeds(
     model: Any, folder: Path, device: str, dtype: str, params: SamplingParams, slots: Sequence[int], rounds: int
 ) -> dict[str, Any]:
-    """The plain loop and the engine of each number of slots in turns: seconds a frame of a video, and how much faster."""
+    """The plain loop and the engine of each number of slots in turns: seconds a frame of a video, and their ratio."""
     engines = {count: Engine(model, count) for count in slots}
     states = begun(engines[slots[0]], max(slots), params)
-    loop, frame = plain_frame(folder, device, dtype, params)
-    ways: dict[str, Callable[[], object]] = {"plain": frame(states[0])}
+    S, U = params.num_inference_steps, params.resample_iterations
+    loop = PlainLoop(folder, device, dtype, S, U, params.guidance_scale)
+    ways: dict[str, Callable[[], object]] = {"plain": plain_frame(loop, states[0])}
     for count, engine in engines.items():
         ways[str(count)] = lambda engine=engine, count=count: engine.advance(states[:count])
     seconds = in_turns(ways, rounds, clock_of(device))
-    S, U = params.num_inference_steps, params.resample_iterations
     ours, theirs = S * U - (U - 1), loop.evaluations
     plain_flops = flops(ways["plain"])
     found: dict[str, Any] = {
@@ -93,7 +78,7 @@ def speeds(
 
 
 def add_floor(found: dict[str, Any], gflops: float) -> None:
-    """How much of the rate of matrix products is reached: of the plain network's arithmetic, and of the engine's own."""
+    """The share of the rate of matrix products that is reached: by the plain arithmetic, and by the engine's own."""
     gflop = found["gflop_an_evaluation"]
     plain = found["plain"]
     plain["of_floor"] = round(gflop * plain["evaluations_a_frame"] / plain["seconds_a_frame"] / gflops, 4)
@@ -102,16 +87,17 @@ def add_floor(found: dict[str, Any], gflops: float) -> None:
         one["of_own_floor"] = round(one["gflop_a_frame_counted"] / one["seconds_a_frame"] / gflops, 4)
 
 
-def watched(model: Any, device: str, params: SamplingParams) -> dict[str, Any]:
+def watched(model: Any, device: str, params: SamplingParams, rounds: int) -> dict[str, Any]:
     """Evaluations of a frame, and of encoding and decoding, which has none; the sampler's share of the time."""
-    engine, watch = Engine(model, 1), Watch(model, clock_of(device))
-    states = begun(engine, 1, params)
-    encoded, _, _ = watch.during(lambda: begun(engine, 1, params))
-    engine.advance(states)
-    evaluations, inside, whole = watch.during(lambda: engine.advance(states))
-    decoded, _, _ = watch.during(lambda: engine.decode(states[0].queue.latents_KCHW))
-    counted = {"a frame": evaluations, "encoding": encoded, "decoding": decoded}
-    return {"evaluations_counted": counted, "sampler_overhead": round(1 - inside / whole, 4)}
+    engine = Engine(model, 1)
+    with Watch(model, clock_of(device)) as watch:
+        states = begun(engine, 1, params)
+        encoding, _, _ = watch.during(lambda: begun(engine, 1, params))
+        frames = [watch.during(lambda: engine.advance(states)) for _ in range(1 + rounds)][1:]
+        decoding, _, _ = watch.during(lambda: engine.decode(states[0].queue.latents_KCHW))
+    counted = {"a frame": middle([frame[0] for frame in frames]), "encoding": encoding, "decoding": decoding}
+    overhead = middle([1 - inside / whole for _, inside, whole in frames])
+    return {"evaluations_counted": counted, "sampler_overhead": round(overhead, 4)}
 
 
 def where_time_goes(model: Any, device: str, params: SamplingParams) -> list[dict[str, Any]]:
@@ -154,44 +140,56 @@ def measure(chosen: argparse.Namespace, dtype: str, folder: str) -> dict[str, An
     on_gpu, place = chosen.device != "cpu", read_info(folder).folder
     model = loaded(folder, chosen.device, dtype)
     info = model.info
+    few = {"num_inference_steps": chosen.steps, "resample_iterations": chosen.iterations}
     params, usual = (
-        SamplingParams(context_frames=info.window - 1, guidance_scale=info.guidance_scale, **few)
-        for few in ({"num_inference_steps": chosen.steps, "resample_iterations": chosen.iterations}, {})
+        SamplingParams(context_frames=info.window - 1, guidance_scale=info.guidance_scale, **settings)
+        for settings in (few, {})
     )
     found = speeds(model, place, chosen.device, dtype, params, chosen.slots, chosen.rounds)
     rate = matmul_rate(chosen.device, dtype, chosen.rounds)
     add_floor(found, rate["gflops"])
+    profiled = where_time_goes(model, chosen.device, params)
     if chosen.usual_rounds:
         one = speeds(model, place, chosen.device, dtype, usual, chosen.slots[:1], chosen.usual_rounds)
         add_floor(one, rate["gflops"])
-        found["usual_settings"] = {**settings_of(usual, chosen.slots[:1], info), **one}
+        one |= watched(model, chosen.device, usual, 1)
+        found["usual_settings"] = {"settings": settings_of(usual, chosen.slots[:1], info), **one}
     price = price_of_determinism(folder, dtype, params, chosen.rounds) if on_gpu else None
-    profiled = where_time_goes(model, chosen.device, params)
-    found |= {**watched(model, chosen.device, params), "price_of_determinism": price}
+    found |= {**watched(model, chosen.device, params, chosen.rounds), "price_of_determinism": price}
     settings = settings_of(params, chosen.slots, info)
     return {"dtype": dtype, "settings": settings, "matmul": rate, **found, "where_time_goes": profiled}
 
 
 def table(report: dict[str, Any]) -> str:
-    """The engine beside the plain loop, a line each number of slots."""
-    header = (
-        "dtype",
-        "slots",
-        "faster, an evaluation",
-        "faster, a frame",
-        "least to most",
-        "of the floor",
-        "of its own",
-    )
+    """The engine beside the plain loop, a line each number of slots, and with the default settings."""
+    header = ("dtype", "steps", "slots", "faster an evaluation", "faster a frame", "least to most", "of the floor")
+    header = (*header, "of its own")
     lines = []
     for found in report["found"]:
-        lines.append([found["dtype"], "plain loop", "1", "1", "", _percent(found["plain"]["of_floor"]), ""])
-        for slots, one in found["slots"].items():
-            ratio = one["faster_a_frame"]
-            floors = (_percent(one["of_floor"]), _percent(one["of_own_floor"]))
-            between = f"{ratio['least']:.2f} to {ratio['most']:.2f}"
-            each = f"{one['faster_an_evaluation']:.2f}"
-            lines.append([found["dtype"], slots, each, f"{ratio['median']:.2f}", between, *floors])
+        lines += _lines(found["dtype"], found)
+        if "usual_settings" in found:
+            lines += _lines(found["dtype"], found["usual_settings"])
+    return grid(header, lines)
+
+
+def _lines(dtype: str, found: dict[str, Any]) -> list[list[str]]:
+    settings = found["settings"]
+    before = [dtype, f"{settings['num_inference_steps']} × {settings['resample_iterations']}"]
+    lines = [[*before, "plain loop", "1", "1", "", _percent(found["plain"]["of_floor"]), ""]]
+    for slots, one in found["slots"].items():
+        ratio = one["faster_a_frame"]
+        faster = (f"{one['faster_an_evaluation']:.2f}", f"{ratio['median']:.2f}")
+        floors = (_percent(one["of_floor"]), _percent(one["of_own_floor"]))
+        lines.append([*before, slots, *faster, f"{ratio['least']:.2f} to {ratio['most']:.2f}", *floors])
+    return lines
+
+
+def operations(report: dict[str, Any]) -> str:
+    """Where the time of a frame goes, by operation: shares of all of it."""
+    header = ("operation", *(found["dtype"] for found in report["found"]))
+    shares = [{one["operation"]: one["share"] for one in found["where_time_goes"]} for found in report["found"]]
+    names = dict.fromkeys(name for share in shares for name in share)
+    lines = [[f"`{name}`", *(_percent(share[name]) if name in share else "" for share in shares)] for name in names]
     return grid(header, lines)
 
 
@@ -220,7 +218,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {**machine(chosen.device), "model": name, "rounds": chosen.rounds, "found": found}
     making.save(report, chosen.json)
     print(table(report))
-    print(json.dumps(found[-1]["evaluations_counted"]))
     return 0
 
 

@@ -4,9 +4,6 @@ One video, Algorithm 1 as it is printed: the scheduler's own steps, two calls of
 Suffixes: B batch, C latent channels, F frames, K context frames, H height, W width, L tokens, D text width.
 """
 
-# diffusers re-exports its classes in a way that pyright takes for private.
-# pyright: reportPrivateImportUsage=false
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

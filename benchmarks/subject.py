@@ -4,18 +4,16 @@ The speed of a network does not depend on the values of its weights, so a random
 do. Suffixes: H height, W width, C colour channels.
 """
 
-# diffusers re-exports its classes in a way that pyright takes for private.
-# pyright: reportPrivateImportUsage=false
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, TextToVideoSDPipeline, UNet3DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.turns import Clock
@@ -43,7 +41,7 @@ def usual_model(device: str) -> str:
 
 
 def folder_of(model: str, device: str, dtype: str) -> AbstractContextManager[str]:
-    """What `read_info` takes for one of `MODELS`: the embedded one, or a random one in a folder that goes at the end."""
+    """What `read_info` takes for one of `MODELS`; the folder of a random one goes at the end."""
     if model == "shapes":
         return nullcontext(model)
     folder = TemporaryDirectory()
@@ -78,7 +76,8 @@ def write_random(folder: Path, device: str, dtype: str, **smaller: dict[str, Any
     for weight in networks["unet"].parameters():
         if not weight.any():  # a fresh temporal convolution ends in zeros, and a GPU multiplies zeros faster
             torch.nn.init.normal_(weight, std=0.02)
-    pipeline = TextToVideoSDPipeline(**networks, tokenizer=tokenizer, scheduler=new_schedule())
+    schedule: Any = new_schedule()
+    pipeline = TextToVideoSDPipeline(**networks, tokenizer=tokenizer, scheduler=schedule)
     pipeline.to(getattr(torch, dtype)).save_pretrained(folder, safe_serialization=True)
 
 
@@ -114,16 +113,29 @@ def begun(engine: Engine, count: int, params: SamplingParams) -> list[VideoState
     return [VideoState.start(request, engine.encode(request, picture(info))) for request in requests]
 
 
+def flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
 class Watch:
-    """Counts the guided evaluations of a model from now on, whoever asks for them, and the seconds that they take.
+    """Counts the guided evaluations of a model while it is entered, whoever asks for them, and the seconds they take.
 
     Two rows are one evaluation. On a GPU each is waited for, so that what lies between them is not hidden behind them.
     """
 
     def __init__(self, model: Any, clock: Clock) -> None:
         self.evaluations, self.seconds = 0.0, 0.0
-        self._clock, self._predict = clock, model.predict
-        model.predict = self._watched
+        self._clock, self._model, self._predict = clock, model, model.predict
+
+    def __enter__(self) -> Self:
+        self._model.predict = self._watched
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        del self._model.predict
 
     def _watched(self, x: torch.Tensor, *others: Any) -> torch.Tensor:
         began = self._clock()

@@ -397,7 +397,7 @@ def test_make_help_lists_every_target() -> None:
     assert sorted(targets) == sorted(names.split())
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check", "bench"])
+@pytest.mark.parametrize("target", ["demo", "test", "check", "bench", "quality"])
 def test_make_sets_the_environment_up_first(target: str, tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())

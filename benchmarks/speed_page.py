@@ -1,0 +1,177 @@
+"""The tables of speed from the results on file: one in README.md, and all of them in docs/performance.md.
+
+    python benchmarks/speed_page.py
+
+A cell whose result is not there says that it was not measured.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import engine_speed, flat, savings
+from benchmarks.quality_table import grid, write_block
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = {"short": ROOT / "README.md", "long": ROOT / "docs" / "performance.md"}
+MARKS = ("<!-- speed:begin -->", "<!-- speed:end -->")
+NOT_MEASURED = "not measured"
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+KINDS = ("engine_speed", "savings", "flat")
+TABLES = (
+    ("The engine against the plain loop and the floor", "engine_speed", engine_speed.table),
+    ("Where the time of a frame goes", "engine_speed", engine_speed.operations),
+    ("What each saving was to save, and what it saves", "savings", savings.table),
+    ("As the work grows", "flat", flat.table),
+)
+Report = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """A figure of README's table: the kind of report that has it, and the bar."""
+
+    figure: str
+    kind: str
+    cell: Callable[[Report], str]
+    bar: str = ""
+
+
+def read(results: Path = RESULTS) -> dict[str, dict[str, Report]]:
+    """The reports that there are, by device and kind; those of whole runs are a CPU's."""
+    found: dict[str, dict[str, Report]] = {}
+    for device in DEVICES:
+        paths = {kind: results / f"{kind}_{device}.json" for kind in KINDS}
+        if device == "cpu":
+            paths["run_around"] = results / "run_around.json"
+        found[device] = {kind: json.loads(path.read_text("utf-8")) for kind, path in paths.items() if path.exists()}
+    return found
+
+
+def _each(report: Report, of: Callable[[Report], float], form: str) -> str:
+    """A figure of every dtype."""
+    return " / ".join(form.format(of(found)) for found in report["found"])
+
+
+def _fastest(found: Report) -> Report:
+    return min(found["slots"].values(), key=lambda one: one["seconds_a_frame"])
+
+
+def _one_slot(found: Report) -> Report:
+    return found["slots"]["1"]
+
+
+def _usual_frame(found: Report) -> float:
+    return _one_slot(found["usual_settings"])["faster_a_frame"]["median"]
+
+
+def _evaluations(report: Report) -> str:
+    counted = [found["usual_settings"]["evaluations_counted"] for found in report["found"]]
+    hidden = max(max(each["encoding"], each["decoding"]) for each in counted)
+    return f"{counted[0]['a frame']:g}; {hidden:g} hidden"
+
+
+def _price(report: Report) -> str:
+    price = report["found"][0]["price_of_determinism"]
+    return "none: all are deterministic" if price is None else f"{100 * (price['median'] - 1):.0f} %"
+
+
+def _length(report: Report) -> str:
+    first, last = report["length"][0], report["length"][-1]
+    return f"{last['grown_mib'] - first['grown_mib']:+.1f} MiB, {last['ms'] / first['ms']:.2f} × the time a frame"
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        "faster than the plain loop, an evaluation, 1 slot",
+        "engine_speed",
+        lambda report: _each(report, lambda one: _one_slot(one)["faster_an_evaluation"], "{:.2f} ×"),
+        "≥ 1.5 × on a GPU",
+    ),
+    Row(
+        "the same, the best number of slots",
+        "engine_speed",
+        lambda report: _each(report, lambda one: _fastest(one)["faster_an_evaluation"], "{:.2f} ×"),
+        "more",
+    ),
+    Row(
+        "a whole frame with the default settings, 1 slot",
+        "engine_speed",
+        lambda report: _each(
+            report, lambda one: _one_slot(one["usual_settings"])["faster_a_frame"]["median"], "{:.2f} ×"
+        ),
+    ),
+    Row(
+        "of the arithmetic floor: plain loop",
+        "engine_speed",
+        lambda report: _each(report, lambda one: 100 * one["plain"]["of_floor"], "{:.0f} %"),
+    ),
+    Row(
+        "of the arithmetic floor: the best number of slots",
+        "engine_speed",
+        lambda report: _each(report, lambda one: 100 * _fastest(one)["of_floor"], "{:.0f} %"),
+        "≥ 70 % on a Hopper GPU",
+    ),
+    Row(
+        "evaluations a frame",
+        "engine_speed",
+        _evaluations,
+        "37; 0 hidden",
+    ),
+    Row(
+        "the sampler's share of the time",
+        "engine_speed",
+        lambda report: _each(report, lambda one: 100 * one["sampler_overhead"], "{:.1f} %"),
+        "< 2 %",
+    ),
+    Row("price of determinism", "engine_speed", _price, "≤ 10 %"),
+    Row("video of 1,024 frames against one of 16", "flat", _length, "flat"),
+)
+
+
+def short(results: dict[str, dict[str, Report]]) -> str:
+    """README's table: a column a device."""
+    header = ["figure", *(f"{name}{_where(results[device])}" for device, name in DEVICES.items()), "to reach"]
+    return grid(header, [[row.figure, *(_cell(results[device], row) for device in DEVICES), row.bar] for row in ROWS])
+
+
+def _where(reports: dict[str, Report]) -> str:
+    if "engine_speed" not in reports:
+        return ""
+    report = reports["engine_speed"]
+    return f": {report['machine']}, `{report['model']}`, {' / '.join(found['dtype'] for found in report['found'])}"
+
+
+def _cell(reports: dict[str, Report], row: Row) -> str:
+    return row.cell(reports[row.kind]) if row.kind in reports else NOT_MEASURED
+
+
+def long(results: dict[str, dict[str, Report]]) -> str:
+    """The tables of every kind and device."""
+    parts = []
+    for title, kind, table in TABLES:
+        parts.append(f"### {title}")
+        for device, name in DEVICES.items():
+            report = results[device].get(kind)
+            parts.append(f"{name}: {NOT_MEASURED}." if report is None else f"{_named(report)}\n\n{table(report)}")
+    return "\n\n".join(parts)
+
+
+def _named(report: Report) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return f"{report['machine']}, {report['cores']} cores, {report['date']}, commit `{report['commit']}`; {versions}."
+
+
+def main() -> int:
+    """Print README's table, and write both pages."""
+    results = read()
+    write_block(PAGES["short"], short(results), MARKS)
+    write_block(PAGES["long"], long(results), MARKS)
+    print(short(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
