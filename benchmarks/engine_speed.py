@@ -30,6 +30,8 @@ from ti2v_dist.numerics import make_deterministic
 from ti2v_dist.params import SamplingParams
 
 TOP_OPERATIONS = 15
+FEWEST: dict[str, Any] = {"num_inference_steps": 1, "resample_iterations": 1, "t_start": 999}
+"""One evaluation a frame."""
 
 
 def plain_frame(loop: PlainLoop, state: VideoState) -> Callable[[], object]:
@@ -46,23 +48,22 @@ def plain_frame(loop: PlainLoop, state: VideoState) -> Callable[[], object]:
 
 
 def speeds(
-    model: Any, folder: Path, device: str, dtype: str, params: SamplingParams, slots: Sequence[int], rounds: int
+    model: Any, folder: Path, dtype: str, params: SamplingParams, slots: Sequence[int], rounds: int
 ) -> dict[str, Any]:
     """The plain loop and the engine of each number of slots in turns: seconds a frame of a video, and their ratio."""
     engines = {count: Engine(model, count) for count in slots}
     states = begun(engines[slots[0]], max(slots), params)
     S, U = params.num_inference_steps, params.resample_iterations
-    loop = PlainLoop(folder, device, dtype, S, U, params.guidance_scale)
+    loop = PlainLoop(folder, model.device, dtype, S, U, params.guidance_scale)
     ways: dict[str, Callable[[], object]] = {"plain": plain_frame(loop, states[0])}
     for count, engine in engines.items():
         ways[str(count)] = lambda engine=engine, count=count: engine.advance(states[:count])
-    seconds = in_turns(ways, rounds, clock_of(device))
+    seconds = in_turns(ways, rounds, clock_of(model.device.type))
     ours, theirs = S * U - (U - 1), loop.evaluations
-    plain_flops = flops(ways["plain"])
     found: dict[str, Any] = {
+        "settings": settings_of(params, slots, model.info),
         "plain": {"seconds_a_frame": round(middle(seconds["plain"]), 5), "evaluations_a_frame": theirs},
         "evaluations_a_frame": ours,
-        "gflop_an_evaluation": round(plain_flops / theirs / 1e9, 3),
         "slots": {},
     }
     for count in slots:
@@ -72,19 +73,29 @@ def speeds(
             "seconds_a_frame": round(middle(each), 5),
             "faster_a_frame": faster,
             "faster_an_evaluation": round(faster["median"] * ours / theirs, 3),
-            "gflop_a_frame_counted": round(flops(ways[str(count)]) / count / 1e9, 3),
         }
     return found
 
 
-def add_floor(found: dict[str, Any], gflops: float) -> None:
+def arithmetic(model: Any, folder: Path, dtype: str) -> dict[str, float]:
+    """GFLOP of an evaluation by the plain loop, and by the engine, which reads its texts once a frame."""
+    window, g = model.info.window, model.info.guidance_scale
+    once = SamplingParams(context_frames=window - 1, guidance_scale=g, **FEWEST)
+    engine, loop = Engine(model), PlainLoop(folder, model.device, dtype, 1, 1, g)
+    (state,) = begun(engine, 1, once)
+    plain = plain_frame(loop, state)
+    counted = {"plain": flops(plain), "engine": flops(lambda: engine.advance([state]))}
+    return {name: round(count / 1e9, 4) for name, count in counted.items()}
+
+
+def add_floor(found: dict[str, Any], gflop: dict[str, float], gflops: float) -> None:
     """The share of the rate of matrix products that is reached: by the plain arithmetic, and by the engine's own."""
-    gflop = found["gflop_an_evaluation"]
     plain = found["plain"]
-    plain["of_floor"] = round(gflop * plain["evaluations_a_frame"] / plain["seconds_a_frame"] / gflops, 4)
+    plain["of_floor"] = round(gflop["plain"] * plain["evaluations_a_frame"] / plain["seconds_a_frame"] / gflops, 4)
     for one in found["slots"].values():
-        one["of_floor"] = round(gflop * found["evaluations_a_frame"] / one["seconds_a_frame"] / gflops, 4)
-        one["of_own_floor"] = round(one["gflop_a_frame_counted"] / one["seconds_a_frame"] / gflops, 4)
+        evaluations_a_second = found["evaluations_a_frame"] / one["seconds_a_frame"]
+        one["of_floor"] = round(gflop["plain"] * evaluations_a_second / gflops, 4)
+        one["of_own_floor"] = round(gflop["engine"] * evaluations_a_second / gflops, 4)
 
 
 def watched(model: Any, device: str, params: SamplingParams, rounds: int) -> dict[str, Any]:
@@ -118,9 +129,9 @@ def where_time_goes(model: Any, device: str, params: SamplingParams) -> list[dic
     ]
 
 
-def price_of_determinism(folder: str, dtype: str, params: SamplingParams, rounds: int) -> dict[str, float]:
-    """How many times as long a frame takes on a GPU with deterministic kernels as without."""
-    strict, loose = (Engine(loaded(folder, "cuda", dtype), 1) for _ in range(2))
+def price_of_determinism(folder: str, device: str, dtype: str, params: SamplingParams, rounds: int) -> dict[str, float]:
+    """How many times as long a frame takes with deterministic kernels as without; on a CPU all of them are."""
+    strict, loose = (Engine(loaded(folder, device, dtype), 1) for _ in range(2))
     states = begun(strict, 1, params)
 
     def deterministic() -> None:
@@ -131,13 +142,13 @@ def price_of_determinism(folder: str, dtype: str, params: SamplingParams, rounds
         with usual_numerics():
             loose.advance(states)
 
-    seconds = in_turns({"strict": deterministic, "loose": as_it_comes}, rounds, clock_of("cuda"))
+    seconds = in_turns({"strict": deterministic, "loose": as_it_comes}, rounds, clock_of(device))
     return times_faster(seconds["strict"], seconds["loose"])
 
 
 def measure(chosen: argparse.Namespace, dtype: str, folder: str) -> dict[str, Any]:
     """All figures of one dtype."""
-    on_gpu, place = chosen.device != "cpu", read_info(folder).folder
+    place = read_info(folder).folder
     model = loaded(folder, chosen.device, dtype)
     info = model.info
     few = {"num_inference_steps": chosen.steps, "resample_iterations": chosen.iterations}
@@ -145,19 +156,18 @@ def measure(chosen: argparse.Namespace, dtype: str, folder: str) -> dict[str, An
         SamplingParams(context_frames=info.window - 1, guidance_scale=info.guidance_scale, **settings)
         for settings in (few, {})
     )
-    found = speeds(model, place, chosen.device, dtype, params, chosen.slots, chosen.rounds)
-    rate = matmul_rate(chosen.device, dtype, chosen.rounds)
-    add_floor(found, rate["gflops"])
+    rate, gflop = matmul_rate(chosen.device, dtype, chosen.rounds), arithmetic(model, place, dtype)
+    found = speeds(model, place, dtype, params, chosen.slots, chosen.rounds)
+    add_floor(found, gflop, rate["gflops"])
     profiled = where_time_goes(model, chosen.device, params)
     if chosen.usual_rounds:
-        one = speeds(model, place, chosen.device, dtype, usual, chosen.slots[:1], chosen.usual_rounds)
-        add_floor(one, rate["gflops"])
-        one |= watched(model, chosen.device, usual, 1)
-        found["usual_settings"] = {"settings": settings_of(usual, chosen.slots[:1], info), **one}
-    price = price_of_determinism(folder, dtype, params, chosen.rounds) if on_gpu else None
+        one = speeds(model, place, dtype, usual, chosen.slots[:1], chosen.usual_rounds)
+        add_floor(one, gflop, rate["gflops"])
+        found["usual_settings"] = {**one, **watched(model, chosen.device, usual, 1)}
+    price = price_of_determinism(folder, chosen.device, dtype, params, chosen.rounds)
     found |= {**watched(model, chosen.device, params, chosen.rounds), "price_of_determinism": price}
-    settings = settings_of(params, chosen.slots, info)
-    return {"dtype": dtype, "settings": settings, "matmul": rate, **found, "where_time_goes": profiled}
+    facts = {"dtype": dtype, "matmul": rate, "gflop_an_evaluation": gflop}
+    return {**facts, **found, "where_time_goes": profiled}
 
 
 def table(report: dict[str, Any]) -> str:

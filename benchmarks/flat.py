@@ -110,14 +110,12 @@ def of_slots(folder: str, output: str, device: str, dtype: str, slots: int) -> d
     return {"slots": slots, "grown_mib": grown, "ms": round(1000 * middle(seconds[1:]) / slots, 3)}
 
 
-def apart(work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+def apart(work: Callable[..., dict[str, Any]], folder: str, *given: Any) -> dict[str, Any]:
     """A point in a process of its own, with a folder for what it stores."""
-    with (
-        TemporaryDirectory() as output,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
-    ):
-        folder, *others = given
-        return pool.submit(work, folder, output, *others).result()
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.flat"])
+    with TemporaryDirectory() as output, ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(work, folder, output, *given).result()
 
 
 def measure(chosen: argparse.Namespace, dtype: str) -> dict[str, Any]:

@@ -16,11 +16,10 @@ import torch
 from benchmarks.turns import clock_of, in_turns, middle
 
 ROOT = Path(__file__).resolve().parents[1]
-SQUARES = (256, 512, 1024)
-GPU_SQUARES = (4096, 8192, 16384)
-TOKENS = (1024, 4096)
-CHANNELS = (320, 640, 1280)
-"""A UNet's products: so many tokens, from its channels to its channels, and to four times as many."""
+SQUARES = {"cpu": (256, 512, 1024), "cuda": (1024, 4096, 8192, 16384)}
+TOKENS = {"cpu": (512, 1024), "cuda": (4096, 16384)}
+CHANNELS = {"cpu": (64, 128), "cuda": (320, 640, 1280)}
+"""A UNet's products: so many tokens, from its channels to as many, and to four times as many."""
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -45,9 +44,9 @@ def processor() -> str:
 
 def matmul_rate(device: str, dtype: str, rounds: int) -> dict[str, Any]:
     """The best of several products of matrices, in GFLOP a second, and its shape M x K x N."""
-    squares = SQUARES if device == "cpu" else (*SQUARES, *GPU_SQUARES)
-    shapes = [(n, n, n) for n in squares]
-    shapes += [(m, k, n * k) for m in TOKENS for k in CHANNELS for n in (1, 4)]
+    kind = device.partition(":")[0]
+    shapes = [(n, n, n) for n in SQUARES[kind]]
+    shapes += [(m, k, n * k) for m in TOKENS[kind] for k in CHANNELS[kind] for n in (1, 4)]
     found = {shape: _gflops(device, dtype, rounds, *shape) for shape in shapes}
     best = max(found, key=found.__getitem__)
     return {"gflops": round(found[best], 1), "shape": "x".join(map(str, best)), "threads": torch.get_num_threads()}

@@ -18,7 +18,7 @@ Randn = Callable[..., Tensor]
 class PlainLoop:
     """A UNet and its scheduler from a folder in the diffusers layout. S steps, each made U times."""
 
-    def __init__(self, folder: Path, device: str, dtype: str, S: int, U: int, guidance: float) -> None:
+    def __init__(self, folder: Path, device: torch.device | str, dtype: str, S: int, U: int, guidance: float) -> None:
         self.device, self.dtype, self.U, self.guidance = torch.device(device), getattr(torch, dtype), U, guidance
         unet: Any = UNet3DConditionModel.from_pretrained(folder / "unet", torch_dtype=self.dtype)
         self.unet = unet.to(self.device).eval().requires_grad_(False)

@@ -81,9 +81,9 @@ def write_random(folder: Path, device: str, dtype: str, **smaller: dict[str, Any
     pipeline.to(getattr(torch, dtype)).save_pretrained(folder, safe_serialization=True)
 
 
-def loaded(folder: str, device: str, dtype: str) -> Any:
-    """The model of a folder, on the device."""
-    return load_model(read_info(folder), device=device, dtype=dtype)
+def loaded(folder: str, device: str, dtype: str, forward: str | None = None) -> Any:
+    """The model of a folder, on the device; with its own forward pass, or the one that is named."""
+    return load_model(read_info(folder), device=device, dtype=dtype, forward=forward)
 
 
 def request_of(info: ModelInfo, number: int, num_frames: int, params: SamplingParams) -> VideoRequest:
@@ -128,21 +128,34 @@ class Watch:
 
     def __init__(self, model: Any, clock: Clock) -> None:
         self.evaluations, self.seconds = 0.0, 0.0
-        self._clock, self._model, self._predict = clock, model, model.predict
+        self._model, self._clock = model, clock
+        self._predict, self._under, self._is_inside = model.predict, model.under, False
 
     def __enter__(self) -> Self:
-        self._model.predict = self._watched
+        self._model.predict, self._model.under = self._watched_predict, self._watched_under
         return self
 
     def __exit__(self, *error: object) -> None:
-        del self._model.predict
+        del self._model.predict, self._model.under
 
-    def _watched(self, x: torch.Tensor, *others: Any) -> torch.Tensor:
-        began = self._clock()
-        found = self._predict(x, *others)
-        self.seconds += self._clock() - began
-        self.evaluations += len(x) / 2
-        return found
+    def _watched_predict(self, x: torch.Tensor, t: int, text: torch.Tensor) -> torch.Tensor:
+        return self._timed(len(x), lambda: self._predict(x, t, text))
+
+    def _watched_under(self, text: torch.Tensor) -> Callable[..., torch.Tensor]:
+        predict = self._timed(0, lambda: self._under(text))
+        return lambda *given: self._timed(len(text), lambda: predict(*given))
+
+    def _timed(self, rows: int, work: Callable[[], Any]) -> Any:
+        """What `work` gives; a call within a call is part of that one."""
+        if self._is_inside:
+            return work()
+        self._is_inside, began = True, self._clock()
+        try:
+            return work()
+        finally:
+            self._is_inside = False
+            self.seconds += self._clock() - began
+            self.evaluations += rows / 2
 
     def during(self, work: Callable[[], object]) -> tuple[float, float, float]:
         """What a piece of work took: evaluations, seconds in the network, and seconds altogether."""
