@@ -102,8 +102,14 @@ class KeepsText(Protocol):
     def under(self, text_RLD: Tensor) -> Callable[[Tensor, int, int], Tensor]: ...
 
 
-def guided(model: Backbone, batch: Batch) -> Callable[[Tensor, int, int], Tensor]:
-    """An evaluation: (x_BCFHW, t, last) -> guided prediction (eq. 5) of the `last` latents, for 2B rows in one call.
+class Guided(Protocol):
+    """An evaluation: the guided prediction (eq. 5) of the `last` latents of a window, by default of all."""
+
+    def __call__(self, x_BCFHW: Tensor, t: int, last: int | None = None) -> Tensor: ...
+
+
+def guided(model: Backbone, batch: Batch) -> Guided:
+    """Evaluations with each video's texts and guidance scale, of 2B rows in one call.
 
     The unconditional rows come first. They are made at g = 1 too: leaving them out would change the batch's shape and
     so the bits.
@@ -116,8 +122,8 @@ def guided(model: Backbone, batch: Batch) -> Callable[[Tensor, int, int], Tensor
 
     predict = model.under(text_2BLD) if isinstance(model, KeepsText) else both
 
-    def evaluate(x_BCFHW: Tensor, t: int, last: int) -> Tensor:
-        uncond, cond = predict(x_BCFHW, t, last).chunk(2)
+    def evaluate(x_BCFHW: Tensor, t: int, last: int | None = None) -> Tensor:
+        uncond, cond = predict(x_BCFHW, t, last or x_BCFHW.shape[2]).chunk(2)
         return uncond + g * (cond - uncond)
 
     return evaluate

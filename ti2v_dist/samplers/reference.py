@@ -27,7 +27,7 @@ def sample_reference(model: Backbone, batch: Batch, params: SamplingParams) -> S
         s_prev = schedule.q_sample(s_0, t_prev, noise.draw(Purpose.NEXT_CONTEXT, step, 0, K))
         z = torch.cat([s_t, x], 2)
         for u in range(1, U + 1):
-            z = schedule.step(z, evaluate(z, t, K + 1), t, t_prev)
+            z = schedule.step(z, evaluate(z, t), t, t_prev)
             if u < U:
                 z = torch.cat([s_prev, z[:, :, K:]], 2)
                 z = schedule.renoise(z, t, t_prev, noise.draw(Purpose.RENOISE, step, u, K + 1))
