@@ -7,7 +7,7 @@ Suffixes: B batch, C latent channels, F new latents, K context latents, S steps,
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -95,16 +95,35 @@ class Begun(NamedTuple):
 Begin = Callable[[Any, Batch, SamplingParams], Begun]
 
 
-def guided(model: Backbone, batch: Batch) -> Callable[[Tensor, int], Tensor]:
-    """An evaluation: (x_BCFHW, t) -> guided prediction (eq. 5), one model call of 2B rows, unconditional rows first.
+@runtime_checkable
+class KeepsText(Protocol):
+    """A model that reads a text once for many predictions, and makes both branches of the same latents."""
 
-    The unconditional branch runs at g = 1 too: leaving it out would change the batch's shape and so the bits.
+    def under(self, text_RLD: Tensor) -> Callable[[Tensor, int, int], Tensor]: ...
+
+
+class Guided(Protocol):
+    """An evaluation: the guided prediction (eq. 5) of the `last` latents of a window, by default of all."""
+
+    def __call__(self, x_BCFHW: Tensor, t: int, last: int | None = None) -> Tensor: ...
+
+
+def guided(model: Backbone, batch: Batch) -> Guided:
+    """Evaluations with each video's texts and guidance scale, of 2B rows in one call.
+
+    The unconditional rows come first. They are made at g = 1 too: leaving them out would change the batch's shape and
+    so the bits.
     """
     text_2BLD = torch.cat([batch.negative_text_BLD, batch.text_BLD])
     g = batch.guidance_B.float().view(-1, 1, 1, 1, 1)
 
-    def evaluate(x_BCFHW: Tensor, t: int) -> Tensor:
-        uncond, cond = model.predict(torch.cat([x_BCFHW, x_BCFHW]), t, text_2BLD).float().chunk(2)
+    def both(x_BCFHW: Tensor, t: int, last: int) -> Tensor:
+        return model.predict(torch.cat([x_BCFHW, x_BCFHW]), t, text_2BLD).float()[:, :, -last:]
+
+    predict = model.under(text_2BLD) if isinstance(model, KeepsText) else both
+
+    def evaluate(x_BCFHW: Tensor, t: int, last: int | None = None) -> Tensor:
+        uncond, cond = predict(x_BCFHW, t, last or x_BCFHW.shape[2]).chunk(2)
         return uncond + g * (cond - uncond)
 
     return evaluate
