@@ -11,6 +11,7 @@ On a CPU the model is the embedded one, on a GPU a random one of ModelScopeT2V's
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import making
-from benchmarks.machine import machine, matmul_rate
+from benchmarks.machine import Product, fastest_product, machine
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.quality_table import grid
 from benchmarks.subject import MODELS, Watch, begun, flops, folder_of, loaded, settings_of, usual_model
@@ -47,85 +48,108 @@ def plain_frame(loop: PlainLoop, state: VideoState) -> Callable[[], object]:
     return make
 
 
-def speeds(
-    model: Any, folder: Path, dtype: str, params: SamplingParams, slots: Sequence[int], rounds: int
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Subject:
+    """A model, and what its speed is compared with: the loop of its folder, and a product of matrices."""
+
+    model: Any
+    folder: Path
+    dtype: str
+    product: Product
+    gflop: dict[str, float]
+
+    @property
+    def device(self) -> str:
+        """As torch calls it."""
+        return str(self.model.device)
+
+    def settings(self, **few: Any) -> SamplingParams:
+        """Those of the model, and what is named."""
+        info = self.model.info
+        return SamplingParams(context_frames=info.window - 1, guidance_scale=info.guidance_scale, **few)
+
+
+def subject(folder: str, device: str, dtype: str, rounds: int) -> Subject:
+    """A model of a folder, and GFLOP of an evaluation: by the plain loop, and by the engine, which reads texts once."""
+    model, place = loaded(folder, device, dtype), read_info(folder).folder
+    found = Subject(model, place, dtype, fastest_product(device, dtype, rounds), {})
+    engine, params = Engine(model), found.settings(**FEWEST)
+    (state,) = begun(engine, 1, params)
+    plain = plain_frame(PlainLoop(place, device, dtype, 1, 1, params.guidance_scale), state)
+    counted = {"plain": flops(plain), "engine": flops(lambda: engine.advance([state]))}
+    return replace(found, gflop={name: round(count / 1e9, 4) for name, count in counted.items()})
+
+
+def speeds(one: Subject, params: SamplingParams, slots: Sequence[int], rounds: int) -> dict[str, Any]:
     """The plain loop and the engine of each number of slots in turns: seconds a frame of a video, and their ratio."""
-    engines = {count: Engine(model, count) for count in slots}
+    engines = {count: Engine(one.model, count) for count in slots}
     states = begun(engines[slots[0]], max(slots), params)
     S, U = params.num_inference_steps, params.resample_iterations
-    loop = PlainLoop(folder, model.device, dtype, S, U, params.guidance_scale)
-    ways: dict[str, Callable[[], object]] = {"plain": plain_frame(loop, states[0])}
+    loop = PlainLoop(one.folder, one.device, one.dtype, S, U, params.guidance_scale)
+    ways: dict[str, Callable[[], object]] = {"product": one.product.work, "plain": plain_frame(loop, states[0])}
     for count, engine in engines.items():
         ways[str(count)] = lambda engine=engine, count=count: engine.advance(states[:count])
-    seconds = in_turns(ways, rounds, clock_of(model.device.type))
+    seconds = in_turns(ways, rounds, clock_of(one.device))
+    rate = one.product.gflop / middle(seconds["product"])
     ours, theirs = S * U - (U - 1), loop.evaluations
+
+    def of_floor(who: str, evaluations: int, second: float) -> float:
+        return round(one.gflop[who] * evaluations / second / rate, 4)
+
+    plain_s = middle(seconds["plain"])
+    plain = {"seconds_a_frame": round(plain_s, 5), "evaluations_a_frame": theirs}
     found: dict[str, Any] = {
-        "settings": settings_of(params, slots, model.info),
-        "plain": {"seconds_a_frame": round(middle(seconds["plain"]), 5), "evaluations_a_frame": theirs},
+        "settings": settings_of(params, slots, one.model.info),
+        "matmul_gflop_a_second": round(rate, 1),
+        "plain": {**plain, "of_floor": of_floor("plain", theirs, plain_s)},
         "evaluations_a_frame": ours,
         "slots": {},
     }
     for count in slots:
         each = [second / count for second in seconds[str(count)]]
-        faster = times_faster(seconds["plain"], each)
+        faster, each_s = times_faster(seconds["plain"], each), middle(each)
         found["slots"][str(count)] = {
-            "seconds_a_frame": round(middle(each), 5),
+            "seconds_a_frame": round(each_s, 5),
             "faster_a_frame": faster,
             "faster_an_evaluation": round(faster["median"] * ours / theirs, 3),
+            "of_floor": of_floor("plain", ours, each_s),
+            "of_own_floor": of_floor("engine", ours, each_s),
         }
     return found
 
 
-def arithmetic(model: Any, folder: Path, dtype: str) -> dict[str, float]:
-    """GFLOP of an evaluation by the plain loop, and by the engine, which reads its texts once a frame."""
-    window, g = model.info.window, model.info.guidance_scale
-    once = SamplingParams(context_frames=window - 1, guidance_scale=g, **FEWEST)
-    engine, loop = Engine(model), PlainLoop(folder, model.device, dtype, 1, 1, g)
-    (state,) = begun(engine, 1, once)
-    plain = plain_frame(loop, state)
-    counted = {"plain": flops(plain), "engine": flops(lambda: engine.advance([state]))}
-    return {name: round(count / 1e9, 4) for name, count in counted.items()}
-
-
-def add_floor(found: dict[str, Any], gflop: dict[str, float], gflops: float) -> None:
-    """The share of the rate of matrix products that is reached: by the plain arithmetic, and by the engine's own."""
-    plain = found["plain"]
-    plain["of_floor"] = round(gflop["plain"] * plain["evaluations_a_frame"] / plain["seconds_a_frame"] / gflops, 4)
-    for one in found["slots"].values():
-        evaluations_a_second = found["evaluations_a_frame"] / one["seconds_a_frame"]
-        one["of_floor"] = round(gflop["plain"] * evaluations_a_second / gflops, 4)
-        one["of_own_floor"] = round(gflop["engine"] * evaluations_a_second / gflops, 4)
-
-
-def watched(model: Any, device: str, params: SamplingParams, rounds: int) -> dict[str, Any]:
+def watched(one: Subject, params: SamplingParams, rounds: int) -> dict[str, Any]:
     """Evaluations of a frame, and of encoding and decoding, which has none; the sampler's share of the time."""
-    engine = Engine(model, 1)
-    with Watch(model, clock_of(device)) as watch:
+    engine, clock, meter = Engine(one.model), clock_of(one.device), making.Meter(one.model)
+    with meter.running() as encoding:
         states = begun(engine, 1, params)
-        encoding, _, _ = watch.during(lambda: begun(engine, 1, params))
-        frames = [watch.during(lambda: engine.advance(states)) for _ in range(1 + rounds)][1:]
-        decoding, _, _ = watch.during(lambda: engine.decode(states[0].queue.latents_KCHW))
-    counted = {"a frame": middle([frame[0] for frame in frames]), "encoding": encoding, "decoding": decoding}
-    overhead = middle([1 - inside / whole for _, inside, whole in frames])
-    return {"evaluations_counted": counted, "sampler_overhead": round(overhead, 4)}
+    engine.advance(states)
+    with meter.running() as made, Watch(one.model, clock) as watch:
+        began = clock()
+        for _ in range(rounds):
+            engine.advance(states)
+        took = clock() - began
+    with meter.running() as decoding:
+        engine.decode(states[0].queue.latents_KCHW)
+    counted = {"a frame": made.evaluations / rounds, "encoding": encoding.evaluations, "decoding": decoding.evaluations}
+    return {"evaluations_counted": counted, "sampler_overhead": round(1 - watch.seconds / took, 4)}
 
 
-def where_time_goes(model: Any, device: str, params: SamplingParams) -> list[dict[str, Any]]:
+def where_time_goes(one: Subject, params: SamplingParams) -> list[dict[str, Any]]:
     """The operations that take most of a frame, by their own time on the device; shares of all of it."""
-    engine = Engine(model, 1)
+    engine = Engine(one.model)
     states = begun(engine, 1, params)
-    on_gpu = device != "cpu"
+    on_gpu = one.device != "cpu"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     engine.advance(states)
     with profile(activities=activities) as seen:
         engine.advance(states)
-    rows = [(one.self_device_time_total if on_gpu else one.self_cpu_time_total, one) for one in seen.key_averages()]
+    rows = [(row.self_device_time_total if on_gpu else row.self_cpu_time_total, row) for row in seen.key_averages()]
     total = sum(time for time, _ in rows) or 1
     rows.sort(key=lambda row: -row[0])
     return [
-        {"operation": one.key, "share": round(time / total, 4), "calls": one.count}
-        for time, one in rows[:TOP_OPERATIONS]
+        {"operation": row.key, "share": round(time / total, 4), "calls": row.count}
+        for time, row in rows[:TOP_OPERATIONS]
     ]
 
 
@@ -148,26 +172,16 @@ def price_of_determinism(folder: str, device: str, dtype: str, params: SamplingP
 
 def measure(chosen: argparse.Namespace, dtype: str, folder: str) -> dict[str, Any]:
     """All figures of one dtype."""
-    place = read_info(folder).folder
-    model = loaded(folder, chosen.device, dtype)
-    info = model.info
-    few = {"num_inference_steps": chosen.steps, "resample_iterations": chosen.iterations}
-    params, usual = (
-        SamplingParams(context_frames=info.window - 1, guidance_scale=info.guidance_scale, **settings)
-        for settings in (few, {})
-    )
-    rate, gflop = matmul_rate(chosen.device, dtype, chosen.rounds), arithmetic(model, place, dtype)
-    found = speeds(model, place, dtype, params, chosen.slots, chosen.rounds)
-    add_floor(found, gflop, rate["gflops"])
-    profiled = where_time_goes(model, chosen.device, params)
+    one = subject(folder, chosen.device, dtype, chosen.rounds)
+    params = one.settings(num_inference_steps=chosen.steps, resample_iterations=chosen.iterations)
+    found = speeds(one, params, chosen.slots, chosen.rounds)
+    found["where_time_goes"] = where_time_goes(one, params)
+    found["price_of_determinism"] = price_of_determinism(folder, chosen.device, dtype, params, chosen.rounds)
     if chosen.usual_rounds:
-        one = speeds(model, place, dtype, usual, chosen.slots[:1], chosen.usual_rounds)
-        add_floor(one, gflop, rate["gflops"])
-        found["usual_settings"] = {**one, **watched(model, chosen.device, usual, 1)}
-    price = price_of_determinism(folder, chosen.device, dtype, params, chosen.rounds)
-    found |= {**watched(model, chosen.device, params, chosen.rounds), "price_of_determinism": price}
-    facts = {"dtype": dtype, "matmul": rate, "gflop_an_evaluation": gflop}
-    return {**facts, **found, "where_time_goes": profiled}
+        usual = one.settings()
+        found["usual_settings"] = speeds(one, usual, chosen.slots[:1], chosen.usual_rounds) | watched(one, usual, 1)
+    found |= watched(one, params, chosen.rounds)
+    return {"dtype": dtype, "matmul": one.product.shape, "gflop_an_evaluation": one.gflop, **found}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -220,8 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--usual-rounds", type=int, default=2, help="of the default settings; 0 leaves them out")
     parser.add_argument("--json", type=Path, default=Path("runs/engine_speed.json"))
     chosen = parser.parse_args(argv)
-    name = chosen.model or usual_model(chosen.device)
-    found = []
+    if chosen.device == "cpu":
+        torch.set_num_threads(1)
+    name, found = chosen.model or usual_model(chosen.device), []
     for dtype in chosen.dtypes or (("float32", "bfloat16") if chosen.device == "cpu" else ("bfloat16",)):
         with folder_of(name, chosen.device, dtype) as folder:
             found.append(measure(chosen, dtype, folder))

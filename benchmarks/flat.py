@@ -74,8 +74,10 @@ def of_length(folder: str, output: str, device: str, dtype: str, length: int) ->
     maker = Maker(folder, output, device, dtype)
     list(maker.make(0, WARM_FRAMES))
     peak, seconds = peak_mib(device), list(maker.make(1, length))
-    grown = round(peak_mib(device) - peak, 1)
-    return {"frames": length, "grown_mib": grown, "ms": round(1000 * middle(seconds), 3)}
+    grown, quarter = round(peak_mib(device) - peak, 1), max(1, len(seconds) // 4)
+    last_to_first = round(middle(seconds[-quarter:]) / middle(seconds[:quarter]), 3)
+    ms = round(1000 * middle(seconds), 3)
+    return {"frames": length, "grown_mib": grown, "ms": ms, "last_quarter_to_first": last_to_first}
 
 
 def of_number(folder: str, output: str, device: str, dtype: str, videos: int) -> dict[str, Any]:

@@ -1,15 +1,13 @@
-"""What figures were measured on: the machine, its versions, and the rate of its own matrix products.
-
-The rate is measured by the run whose figures are divided by it, with the same clock and as many threads.
-"""
+"""What figures were measured on: the machine, its versions, and a product of matrices to compare them with."""
 
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +18,7 @@ SQUARES = {"cpu": (256, 512, 1024), "cuda": (1024, 4096, 8192, 16384)}
 TOKENS = {"cpu": (512, 1024), "cuda": (4096, 16384)}
 CHANNELS = {"cpu": (64, 128), "cuda": (320, 640, 1280)}
 """A UNet's products: so many tokens, from its channels to as many, and to four times as many."""
+SPAN_S = 0.1
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -42,20 +41,33 @@ def processor() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
-def matmul_rate(device: str, dtype: str, rounds: int) -> dict[str, Any]:
-    """The best of several products of matrices, in GFLOP a second, and its shape M x K x N."""
+class Product(NamedTuple):
+    """A product of matrices M x K x N, made so often in one call that a clock can tell."""
+
+    shape: str
+    gflop: float
+    work: Callable[[], object]
+
+
+def fastest_product(device: str, dtype: str, rounds: int) -> Product:
+    """Of several products, squares and those of a UNet, the one that makes most of the device."""
     kind = device.partition(":")[0]
     shapes = [(n, n, n) for n in SQUARES[kind]]
     shapes += [(m, k, n * k) for m in TOKENS[kind] for k in CHANNELS[kind] for n in (1, 4)]
-    found = {shape: _gflops(device, dtype, rounds, *shape) for shape in shapes}
-    best = max(found, key=found.__getitem__)
-    return {"gflops": round(found[best], 1), "shape": "x".join(map(str, best)), "threads": torch.get_num_threads()}
+    return max((_product(device, dtype, rounds, *shape) for shape in shapes), key=lambda found: found[1])[0]
 
 
-def _gflops(device: str, dtype: str, rounds: int, m: int, k: int, n: int) -> float:
+def _product(device: str, dtype: str, rounds: int, m: int, k: int, n: int) -> tuple[Product, float]:
+    """A product, and its GFLOP a second by itself."""
     a, b = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for shape in ((m, k), (k, n)))
-    seconds = in_turns({"product": lambda: a @ b}, rounds, clock_of(device))["product"]
-    return 2 * m * k * n / middle(seconds) / 1e9
+    seconds = middle(in_turns({"product": lambda: torch.mm(a, b)}, rounds, clock_of(device))["product"])
+    times, gflop = max(1, round(SPAN_S / seconds)), 2 * m * k * n / 1e9
+
+    def work() -> None:
+        for _ in range(times):
+            torch.mm(a, b)
+
+    return Product(f"{m}x{k}x{n}", times * gflop, work), gflop / seconds
 
 
 def _installed(package: str) -> str:

@@ -34,7 +34,7 @@ SAVINGS = (
 """Each with a way that has it and one that has not."""
 
 
-def ways_of(folder: str, device: str, dtype: str) -> dict[str, Callable[[], object]]:
+def ways_of(folder: str, device: str, dtype: str) -> dict[str, Callable[[], Any]]:
     """Functions that make the same evaluation."""
     # Two models: our own forward pass lays the weights of its network out anew.
     model, unet = loaded(folder, device, dtype), loaded(folder, device, dtype, "diffusers")._unet

@@ -25,7 +25,6 @@ from ti2v_dist.params import SamplingParams
 from ti2v_dist.training.network import new_schedule, new_tokenizer
 from ti2v_dist.video import VideoRequest
 
-MODELS = ("shapes", "modelscope", "tiny")
 VAE: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 256}
 TEXT: dict[str, Any] = {
     "hidden_size": 1024,
@@ -42,13 +41,10 @@ def usual_model(device: str) -> str:
 
 def folder_of(model: str, device: str, dtype: str) -> AbstractContextManager[str]:
     """What `read_info` takes for one of `MODELS`; the folder of a random one goes at the end."""
-    if model == "shapes":
+    if model not in WRITERS:
         return nullcontext(model)
     folder = TemporaryDirectory()
-    if model == "tiny":
-        write_tiny_model(Path(folder.name))
-    else:
-        write_random(Path(folder.name), device, dtype)
+    WRITERS[model](Path(folder.name), device, dtype)
     return folder
 
 
@@ -79,6 +75,13 @@ def write_random(folder: Path, device: str, dtype: str, **smaller: dict[str, Any
     schedule: Any = new_schedule()
     pipeline = TextToVideoSDPipeline(**networks, tokenizer=tokenizer, scheduler=schedule)
     pipeline.to(getattr(torch, dtype)).save_pretrained(folder, safe_serialization=True)
+
+
+WRITERS: dict[str, Callable[[Path, str, str], object]] = {
+    "modelscope": write_random,
+    "tiny": lambda folder, device, dtype: write_tiny_model(folder),
+}
+MODELS = ("shapes", *WRITERS)
 
 
 def loaded(folder: str, device: str, dtype: str, forward: str | None = None) -> Any:
@@ -121,47 +124,37 @@ def flops(work: Callable[[], object]) -> int:
 
 
 class Watch:
-    """Counts the guided evaluations of a model while it is entered, whoever asks for them, and the seconds they take.
+    """The seconds that a model's predictions take while it is entered, whoever asks for them.
 
-    Two rows are one evaluation. On a GPU each is waited for, so that what lies between them is not hidden behind them.
+    On a GPU each is waited for, so that what lies between them is not hidden behind them.
     """
 
     def __init__(self, model: Any, clock: Clock) -> None:
-        self.evaluations, self.seconds = 0.0, 0.0
+        self.seconds = 0.0
         self._model, self._clock = model, clock
         self._predict, self._under, self._is_inside = model.predict, model.under, False
 
     def __enter__(self) -> Self:
-        self._model.predict, self._model.under = self._watched_predict, self._watched_under
+        self._model.under = lambda text: self._timed_calls(self._timed(self._under, text))
+        self._model.predict = self._timed_calls(self._predict)
         return self
 
     def __exit__(self, *error: object) -> None:
         del self._model.predict, self._model.under
 
-    def _watched_predict(self, x: torch.Tensor, t: int, text: torch.Tensor) -> torch.Tensor:
-        return self._timed(len(x), lambda: self._predict(x, t, text))
+    def _timed_calls(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: self._timed(function, *given)
 
-    def _watched_under(self, text: torch.Tensor) -> Callable[..., torch.Tensor]:
-        predict = self._timed(0, lambda: self._under(text))
-        return lambda *given: self._timed(len(text), lambda: predict(*given))
-
-    def _timed(self, rows: int, work: Callable[[], Any]) -> Any:
-        """What `work` gives; a call within a call is part of that one."""
+    def _timed(self, function: Callable[..., Any], *given: Any) -> Any:
+        """A call within a call is part of that one."""
         if self._is_inside:
-            return work()
+            return function(*given)
         self._is_inside, began = True, self._clock()
         try:
-            return work()
+            return function(*given)
         finally:
             self._is_inside = False
             self.seconds += self._clock() - began
-            self.evaluations += rows / 2
-
-    def during(self, work: Callable[[], object]) -> tuple[float, float, float]:
-        """What a piece of work took: evaluations, seconds in the network, and seconds altogether."""
-        evaluations, seconds, began = self.evaluations, self.seconds, self._clock()
-        work()
-        return self.evaluations - evaluations, self.seconds - seconds, self._clock() - began
 
 
 def settings_of(params: SamplingParams, slots: Sequence[int], info: ModelInfo) -> dict[str, Any]:
