@@ -45,6 +45,13 @@ def peak_mib(device: str) -> float:
     return int(kib) / 1024
 
 
+def held_mib(device: str) -> float:
+    """What a later peak is compared with: on a CPU the one so far, on a GPU what is held now, with a new peak."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    return peak_mib(device)
+
+
 class Maker:
     """Makes one video after the other with an engine of one slot, and commits each frame to a store."""
 
@@ -73,8 +80,8 @@ def of_length(folder: str, output: str, device: str, dtype: str, length: int) ->
     """One video of so many frames."""
     maker = Maker(folder, output, device, dtype)
     list(maker.make(0, WARM_FRAMES))
-    peak, seconds = peak_mib(device), list(maker.make(1, length))
-    grown, quarter = round(peak_mib(device) - peak, 1), max(1, len(seconds) // 4)
+    held, seconds = held_mib(device), list(maker.make(1, length))
+    grown, quarter = round(peak_mib(device) - held, 1), max(1, len(seconds) // 4)
     last_to_first = round(middle(seconds[-quarter:]) / middle(seconds[:quarter]), 3)
     ms = round(1000 * middle(seconds), 3)
     return {"frames": length, "grown_mib": grown, "ms": ms, "last_quarter_to_first": last_to_first}
@@ -91,24 +98,24 @@ def of_number(folder: str, output: str, device: str, dtype: str, videos: int) ->
 
     for number in range(WARM_VIDEOS):
         make(number)
-    peak, seconds = peak_mib(device), [make(WARM_VIDEOS + number) for number in range(videos)]
-    grown = round(peak_mib(device) - peak, 1)
+    held, seconds = held_mib(device), [make(WARM_VIDEOS + number) for number in range(videos)]
+    grown = round(peak_mib(device) - held, 1)
     return {"videos": videos, "grown_mib": grown, "ms": round(1000 * middle(seconds), 3)}
 
 
 def of_slots(folder: str, output: str, device: str, dtype: str, slots: int) -> dict[str, Any]:
-    """A frame of each of so many videos in one batch; memory is what comes on top of the weights."""
+    """A frame of each of so many videos in one batch; memory is what comes on top of weights and states."""
     model = loaded(folder, device, dtype)
     info = model.info
     engine, clock = Engine(model, slots), clock_of(device)
     params = SamplingParams(context_frames=info.window - 1, guidance_scale=info.guidance_scale, **FEW)
-    states, weights = begun(engine, slots, params), peak_mib(device)
+    states, held = begun(engine, slots, params), held_mib(device)
     seconds = []
     for _ in range(3):
         began = clock()
         engine.advance(states)
         seconds.append(clock() - began)
-    grown = round(peak_mib(device) - weights, 1)
+    grown = round(peak_mib(device) - held, 1)
     return {"slots": slots, "grown_mib": grown, "ms": round(1000 * middle(seconds[1:]) / slots, 3)}
 
 

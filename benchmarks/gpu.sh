@@ -35,8 +35,8 @@ step() {
 step 240 engine_speed --json "$folder/engine_speed_$device.json" \
   $(small --model tiny --dtypes float32 --slots 1 2 --steps 2 --iterations 1 --rounds 1 --usual-rounds 0)
 step 90 savings --json "$folder/savings_$device.json" $(small --model tiny --dtypes float32 --rounds 1)
-step 120 flat --json "$folder/flat_$device.json" $(small --model tiny --lengths 9 10 --videos 1 --slots 1)
+step 150 flat --json "$folder/flat_$device.json" $(small --model tiny --lengths 9 10 --videos 1 --slots 1)
 if [ "$device" = cuda ]; then
-  step 120 wan_shape --output "$folder/wan_shape.json"
+  step $((590 - SECONDS)) wan_shape --output "$folder/wan_shape.json"
 fi
 exit $failed
