@@ -36,6 +36,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/engine_speed.py --device cpu --json benchmarks/results/engine_speed_cpu.json
 	$(BIN)/python benchmarks/savings.py --device cpu --json benchmarks/results/savings_cpu.json
 	$(BIN)/python benchmarks/flat.py --device cpu --json benchmarks/results/flat_cpu.json
+	$(BIN)/python benchmarks/run_around.py --json benchmarks/results/run_around.json
 	$(BIN)/python benchmarks/speed_page.py
 
 quality: $(READY)

@@ -21,12 +21,6 @@ MARKS = ("<!-- speed:begin -->", "<!-- speed:end -->")
 NOT_MEASURED = "not measured"
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 KINDS = ("engine_speed", "savings", "flat")
-TABLES = (
-    ("The engine against the plain loop and the floor", "engine_speed", engine_speed.table),
-    ("Where the time of a frame goes", "engine_speed", engine_speed.operations),
-    ("What each saving was to save, and what it saves", "savings", savings.table),
-    ("As the work grows", "flat", flat.table),
-)
 Report = dict[str, Any]
 
 
@@ -76,6 +70,12 @@ def _evaluations(report: Report) -> str:
 def _length(report: Report) -> str:
     first, last = report["length"][0], report["length"][-1]
     return f"{last['grown_mib'] - first['grown_mib']:+.1f} MiB; {last['last_quarter_to_first']:.2f} × the time"
+
+
+def _cold(report: Report) -> str:
+    shares = report["tiny_run"]["shares"]
+    first = max(shares, key=shares.__getitem__)
+    return f"{report['tiny_run']['total_s']:.1f} s, most of it {first}"
 
 
 ROWS: tuple[Row, ...] = (
@@ -128,6 +128,19 @@ ROWS: tuple[Row, ...] = (
         "≤ 10 %",
     ),
     Row("1,024 frames against 16: memory; its last quarter against its first", "flat", _length, "flat"),
+    Row(
+        "frames a second of a whole run to those of its engines alone",
+        "run_around",
+        lambda report: f"{100 * report['efficiency']['median']:.0f} %",
+        "≥ 95 %",
+    ),
+    Row(
+        "time of a frame that is committed to that of one which is not",
+        "run_around",
+        lambda report: f"{1 / report['efficiency']['with_a_commit_each_frame_to_engine_alone']:.2f} ×",
+        "≤ 1.02 ×",
+    ),
+    Row("a run of four frames, from the command to its end", "run_around", _cold, "< 8 s"),
 )
 
 
@@ -148,20 +161,44 @@ def _cell(reports: dict[str, Report], row: Row) -> str:
     return row.cell(reports[row.kind]) if row.kind in reports else NOT_MEASURED
 
 
+def around(report: Report) -> str:
+    """A tiny run by its pieces."""
+    place, tiny = report["machine"], report["tiny_run"]
+    named = f"{place['cpu']}, {place['cores']} cores, {place['date']}; torch {place['torch']}, ray {place['ray']}."
+    shares = tiny["shares"]
+    lines = [[name, f"{seconds:.2f}", f"{100 * shares[name]:.0f} %"] for name, seconds in tiny["seconds"].items()]
+    return f"{named}\n\n{grid(('piece', 'seconds', 'share'), lines)}"
+
+
 def long(results: dict[str, dict[str, Report]]) -> str:
     """The tables of every kind and device."""
     parts = []
-    for title, kind, table in TABLES:
+    for title, kind, shown in TABLES:
         parts.append(f"### {title}")
         for device, name in DEVICES.items():
             report = results[device].get(kind)
-            parts.append(f"{name}: {NOT_MEASURED}." if report is None else f"{_named(report)}\n\n{table(report)}")
+            parts.append(f"{name}: {NOT_MEASURED}." if report is None else shown(report))
     return "\n\n".join(parts)
 
 
-def _named(report: Report) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return f"{report['machine']}, {report['cores']} cores, {report['date']}, commit `{report['commit']}`; {versions}."
+def named(table: Callable[[Report], str]) -> Callable[[Report], str]:
+    """A table below what it was measured on."""
+
+    def shown(report: Report) -> str:
+        versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+        where = f"{report['machine']}, {report['cores']} cores, {report['date']}, commit `{report['commit']}`"
+        return f"{where}; {versions}.\n\n{table(report)}"
+
+    return shown
+
+
+TABLES = (
+    ("The engine against the plain loop and the floor", "engine_speed", named(engine_speed.table)),
+    ("Where the time of a frame goes", "engine_speed", named(engine_speed.operations)),
+    ("What each saving was to save, and what it saves", "savings", named(savings.table)),
+    ("As the work grows", "flat", named(flat.table)),
+    ("A run of four frames by its pieces", "run_around", around),
+)
 
 
 def main() -> int:

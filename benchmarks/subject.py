@@ -4,8 +4,8 @@ The speed of a network does not depend on the values of its weights, so a random
 do. Suffixes: H height, W width, C colour channels.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -114,6 +114,20 @@ def begun(engine: Engine, count: int, params: SamplingParams) -> list[VideoState
     info: Any = engine.model.info
     requests = [request_of(info, number, 16, params) for number in range(count)]
     return [VideoState.start(request, engine.encode(request, picture(info))) for request in requests]
+
+
+def plain_forward(forward: Any) -> Any:
+    """A forward pass as it is called, where it is replayed as a CUDA graph."""
+    return getattr(forward, "_forward", forward)
+
+
+@contextmanager
+def uncaptured(model: Any) -> Iterator[None]:
+    """A model without its CUDA graphs: what a graph computes nobody can count."""
+    kept = model._forward
+    model._forward = plain_forward(kept)
+    yield
+    model._forward = kept
 
 
 def flops(work: Callable[[], object]) -> int:
