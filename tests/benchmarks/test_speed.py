@@ -81,7 +81,7 @@ def test_the_plain_loop_makes_the_engines_frames(model: Path) -> None:
 
 def test_every_way_of_an_evaluation_gives_the_same(model: Path) -> None:
     with kept_numerics(), torch.inference_mode():
-        ways = savings.ways_of(str(model), "cpu", "float32")
+        ways = savings.real(str(model), "cpu", "float32").ways()
         plain = torch.cat([one.sample for one in ways.pop("two plain calls")()])[:, :, -1:]
         for name, way in ways.items():
             found = way()
@@ -108,6 +108,12 @@ def test_the_pages_show_the_figures_on_file() -> None:
     results = speed_page.read()
     assert speed_page.short(results) in (ROOT / "README.md").read_text(encoding="utf-8")
     assert speed_page.long(results) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+
+
+def test_the_arithmetic_of_modelscope_is_what_was_computed_by_hand() -> None:
+    big = speed_page.read()["cpu"]["savings"]["modelscope"]
+    assert big["gflop"]["two plain calls"] == pytest.approx(9774, rel=1e-3)
+    assert big["predicted"]["all of them"] > 0.05
 
 
 def test_memory_is_flat_on_file() -> None:
