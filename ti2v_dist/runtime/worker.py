@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ti2v_dist import __version__
-from ti2v_dist.canonical import canonical_json, canonical_sha256
+from ti2v_dist.canonical import canonical_json, canonical_sha256, plain
 from ti2v_dist.config import RunConfig, keyframe_interval
 from ti2v_dist.errors import InputError
 from ti2v_dist.evaluation.seams import Seams
@@ -53,6 +53,9 @@ class Worker:
         """`log_fields` are given to an actor, whose process then writes its log."""
         self._is_actor = log_fields is not None
         if log_fields is not None:
+            from ti2v_dist.runtime.ray_internals import hide_gpus
+
+            hide_gpus()
             begin(**log_fields)
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
         self.sources = SourceFrames(config.allow_http, config.images_below, max(KEPT, 4 * config.engine.slots))
@@ -81,7 +84,8 @@ class Worker:
             self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
             if largest and (device == "cuda" or self.engine.slots > 1 or largest.params.spec.one_by_one):
                 try_out(self.engine, largest)
-        self.numerics = {**self.engine.report(), **codec.codec_versions()}
+        # Plain, for torch's version is an object of torch, and whoever receives it would import torch.
+        self.numerics = plain({**self.engine.report(), **codec.codec_versions()})
         LOG.info("loaded the model onto %s", self.numerics["device"])
         return self.numerics
 
