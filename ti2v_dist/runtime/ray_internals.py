@@ -27,7 +27,7 @@ LOCAL_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 AUTH_MODE, AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 GCS_TIMEOUT_S = 10.0
 HIDDEN_GPUS = "CUDA_VISIBLE_DEVICES"
-NODE_POLL_S = 0.02
+NODE_POLL_S = 0.05
 
 # Compiled and generated modules show the type checker no names.
 raylet: Any = _raylet
@@ -101,8 +101,10 @@ def lean_start() -> Iterator[None]:
 
 def _node_at_once(get_node: Any, address: str, node_id: str) -> Any:
     """Ray's entry of a node, once it has one: its own wait is a second long, whenever the node comes."""
-    deadline = time.monotonic() + GCS_TIMEOUT_S
-    while node_id not in addresses_of_nodes(address) and time.monotonic() < deadline:
+    client, deadline = _gcs(address), time.monotonic() + GCS_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if node_id in {key.hex() for key in client.get_all_node_info(timeout=GCS_TIMEOUT_S)}:
+            break
         time.sleep(NODE_POLL_S)
     return get_node(address, node_id)
 
