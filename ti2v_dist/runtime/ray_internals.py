@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import _raylet
@@ -82,11 +82,11 @@ def lean_start() -> Iterator[None]:
     an API server that serves nothing, a monitor that scales no nodes, a reader of logs for a driver that wants none,
     and a metrics server beside ours. Nor does it look only once a second whether its node is there.
     """
-    node = services.get_node
+    node, parameters = services.get_node, cast(Any, parameter.RayParams)
     changed: list[tuple[Any, str, Any]] = [
         (services, "start_api_server", lambda *_, **__: ("", None)),
         (services, "get_node", lambda address, node_id: _node_at_once(node, address, node_id)),
-        (parameter, "RayParams", partial(parameter.RayParams, include_log_monitor=False, no_monitor=True)),
+        (parameter, "RayParams", partial(parameters, include_log_monitor=False, no_monitor=True)),
         (utils, "get_dashboard_dependency_error", lambda: ImportError("ray without its extras is enough")),
     ]
     before = [getattr(module, name) for module, name, _ in changed]
