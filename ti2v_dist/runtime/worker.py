@@ -8,8 +8,8 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from resource import RUSAGE_SELF, getrusage
@@ -148,7 +148,10 @@ class Worker:
         provenance |= {"class_changes": changes} if (changes := self._class_changes(request)) else {}
         interval = keyframe_interval(self.store.read_run() or {}, request.fps)
         seams = Seams() if request.params.spec.has_joins else None
-        with codec.write_video(self._whole(request, seams), request.fps, provenance, interval) as written:
+        with (
+            closing(self._whole(request, seams)) as frames,
+            codec.write_video(frames, request.fps, provenance, interval) as written,
+        ):
             yield replace(written, seams=seams.joins()) if seams else written
 
     def row(
@@ -201,8 +204,8 @@ class Worker:
             raise Leaving("this worker is to leave")
 
     def frames(
-        self, request: VideoRequest, pieces: Callable[[int], Iterator[Piece]], start: int = 0
-    ) -> Iterator[np.ndarray]:
+        self, request: VideoRequest, pieces: Callable[[int], Generator[Piece, None, None]], start: int = 0
+    ) -> Generator[np.ndarray, None, None]:
         """uint8 frames_HWC from `start` on: those that are given themselves (Algorithm 1, line 5), the others decoded.
 
         `pieces` are the video's, from that of a frame on; where they end, the frames do.
@@ -210,26 +213,27 @@ class Worker:
         given = self.store.images(request.id)
         if start == 0:
             yield given[0]
-        decoded = self.engine.decoder.frames(request, given[0], pieces(self.engine.decoder.begins_at(start)))
-        while True:
-            # A long video takes longer than a notice: its frames are settled, and others decode them as well.
-            self._heed_notice()
-            with self._device_errors():
-                some = next(decoded, None)
-            if some is None or some[0] >= request.num_frames:
-                return
-            first, frames_FHWC = some
-            for frame, frame_HWC in enumerate(frames_FHWC[: request.num_frames - first], first):
-                if frame >= start:
-                    own_HWC = given.get(frame)
-                    yield frame_HWC if own_HWC is None else own_HWC
+        with closing(pieces(self.engine.decoder.begins_at(start))) as settled:
+            decoded = self.engine.decoder.frames(request, given[0], settled)
+            while True:
+                # A long video takes longer than a notice: its frames are settled, and others decode them as well.
+                self._heed_notice()
+                with self._device_errors():
+                    some = next(decoded, None)
+                if some is None or some[0] >= request.num_frames:
+                    return
+                first, frames_FHWC = some
+                for frame, frame_HWC in enumerate(frames_FHWC[: request.num_frames - first], first):
+                    if frame >= start:
+                        own_HWC = given.get(frame)
+                        yield frame_HWC if own_HWC is None else own_HWC
 
-    def _whole(self, request: VideoRequest, seams: Seams | None) -> Iterator[np.ndarray]:
+    def _whole(self, request: VideoRequest, seams: Seams | None) -> Generator[np.ndarray, None, None]:
         """All frames of a settled video, shown to `seams` too."""
         begun, count = set[int](), 0
 
-        def pieces(start: int) -> Iterator[Piece]:
-            for piece in self.store.pieces(request.id, start):
+        def pieces(start: int) -> Generator[Piece, None, None]:
+            for piece in self.store.pieces(request.id, start, ahead=True):
                 begun.add(piece.frame)
                 yield piece
 
