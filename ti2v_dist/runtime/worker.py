@@ -38,8 +38,6 @@ FRAME_LOG = "TI2V_FRAME_LOG"
 
 It outlives the process, so it is how frames that were computed twice are counted after a kill.
 """
-
-
 OUT_OF_MEMORY = re.compile(r"(?:CUDA|CUBLAS|CUDNN|cuDNN).*(?:out of memory|ALLOC_FAILED)")
 
 
@@ -57,6 +55,7 @@ class Worker:
 
             hide_gpus()
             begin(**log_fields)
+            LOG.info("a worker's process has begun")
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
         self.sources = SourceFrames(config.allow_http, config.images_below, max(KEPT, 4 * config.engine.slots))
         self.leaving = False
@@ -74,7 +73,7 @@ class Worker:
             from ti2v_dist.engine import Engine
             from ti2v_dist.models import load_model, read_info
             from ti2v_dist.trial import try_out
-
+        LOG.info("imported the model's libraries")
         wanted = self.config.model
         device = wanted.device if wanted.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         dtype = wanted.dtype if wanted.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
@@ -82,6 +81,7 @@ class Worker:
         with self._device_errors():
             model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention)
             self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
+            LOG.info("loaded the weights")
             if largest and (device == "cuda" or self.engine.slots > 1 or largest.params.spec.one_by_one):
                 try_out(self.engine, largest)
         # Plain, for torch's version is an object of torch, and whoever receives it would import torch.
