@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,12 @@ def measured_slots(engine_of: Callable[[int], Engine], largest: VideoRequest) ->
 def is_out_of_memory(error: RuntimeError) -> bool:
     """CUDA's libraries run out of memory too, not torch's allocator alone, and have their own words for it."""
     return isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def peak_memory() -> dict[str, int | None]:
+    """The most bytes that this process held so far: on the host, and on its GPU, None where it has none."""
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return {"host_bytes": getrusage(RUSAGE_SELF).ru_maxrss * 1024, "gpu_bytes": on_gpu}
 
 
 def try_out(engine: Engine, largest: VideoRequest) -> None:
