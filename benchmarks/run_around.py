@@ -143,7 +143,7 @@ def engine_child(output: str, seconds: float, settings: list[str], kept: str) ->
     config = load_config(None, settings)
     worker = Worker(config, output)
     kind = CheckpointStore(kept).claim_fingerprint(worker.open()) if kept else ""
-    ids = [f"v{number:04}" for number in range(config.engine.slots)]
+    ids = [f"v{number:04}" for number in range(config.engine.known_slots)]
     requests = [request for video_id in ids if (request := worker.store.read_request(video_id))]
     encoded = [worker.encode(request)[0] for request in requests]
     print("ready", flush=True)

@@ -58,5 +58,5 @@ UNET3D = Family(
     text_width=1024,
     guidance_scale=9.0,
     schedule=MODELSCOPE_SCHEDULE,
-    own=OwnForward("unet3d-1", _predict, _suits, _own),
+    own=(OwnForward("unet3d-1", _predict, _suits, _own),),
 )

@@ -78,6 +78,7 @@ class Forward:
         There are as many rows as `x` has, or twice as many: then each half is of the same latents. `last` is 1 to F.
         """
         (B, _, F, H, W), rows = x_BCFHW.shape, next(iter(keys.values()))[0].shape[0]
+        assert rows in (B, 2 * B), (rows, B)
         x = self._conv_in(channels_last(x_BCFHW.transpose(1, 2).reshape(B * F, -1, H, W)))
         x = self._first(x, F)
         kept = [x]

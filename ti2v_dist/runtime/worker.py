@@ -58,11 +58,12 @@ class Worker:
         self.sources = SourceFrames(config.allow_http, config.images_below, max(KEPT, 4 * config.engine.known_slots))
         self.leaving = False
 
-    def open(self, largest: VideoRequest | None = None) -> dict[str, Any]:
+    def open(self, largest: VideoRequest | None = None, share: int = 1) -> dict[str, Any]:
         """Load the model; returns what decides the bits of a frame and of a file, for the run's fingerprint.
 
         The batch of `largest` is tried at once: what does not fit a GPU, a number of slots that decides bits, and a
-        pipeline that cannot be used, must show before the run has a frame.
+        pipeline that cannot be used, must show before the run has a frame. Where the number of slots is to be measured,
+        it has no more than its `share` of the videos.
         """
         with _lasting() if self._is_actor else nullcontext():  # another process is its caller's
             import torch
@@ -82,7 +83,7 @@ class Worker:
             LOG.info("loaded the weights")
             slots, engine_of = self.config.engine.slots, partial(Engine, model, threads=self.config.engine.threads)
             if slots == AUTO:
-                slots = self.store.slots(lambda: measured_slots(engine_of, largest) if largest else None)
+                slots = self.store.slots(lambda: measured_slots(engine_of, largest, share) if largest else None)
             self.engine = engine_of(slots)
             if largest and (device == "cuda" or self.engine.slots > 1 or largest.params.spec.one_by_one):
                 try_out(self.engine, largest)
@@ -90,6 +91,11 @@ class Worker:
         self.numerics = plain({**self.engine.report(), **codec.codec_versions()})
         LOG.info("loaded the model onto %s", self.numerics["device"])
         return self.numerics
+
+    @property
+    def slots(self) -> int | str:
+        """Of its engine; before that is made, what was asked for."""
+        return self.engine.slots if hasattr(self, "engine") else self.config.engine.slots
 
     def leave(self) -> None:
         """Begin no further call, and give up the file in hand: each raises `Leaving`. Answers beside a call in hand."""
@@ -257,9 +263,7 @@ class Worker:
             from ti2v_dist.trial import is_out_of_memory
 
             if is_out_of_memory(error):
-                raise DeviceOutOfMemory(
-                    f"engine.slots is {self.config.engine.slots}; {FEWER_SLOTS}: {error}"
-                ) from error
+                raise DeviceOutOfMemory(f"engine.slots is {self.slots}; {FEWER_SLOTS}: {error}") from error
             if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
                 raise DeviceFailure(str(error)) from error
             raise
