@@ -85,6 +85,15 @@ def run(
     return queue, sample.latents_BCFHW, sample.context_BCFHW
 
 
+def guided_by_hand(x: Tensor, t: int, g: float = 3.0) -> Tensor:
+    """What a call of both branches comes to, of the texts that `run` has."""
+    random = torch.Generator().manual_seed(0)
+    torch.randn(2, LATENT[0], K, *LATENT[1:], generator=random)
+    text, negative = torch.randn(2, 6, 8, generator=random), torch.randn(2, 6, 8, generator=random)
+    uncond, cond = mixing(x[:2], t, negative), mixing(x[2:], t, text)
+    return uncond + torch.tensor([g, g + 1]).view(2, 1, 1, 1, 1) * (cond - uncond)
+
+
 def params(sampler: str = "ti2v_zero", S: int = 4, U: int = 3, **more: Any) -> SamplingParams:
     return SamplingParams(sampler, S, U, context_frames=K, **more)
 
@@ -289,6 +298,18 @@ def test_x_is_renoised_from_t_prime_back_to_t() -> None:
     assert t_last == 1
     x = SCHEDULE.step(second[:2, :, K:], 0.1 * second[:2, :, K:], 501, 1)
     assert torch.allclose(last[:2, :, K:], x, atol=1e-5)
+
+
+def test_the_new_latents_of_a_stride_begin_from_the_last_one_and_go_through_beside_each_other() -> None:
+    model = FakeModel(window=5)
+    queue, latents, _ = run(model, params(S=2, U=2, stride=2))
+    assert latents.shape[2] == 2
+    (first_t, first), (_, second), _ = model.calls
+    fresh = keyed().draw(Purpose.INIT, 0, 0, 2)
+    assert torch.equal(first[:2, :, K:], SCHEDULE.q_sample(queue[:, :, -1:], first_t, fresh))
+    stepped = SCHEDULE.step(first[:2, :, K:], guided_by_hand(first, first_t)[:, :, K:], 501, 1)
+    again = SCHEDULE.renoise(stepped, 501, 1, keyed().draw(Purpose.RENOISE, 0, 1, 2))
+    torch.testing.assert_close(second[:2, :, K:], again)
 
 
 def test_unconditional_rows_come_first() -> None:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 class CallSize(NamedTuple):
     """What the evaluations of one call of a sampler depend on: [S], [U], the latents that it makes, and the rest.
 
-    `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `has_image`, `is_smoothed`,
-    `without`, `is_inverted`, `ar_step` and `block` are the row's. `context` are the latents that it goes on from.
+    `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `context` are the latents that it
+    goes on from. `has_image`, `is_smoothed`, `without`, `is_inverted`, `ar_step`, `block` and `stride` are the row's.
     """
 
     steps: int
@@ -21,6 +21,7 @@ class CallSize(NamedTuple):
     is_inverted: bool = False
     ar_step: int = 0
     block: int = 1
+    stride: int = 1
 
 
 def each_step(call: CallSize) -> int:
@@ -29,8 +30,8 @@ def each_step(call: CallSize) -> int:
 
 
 def resampled(call: CallSize) -> int:
-    """Each latent by itself; every step but the last one U times."""
-    return call.latents * (call.iterations * (call.steps - 1) + 1)
+    """Each latent by itself, or `stride` of them at once; every step but the last one U times."""
+    return call.latents // call.stride * (call.iterations * (call.steps - 1) + 1)
 
 
 def whole_window(call: CallSize) -> int:

@@ -59,4 +59,5 @@ def _size(request: VideoRequest, latents: int) -> CallSize:
         is_inverted=params.strategy == "inverted",
         ar_step=params.ar_step or 0,
         block=params.causal_block_size or 1,
+        stride=params.stride or 1,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.prompts import motion_words
-from ti2v_dist.settings import check_range, check_settings, setting, settings_of, shared, some_setting
+from ti2v_dist.settings import check_range, check_settings, setting, settings_of, shared, some_setting, way_out
 from ti2v_dist.specs import SAMPLERS, SamplerSpec
 
 INIT_NAMES = ("inversion", "gaussian")
@@ -56,14 +56,17 @@ class SamplingParams:
         "denoising steps [S]",
         low=1,
         high=TRAIN_TIMESTEPS - 1,
-        of_sampler=lambda spec, window: spec.num_inference_steps,
+        of_sampler=lambda spec, window, stride: spec.num_inference_steps,
     )
     resample_iterations: int = setting(4, "how often each of them is made [U]", low=1)
     guidance_scale: float = setting(
         9.0, "weight of the text [g]", above=0, kept=float, of_model=lambda info: info.guidance_scale, is_shared=False
     )
     context_frames: int = setting(
-        15, "latents in the queue [K]", low=1, of_sampler=lambda spec, window: spec.usual_context(window)
+        15,
+        "latents in the queue [K]",
+        low=1,
+        of_sampler=lambda spec, window, stride: spec.usual_context(window, stride),
     )
     t_start: int | None = setting(None, "the first timestep", low=1, high=TRAIN_TIMESTEPS - 1, is_column=False)
     init: str = setting("inversion", "what a new frame starts from", choices=INIT_NAMES, is_column=False)
@@ -71,7 +74,7 @@ class SamplingParams:
         8,
         "frames of an image model made at once",
         low=1,
-        of_sampler=lambda spec, window: spec.chunk_frames,
+        of_sampler=lambda spec, window, stride: spec.chunk_frames,
         is_column=False,
     )
     anchor: str | None = some_setting("first", "whose look the frames take over", choices=ANCHORS, is_column=False)
@@ -143,6 +146,8 @@ class SamplingParams:
     ar_step: int | None = some_setting(0, "steps by which each block of latents lags behind the one before it", low=0)
     causal_block_size: int | None = some_setting(1, "latents in a block, none of which sees a later block", low=1)
 
+    stride: int | None = way_out(1, "new latents of a window, beside each other [s]", low=1)
+
     def __post_init__(self) -> None:
         check_settings(self)
         for name, one in settings_of(SamplingParams).items():
@@ -191,7 +196,7 @@ class SamplingParams:
     def chunk_latents(self, window: int) -> int:
         """Latents that one call makes with a model of this window."""
         behind = self.context_frames if "context_frames" in self.spec.reads else 1
-        return self.spec.chunk or self.chunk_frames or window - behind
+        return self.stride or self.spec.chunk or self.chunk_frames or window - behind
 
     @property
     def first_timestep(self) -> int:

@@ -58,8 +58,9 @@ class SamplerSpec:
 
     `function` is "module:name" below `ti2v_dist.samplers`, or "package.module:name" elsewhere. `needs` are the
     capabilities of its models. `reads` are the settings that it reads beside `COMMON`. `chunk` is the number of latents
-    that one call makes, None for what a window has room for behind its context. A sampler of `is_one_window` makes one
-    chunk under one text, and ends; one that `looks_ahead` makes the frames between given ones, under one text.
+    that one call makes, if there is no `stride`; None for what a window has room for behind its context. A sampler of
+    `is_one_window` makes one chunk under one text, and ends; one that `looks_ahead` makes the frames between given
+    ones, under one text.
 
     `begin` names, as `function` does, what makes the first frame, or what else a video starts from. With an `anchor`
     the context is so many latents, which do not slide. `image` says whether a row gives the first frame: NEEDED,
@@ -111,12 +112,14 @@ class SamplerSpec:
         """All settings that it reads."""
         return COMMON | self.reads | ({"t_start"} if self.has_t_start else set())
 
-    def usual_context(self, window: int) -> int:
-        """Context latents where nobody chose: all but the new one, or half of a window that reaches as far ahead."""
-        return self.anchor or min(self.context or window, window // 2 if self.looks_ahead else window - 1)
+    def usual_context(self, window: int, stride: int = 1) -> int:
+        """Context latents where nobody chose: all but the new ones, or half of a window that reaches as far ahead."""
+        behind = window // 2 if self.looks_ahead else max(1, window - stride)
+        return self.anchor or min(self.context or window, behind)
 
 
 _QUEUE = frozenset({"resample_iterations", "context_frames", "init"})
+_FAST = frozenset({"stride"})
 _MOTION = frozenset({"chunk_frames", "anchor", "motion_dx", "motion_dy", "motion_t0", "motion_t1"})
 _MOTION |= {"smoothing", "subject"}
 _LIFE = frozenset({"chunk_frames", "inversion_timestep", "inversion_iterations", "inversion_rate"})
@@ -125,10 +128,10 @@ _ALONE: dict[str, Any] = {"prompt": OPTIONAL, "has_t_start": False, "one_by_one"
 
 
 SAMPLERS: dict[str, SamplerSpec] = {
-    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE, evaluations=resampled),
+    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE | _FAST, evaluations=resampled),
     "ti2v_zero_causal": SamplerSpec(
         "ti2v_zero:sample_ti2v_zero",
-        _QUEUE,
+        _QUEUE | _FAST,
         frozenset({CAUSAL}),
         begin="causal:begin_causal",
         keeps_first=True,

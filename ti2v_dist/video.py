@@ -207,7 +207,10 @@ class VideoRequest:
                 raise InputError(f"{name} is {size}; it must be a multiple of {multiple}")
         if "motion_t0" in spec.reads:
             motion_pair(self.params)
-        low, high = (spec.anchor, spec.anchor) if spec.anchor else (1 + spec.keeps_first, window - 1)
+        least, stride = 1 + spec.keeps_first, self.params.stride or 1
+        if stride > 1:
+            check_range("stride", stride, 1, window - least)
+        low, high = (spec.anchor, spec.anchor) if spec.anchor else (least, window - stride)
         check_range("context_frames", self.params.context_frames, low, high)
         check_blocks(self.params, window)
         if model.clip:

@@ -49,6 +49,8 @@ STAGGERED: dict[str, Any] = {"num_inference_steps": 3, "context_frames": 2, "cau
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 5}),
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 4}, {"given": (1, 2), "num_frames": 5}),
+    ("ti2v_zero", {"num_inference_steps": 3, "context_frames": 2, "stride": 2}, {"given": (1,), "num_frames": 7}),
+    ("ti2v_zero_causal", {"num_inference_steps": 2, "context_frames": 2, "stride": 2}, {"num_frames": 11}),
     ("ti2v_zero_causal", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 10}),
     ("ti2v_zero_reference", {"num_inference_steps": 2, "resample_iterations": 3}, {"num_frames": 4}),
     ("replace", {"num_inference_steps": 4}, {"num_frames": 3}),

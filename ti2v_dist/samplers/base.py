@@ -111,15 +111,15 @@ def guided(model: Backbone, batch: Batch) -> Callable[[Tensor, int], Tensor]:
 
 
 def checked_queue(model: Backbone, batch: Batch, params: SamplingParams) -> tuple[Tensor, int]:
-    """The queue s_0 and its length K, which must leave room for a new latent in the window."""
-    s_0, K = batch.context_BCKHW, batch.context_BCKHW.shape[2]
-    assert params.context_frames == K < model.info.window, (K, params.context_frames, model.info.window)
+    """The queue s_0 and its length K, which must leave room for the new latents in the window."""
+    s_0, K, F = batch.context_BCKHW, batch.context_BCKHW.shape[2], params.stride or 1
+    assert params.context_frames == K <= model.info.window - F, (K, params.context_frames, F, model.info.window)
     return s_0, K
 
 
 def first_latent(model: Backbone, batch: Batch, params: SamplingParams) -> Tensor:
-    """The new latent at t_1: the newest context latent, noised on its own (Alg. 1, line 9), or pure noise."""
-    fresh = batch.noise.draw(Purpose.INIT, 0, 0, 1)
+    """The new latents at t_1: the newest context latent, noised for each on its own (Alg. 1, line 9), or pure noise."""
+    fresh = batch.noise.draw(Purpose.INIT, 0, 0, params.stride or 1)
     newest = batch.context_BCKHW[:, :, -1:]
     return fresh if params.init == "gaussian" else model.schedule.q_sample(newest, params.first_timestep, fresh)
 

@@ -9,8 +9,8 @@ from ti2v_dist.schedules import timestep_pairs
 
 
 def sample_ti2v_zero(model: Backbone, batch: Batch, params: SamplingParams) -> Sample:
-    """Next latent by repeat-and-slide. U * (S - 1) + 1 evaluations."""
-    s_0, K = checked_queue(model, batch, params)
+    """The next latent by repeat-and-slide, or the next F = `stride` beside each other. U * (S - 1) + 1 evaluations."""
+    (s_0, K), F = checked_queue(model, batch, params), params.stride or 1
     schedule, noise, evaluate = model.schedule, batch.noise, guided(model, batch)
     x = first_latent(model, batch, params)
     for step, (t, t_prev) in enumerate(timestep_pairs(params)):
@@ -23,5 +23,5 @@ def sample_ti2v_zero(model: Backbone, batch: Batch, params: SamplingParams) -> S
             predicted = evaluate(torch.cat([s_t, x], 2), t)[:, :, K:]  # line 14: that of the context is never used
             x = schedule.step(x, predicted, t, t_prev)
             if u < U:
-                x = schedule.renoise(x, t, t_prev, noise.draw(Purpose.RENOISE, step, u, 1))  # line 17
+                x = schedule.renoise(x, t, t_prev, noise.draw(Purpose.RENOISE, step, u, F))  # line 17
     return Sample(x)
