@@ -1,5 +1,6 @@
 """The faster ways to make a video, which are approximate: each is one video's own, and of no neighbour's business."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from ti2v_dist.video import VideoRequest
 K = WINDOW - 1
 WAYS: dict[str, dict[str, Any]] = {
     "stride": {"stride": 2, "context_frames": 2},
+    "guidance_interval": {"guidance_interval": "300-999"},
+    "together": {"guidance_interval": "1-400", "stride": 3, "context_frames": 1},
 }
 
 
@@ -76,12 +79,13 @@ def test_a_video_that_was_stopped_and_extended_is_the_one_that_was_made_at_once(
     request, url = asked(WAYS[way], num_frames=8), tmp_path / "out"
     image = str(EXAMPLES / "red-circle.png")
     request = replace(request, image=image, image_uri=image)
-    Place(url, config).advance(request, until=5)
+    first_chunk = request.params.chunk_latents(WINDOW)
+    Place(url, config).advance(request, until=1 + first_chunk)
     resumed = Place(url, config)
     resumed.make(request)
     longer = edit.extend(resumed.store, "v0", "+2")
     row = resumed.make(longer)
-    assert min(resumed.computed) > 4, "what was there is not computed again"
+    assert min(resumed.computed) > first_chunk, "what was there is not computed again"
     views.write(resumed.store, {"v0"}, (), {})
     assert verify(resumed.url, deep=True)["problems"] == []
     elsewhere = Place(tmp_path / "elsewhere", config)
@@ -141,3 +145,35 @@ def test_a_stride_that_does_not_fit_is_refused(model: VideoModel) -> None:
     schedule: list[Any] = [{"from_frame": 0, "prompt": "a"}, {"from_frame": 4, "prompt": "b"}]
     with pytest.raises(InputError, match="prompt begins at frame 4, in the middle of a chunk of 2 frames: choose 3 or"):
         asked(WAYS["stride"], prompt=schedule).check_against_model(model.info)
+
+
+# guidance_interval
+
+
+def test_outside_of_the_interval_the_text_alone_is_asked(model: VideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps at 667, 334 and 1, of which the first two are guided; of a guidance of 1 the text is all anywhere."""
+    engine, seen = Engine(model), rows_of(model, monkeypatch)
+    for g, is_alike in ((3.0, False), (1.0, True)):
+        plain, partly = (asked({"guidance_scale": g, **way}) for way in ({}, WAYS["guidance_interval"]))
+        (whole,) = made(engine, [start(engine, plain)])
+        seen.clear()
+        (part,) = made(engine, [start(engine, partly)])
+        assert [rows for rows, _ in seen] == [2, 2, 2, 2, 1]
+        assert np.allclose(whole.latents_FCHW, part.latents_FCHW, atol=1e-4) == is_alike
+
+
+@pytest.mark.parametrize("written", ["801-201", "0-5", "1-1000", "201", "a-b", "-3-5", "", "1.5-3"])
+def test_what_is_no_interval_is_refused(written: str) -> None:
+    said = f"guidance_interval is {written!r}; write two timesteps of 1-999, the lower one first"
+    with pytest.raises(InputError, match=re.escape(said)):
+        SamplingParams(guidance_interval=written)
+    with pytest.raises(InputError, match="guidance_interval is"):
+        load_config(None, [f"sampling.guidance_interval={written!r}"])
+
+
+def test_an_interval_is_one_text_and_has_a_step_in_it(model: VideoModel) -> None:
+    assert SamplingParams(guidance_interval=" 0201 - 801").guidance_interval == "201-801"
+    with pytest.raises(
+        InputError, match="guidance_interval is '400-600'; of the timesteps 667, 334, 1 none lies in it"
+    ):
+        asked({"guidance_interval": "400-600"}).check_against_model(model.info)

@@ -7,7 +7,8 @@ class CallSize(NamedTuple):
     """What the evaluations of one call of a sampler depend on: [S], [U], the latents that it makes, and the rest.
 
     `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `context` are the latents that it
-    goes on from. `has_image`, `is_smoothed`, `without`, `is_inverted`, `ar_step`, `block` and `stride` are the row's.
+    goes on from. `alone` are its steps, counted from 0, that compute one row of the two. `has_image`, `is_smoothed`,
+    `without`, `is_inverted`, `ar_step`, `block` and `stride` are the row's.
     """
 
     steps: int
@@ -22,6 +23,7 @@ class CallSize(NamedTuple):
     ar_step: int = 0
     block: int = 1
     stride: int = 1
+    alone: frozenset[int] = frozenset()
 
 
 def each_step(call: CallSize) -> int:
@@ -29,9 +31,11 @@ def each_step(call: CallSize) -> int:
     return call.steps
 
 
-def resampled(call: CallSize) -> int:
-    """Each latent by itself, or `stride` of them at once; every step but the last one U times."""
-    return call.latents // call.stride * (call.iterations * (call.steps - 1) + 1)
+def resampled(call: CallSize) -> float:
+    """Each latent by itself, or `stride` of them at once; every step but the last one U times. One row is a half."""
+    at_once = call.iterations * (call.steps - 1) + 1
+    rows_left_out = sum(1 if step == call.steps - 1 else call.iterations for step in call.alone)
+    return call.latents // call.stride * (at_once - rows_left_out / 2 if rows_left_out else at_once)
 
 
 def whole_window(call: CallSize) -> int:

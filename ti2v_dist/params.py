@@ -16,6 +16,8 @@ COLOR_MATCHES = ("none", "first_frame")
 STRATEGIES = ("clean", "noised", "inverted")
 PARTS_OF_PILIFE = ("none", "inversion", "attention", "clipper", "frames")
 TRAIN_TIMESTEPS = 1000
+ALWAYS = f"1-{TRAIN_TIMESTEPS - 1}"
+"""The interval of all timesteps."""
 
 
 def options(text: str) -> str:
@@ -32,6 +34,14 @@ def options(text: str) -> str:
         if not isfinite(found[name]):
             raise InputError(f"clip_options has {entry!r}; it must be a finite number")
     return ", ".join(f"{name}={_short(value)}" for name, value in sorted(found.items()))
+
+
+def interval(text: str) -> str:
+    """`low-high`, two timesteps, in one form. Raises `InputError`."""
+    low, _, high = (number.strip() for number in text.partition("-"))
+    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) < TRAIN_TIMESTEPS):
+        raise InputError(f"guidance_interval is {text!r}; write two timesteps of {ALWAYS}, the lower one first")
+    return f"{int(low)}-{int(high)}"
 
 
 def _short(value: float) -> str:
@@ -147,6 +157,11 @@ class SamplingParams:
     causal_block_size: int | None = some_setting(1, "latents in a block, none of which sees a later block", low=1)
 
     stride: int | None = way_out(1, "new latents of a window, beside each other [s]", low=1)
+    guidance_interval: str | None = way_out(
+        ALWAYS,
+        "timesteps, as low-high, at which the text has its weight; elsewhere it is the text alone",
+        kept=interval,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -205,6 +220,11 @@ class SamplingParams:
             return self.t_start
         steps = self.num_inference_steps
         return (steps - 1) * (TRAIN_TIMESTEPS // steps) + 1
+
+    def is_guided(self, t: int) -> bool:
+        """Whether the model is asked with and without the text at this timestep."""
+        low, high = map(int, (self.guidance_interval or ALWAYS).split("-"))
+        return low <= t <= high
 
     @property
     def batch_group(self) -> tuple:

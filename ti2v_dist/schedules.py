@@ -60,6 +60,13 @@ def motion_pair(params: SamplingParams) -> tuple[int, int]:
     return t0, t1
 
 
+def check_interval(params: SamplingParams) -> None:
+    """Raise `InputError` for an interval of guidance in which no step lies: nothing would have the text's weight."""
+    if not any(map(params.is_guided, steps := timesteps(params))):
+        named = f"guidance_interval is {params.guidance_interval!r}; of the timesteps"
+        raise InputError(f"{named} {', '.join(map(str, steps))} none lies in it: choose a wider one")
+
+
 class Schedule(Protocol):
     """What a sampler asks of a model's noise schedule."""
 

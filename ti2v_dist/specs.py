@@ -99,8 +99,8 @@ class SamplerSpec:
     grows: bool = False
     keeps_first: bool = False
     tail: bool = False
-    evaluations: Callable[[CallSize], int] = each_step
-    begin_evaluations: Callable[[CallSize], int] = each_step
+    evaluations: Callable[[CallSize], float] = each_step
+    begin_evaluations: Callable[[CallSize], float] = each_step
 
     @property
     def has_joins(self) -> bool:
@@ -119,7 +119,7 @@ class SamplerSpec:
 
 
 _QUEUE = frozenset({"resample_iterations", "context_frames", "init"})
-_FAST = frozenset({"stride"})
+_FAST = frozenset({"stride", "guidance_interval"})
 _MOTION = frozenset({"chunk_frames", "anchor", "motion_dx", "motion_dy", "motion_t0", "motion_t1"})
 _MOTION |= {"smoothing", "subject"}
 _LIFE = frozenset({"chunk_frames", "inversion_timestep", "inversion_iterations", "inversion_rate"})

@@ -15,7 +15,7 @@ from ti2v_dist.errors import InputError
 from ti2v_dist.limits import Limits, check_blocks, check_boundary, check_clip, chunks
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
-from ti2v_dist.schedules import motion_pair
+from ti2v_dist.schedules import check_interval, motion_pair
 from ti2v_dist.settings import (
     Setting,
     check_range,
@@ -207,6 +207,8 @@ class VideoRequest:
                 raise InputError(f"{name} is {size}; it must be a multiple of {multiple}")
         if "motion_t0" in spec.reads:
             motion_pair(self.params)
+        if self.params.guidance_interval:
+            check_interval(self.params)
         least, stride = 1 + spec.keeps_first, self.params.stride or 1
         if stride > 1:
             check_range("stride", stride, 1, window - least)

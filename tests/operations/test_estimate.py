@@ -30,6 +30,7 @@ from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.scheduling import events
 from ti2v_dist.specs import CAUSAL, CLIP, CONTROL, IMAGE, INSTRUCT, LOOK_BACK, PACKED, ROLLOUT, SAMPLERS
+from ti2v_dist.specs import WINDOW as WINDOWED
 from ti2v_dist.video import Given, Source, VideoRequest
 
 K, SLOTS = WINDOW - 1, 4
@@ -50,6 +51,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 5}),
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 4}, {"given": (1, 2), "num_frames": 5}),
     ("ti2v_zero", {"num_inference_steps": 3, "context_frames": 2, "stride": 2}, {"given": (1,), "num_frames": 7}),
+    ("ti2v_zero", {"num_inference_steps": 4, "guidance_interval": "251-501"}, {"num_frames": 3}),
+    (
+        "ti2v_zero",
+        {"num_inference_steps": 4, "guidance_interval": "1-251", "stride": 3, "context_frames": 1},
+        {"num_frames": 9},
+    ),
+    ("ti2v_zero_causal", {"num_inference_steps": 2, "guidance_interval": "2-999"}, {"num_frames": 6}),
     ("ti2v_zero_causal", {"num_inference_steps": 2, "context_frames": 2, "stride": 2}, {"num_frames": 11}),
     ("ti2v_zero_causal", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 10}),
     ("ti2v_zero_reference", {"num_inference_steps": 2, "resample_iterations": 3}, {"num_frames": 4}),
@@ -100,7 +108,7 @@ def asked(sampler: str, params: dict[str, Any], own: dict[str, Any]) -> VideoReq
     return VideoRequest(**plain, height=SIZE, width=SIZE, params=sampling, given=given, source=source)
 
 
-def count_steps(model: Any, seen: list[int]) -> None:
+def count_steps(model: Any, seen: list[float]) -> None:
     """A pipeline makes two calls of a guided step, one after the other: the second one counts."""
     made = count(1)
 
@@ -123,27 +131,28 @@ def test_the_evaluations_are_those_that_the_engine_makes(
     model_of: Callable[[str], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, request, seen = model_of(sampler), asked(sampler, params, dict(own)), list[int]()
+    model, request, seen = model_of(sampler), asked(sampler, params, dict(own)), list[float]()
     needs = SAMPLERS[sampler].needs
     if CLIP in needs:
         count_steps(model, seen)
     else:
         name = "predict_next" if LOOK_BACK in needs else "predict_frames" if needs & {IMAGE, INSTRUCT} else "predict"
         predict = getattr(model, name)
-        monkeypatch.setattr(model, name, lambda *a, **more: (seen.append(1), predict(*a, **more))[1])
+        rows = (lambda x, *_: len(x) / 2) if needs & {CAUSAL, WINDOWED} else lambda *_: 1
+        monkeypatch.setattr(model, name, lambda *a, **more: (seen.append(rows(*a)), predict(*a, **more))[1])
     engine, picture = Engine(model), np.zeros((SIZE, SIZE, 3), np.uint8)
     images = [picture] * (1 + len(request.given)) if request.image else []
     source = np.zeros((request.num_frames, *picture.shape), np.uint8) if request.source else None
 
     encoded = engine.encode(request, *images, source_FHWC=None if source is None else source[:1])
-    assert len(seen) == encode_evaluations(request)
+    assert sum(seen) == encode_evaluations(request)
     state, expected = VideoState.start(request, encoded), list(calls(request, model.info))
     for call in expected:
         seen.clear()
         taken = None if source is None else source[engine.source_frames(state)]
         (chunk,) = engine.advance([state], [taken])
         assert isinstance(chunk, Chunk)
-        assert (chunk.first_frame, chunk.last_frame, len(seen)) == call
+        assert (chunk.first_frame, chunk.last_frame, sum(seen)) == call
         state = state.push(chunk)
     assert state.is_complete
     assert len(expected) > 0

@@ -95,15 +95,18 @@ class Begun(NamedTuple):
 Begin = Callable[[Any, Batch, SamplingParams], Begun]
 
 
-def guided(model: Backbone, batch: Batch) -> Callable[[Tensor, int], Tensor]:
+def guided(model: Backbone, batch: Batch, params: SamplingParams | None = None) -> Callable[[Tensor, int], Tensor]:
     """An evaluation: (x_BCFHW, t) -> guided prediction (eq. 5), one model call of 2B rows, unconditional rows first.
 
-    The unconditional branch runs at g = 1 too: leaving it out would change the batch's shape and so the bits.
+    The unconditional branch runs at g = 1 too: leaving it out would change the batch's shape and so the bits. Only
+    where `guidance_interval` says so it is left out, in all slots alike (Kynkäänniemi et al. 2024): B rows.
     """
     text_2BLD = torch.cat([batch.negative_text_BLD, batch.text_BLD])
     g = batch.guidance_B.float().view(-1, 1, 1, 1, 1)
 
     def evaluate(x_BCFHW: Tensor, t: int) -> Tensor:
+        if params and not params.is_guided(t):
+            return model.predict(x_BCFHW, t, batch.text_BLD).float()
         uncond, cond = model.predict(torch.cat([x_BCFHW, x_BCFHW]), t, text_2BLD).float().chunk(2)
         return uncond + g * (cond - uncond)
 

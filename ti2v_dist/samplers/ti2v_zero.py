@@ -11,7 +11,7 @@ from ti2v_dist.schedules import timestep_pairs
 def sample_ti2v_zero(model: Backbone, batch: Batch, params: SamplingParams) -> Sample:
     """The next latent by repeat-and-slide, or the next F = `stride` beside each other. U * (S - 1) + 1 evaluations."""
     (s_0, K), F = checked_queue(model, batch, params), params.stride or 1
-    schedule, noise, evaluate = model.schedule, batch.noise, guided(model, batch)
+    schedule, noise, evaluate = model.schedule, batch.noise, guided(model, batch, params)
     x = first_latent(model, batch, params)
     for step, (t, t_prev) in enumerate(timestep_pairs(params)):
         s_t = schedule.q_sample(s_0, t, noise.draw(Purpose.CONTEXT, step, 0, K))  # line 12: once per t
