@@ -29,7 +29,8 @@ K = WINDOW - 1
 WAYS: dict[str, dict[str, Any]] = {
     "stride": {"stride": 2, "context_frames": 2},
     "guidance_interval": {"guidance_interval": "300-999"},
-    "together": {"guidance_interval": "1-400", "stride": 3, "context_frames": 1},
+    "solver": {"solver": "dpmpp_2m"},
+    "together": {"solver": "dpmpp_2m", "guidance_interval": "1-400", "stride": 3, "context_frames": 1},
 }
 
 

@@ -29,7 +29,7 @@ OTHERS |= {"clip_options": "guidance_scale_2=3", "color_match": "first_frame"}
 OTHERS |= {"causal_block_size": 2}
 OTHERS |= {"smoothing": 0.5, "subject": "cat"}
 OTHERS |= {"motion_prompt": "purring", "inversion_timestep": 561, "distance_probability": 0.25, "without": "frames"}
-OTHERS |= {"stride": 2, "guidance_interval": "201-801"}
+OTHERS |= {"stride": 2, "guidance_interval": "201-801", "solver": "dpmpp_2m"}
 ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs)
 ROOT = Path(video.__file__).parents[1]
 

@@ -9,6 +9,7 @@ from ti2v_dist.prompts import motion_words
 from ti2v_dist.settings import check_range, check_settings, setting, settings_of, shared, some_setting, way_out
 from ti2v_dist.specs import SAMPLERS, SamplerSpec
 
+SOLVERS = ("ddim", "dpmpp_2m")
 INIT_NAMES = ("inversion", "gaussian")
 ANCHORS = ("first", "last")
 PREPROCESSORS = ("none", "canny")
@@ -162,6 +163,8 @@ class SamplingParams:
         "timesteps, as low-high, at which the text has its weight; elsewhere it is the text alone",
         kept=interval,
     )
+
+    solver: str | None = way_out("ddim", "how a step is made of what the model predicts", choices=SOLVERS)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -120,6 +120,7 @@ class SamplerSpec:
 
 _QUEUE = frozenset({"resample_iterations", "context_frames", "init"})
 _FAST = frozenset({"stride", "guidance_interval"})
+_FAST_VP = _FAST | {"solver"}
 _MOTION = frozenset({"chunk_frames", "anchor", "motion_dx", "motion_dy", "motion_t0", "motion_t1"})
 _MOTION |= {"smoothing", "subject"}
 _LIFE = frozenset({"chunk_frames", "inversion_timestep", "inversion_iterations", "inversion_rate"})
@@ -128,7 +129,7 @@ _ALONE: dict[str, Any] = {"prompt": OPTIONAL, "has_t_start": False, "one_by_one"
 
 
 SAMPLERS: dict[str, SamplerSpec] = {
-    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE | _FAST, evaluations=resampled),
+    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE | _FAST_VP, evaluations=resampled),
     "ti2v_zero_causal": SamplerSpec(
         "ti2v_zero:sample_ti2v_zero",
         _QUEUE | _FAST,

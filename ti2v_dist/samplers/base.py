@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers.noise import KeyedNoise, Purpose
-from ti2v_dist.schedules import Schedule
+from ti2v_dist.schedules import Before, Schedule
 from ti2v_dist.video import VideoRequest
 
 
@@ -125,6 +125,32 @@ def first_latent(model: Backbone, batch: Batch, params: SamplingParams) -> Tenso
     fresh = batch.noise.draw(Purpose.INIT, 0, 0, params.stride or 1)
     newest = batch.context_BCKHW[:, :, -1:]
     return fresh if params.init == "gaussian" else model.schedule.q_sample(newest, params.first_timestep, fresh)
+
+
+class Way:
+    """The steps from noise to a clean latent, by the `solver` that is chosen.
+
+    DPM-Solver++(2M) goes by the step before, on the same way: what is noised anew begins another way, so that its
+    next step is of first order. So is the last step, as is usual where steps are few.
+    """
+
+    def __init__(self, schedule: Schedule, params: SamplingParams) -> None:
+        self._schedule, self._is_multistep = schedule, params.solver is not None
+        self._before: Before | None = None
+
+    def step(self, x: Tensor, prediction: Tensor, t: int, t_prev: int) -> Tensor:
+        """As `Schedule.step`."""
+        if not self._is_multistep:
+            return self._schedule.step(x, prediction, t, t_prev)
+        before = self._before if t_prev > 0 else None
+        stepped, clean = self._schedule.multistep(x, prediction, t, t_prev, before)
+        self._before = t, clean
+        return stepped
+
+    def renoise(self, x: Tensor, t: int, t_prev: int, noise: Tensor) -> Tensor:
+        """As `Schedule.renoise`."""
+        self._before = None
+        return self._schedule.renoise(x, t, t_prev, noise)
 
 
 def to_image(frames_BHWC: Tensor) -> Tensor:
