@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.counted import rows_of
 from tests.support.made_here import Place
 from tests.support.places import EXAMPLES
 from tests.support.tiny_models import SIZE, WINDOW, write_tiny_model
@@ -61,15 +62,6 @@ def made(engine: Engine, states: Sequence[VideoState]) -> list[Chunk]:
     results = engine.advance(states)
     assert all(isinstance(result, Chunk) for result in results), results
     return [result for result in results if isinstance(result, Chunk)]
-
-
-def rows_of(model: VideoModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Fills with the rows and the frames of each call that the model gets from now on."""
-    seen, predict = list[tuple[int, int]](), model.predict
-    monkeypatch.setattr(
-        model, "predict", lambda x, t, text: (seen.append((x.shape[0], x.shape[2])), predict(x, t, text))[1]
-    )
-    return seen
 
 
 @pytest.mark.parametrize("way", ["together"])

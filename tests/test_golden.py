@@ -36,6 +36,7 @@ from ti2v_dist.outputs.dataset import read_rows
 from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore, UnknownFormat
+from ti2v_dist.state.fingerprints import claim
 from ti2v_dist.state.ledger import Ledger
 from ti2v_dist.state.orders import Orders
 from ti2v_dist.state.record import CorruptRecord
@@ -102,14 +103,17 @@ def newest(tmp_path: Path) -> Golden:
 
 @pytest.fixture(scope="module")
 def numerics() -> dict[str, Any]:
-    """This machine's fingerprint."""
-    return Worker(load_config(None, SETTINGS), "memory://x").open()
+    """This machine's fingerprint, with the forward pass that all runs had at the time of these."""
+    own = Worker(load_config(None, SETTINGS), "memory://x").open()
+    assert own.pop("forward") == "unet3d-1"
+    return own
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[np.ndarray], str]:
+def undisturbed(numerics: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[np.ndarray], str]:
     """The latents and the frames' hash of the half-made video, made by this version at one go."""
     mp4, row = tmp_path_factory.mktemp("undisturbed") / "half.mp4", ROWS[-1]
+    claim(CheckpointStore(f"{mp4}.ti2v").store, numerics)
     config = load_config(None, [*SETTINGS, f"sampling.num_frames={row['num_frames']}"])
     made = generate(str(EXAMPLES / row["image"]), row["prompt"], mp4, config=config)
     return list(CheckpointStore(f"{mp4}.ti2v").latents("half")), made["frames_sha256"]

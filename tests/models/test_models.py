@@ -76,7 +76,7 @@ def test_a_new_family_is_one_entry(copy: Path, folder: Path, monkeypatch: pytest
     monkeypatch.setitem(models.FAMILIES, "Contrary", own)
     _edit(copy / "unet" / "config.json", _class_name="Contrary")
     _edit(copy / "ti2v.json", guidance_scale=...)
-    contrary, known = load_model(read_info(str(copy))), load_model(read_info(str(folder)))
+    contrary, known = load_model(read_info(str(copy))), load_model(read_info(str(folder)), forward="diffusers")
     assert contrary.info.guidance_scale == 4.0
     x, text = torch.ones(1, 4, WINDOW, 4, 4), known.encode_text(["red"])
     assert torch.equal(contrary.predict(x, 9, text), -known.predict(x, 9, text))

@@ -60,11 +60,14 @@ def read_info(model_id: str, revision: str | None = None) -> ModelInfo:
     )
 
 
-def load_model(info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", attention: str = "sdpa") -> VideoModel:
+def load_model(
+    info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", attention: str = "sdpa", forward: str | None = None
+) -> VideoModel:
     """Load a model's weights, frozen, onto one device.
 
     `device` is cpu, cuda or cuda:N; `dtype` float32, bfloat16 or float16 (the VAE then stays in float32);
-    `attention` sdpa or eager. Raises `ValueError` naming the value and the choices, and `ModelFolderError`.
+    `attention` sdpa or eager. `forward` names the forward pass, on which bits depend: "diffusers", or the family's own;
+    None is the fastest. Raises `ValueError` naming the value and the choices, and `ModelFolderError`.
     """
     if clip := _clip_family(info.folder):
         module, _, name = clip.adapter.partition(":")
@@ -77,7 +80,7 @@ def load_model(info: ModelInfo, *, device: str = "cpu", dtype: str = "float32", 
         return family.load(info, family, device, dtype, attention)
     from ti2v_dist.models.latent_model import LatentVideoModel
 
-    return LatentVideoModel(info, family, device=device, dtype=dtype, attention=attention)
+    return LatentVideoModel(info, family, device=device, dtype=dtype, attention=attention, forward=forward)
 
 
 def _clip_family(folder: Path) -> ClipFamily | None:

@@ -66,6 +66,19 @@ def _halvings(folder: Path, configs: Configs) -> int:
 
 
 @dataclass(frozen=True)
+class OwnForward:
+    """A forward pass of this package in the place of a network's own: `name`, of its numerics, is in the fingerprint.
+
+    It stands for the call `replaces` of a network whose `unet/config.json` it `suits`; `make(unet)` lays it out.
+    """
+
+    name: str
+    replaces: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+    suits: Callable[[dict[str, Any]], bool]
+    make: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
 class Family:
     """One kind of folder.
 
@@ -74,7 +87,7 @@ class Family:
     and `latent_channels` that of the VAE; `vae_factor` are the pixels along a side of a latent's cell; `check` raises
     `ModelFolderError` for what is wrong in this family alone. `load` makes another model than a `LatentVideoModel`.
     `extra_channels` are those that the network takes beside the noisy latents. Of a family's `variants` the first that
-    `suits` the folder and its `unet/config.json` is taken in its place.
+    `suits` the folder and its `unet/config.json` is taken in its place. `own` computes what `predict` does, faster.
     """
 
     load_unet: Callable[[ModelInfo, torch.dtype], Any]
@@ -96,6 +109,7 @@ class Family:
     suits: Callable[[Path, dict[str, Any]], bool] = _suits
     check: Callable[[Path, Configs], None] = _accept
     load: Callable[[ModelInfo, Family, str, str, str], VideoModel] | None = None
+    own: OwnForward | None = None
 
     def chosen(self, folder: Path, unet: dict[str, Any]) -> Family:
         """The family, or its variant, that a folder is of."""

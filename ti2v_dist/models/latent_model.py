@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers import CLIPTextModel
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.models.base import ModelInfo
-from ti2v_dist.models.family import Family
+from ti2v_dist.models.family import Family, OwnForward
 from ti2v_dist.models.folder import weight_files
 from ti2v_dist.models.lost_words import load_tokenizer
 from ti2v_dist.models.parts import freeze, load_diffusers_part, load_part, no_reports
@@ -33,6 +33,8 @@ from ti2v_dist.settings import check_choice
 
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("sdpa", "eager")
+DIFFUSERS = "diffusers"
+"""The forward pass that a run has whose fingerprint names none."""
 
 
 class LatentVideoModel:
@@ -41,7 +43,14 @@ class LatentVideoModel:
     vae_class: Any = AutoencoderKL
 
     def __init__(
-        self, info: ModelInfo, family: Family, *, device: str = "cpu", dtype: str = "float32", attention: str = "sdpa"
+        self,
+        info: ModelInfo,
+        family: Family,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        forward: str | None = None,
     ) -> None:
         """Load the folder of `info`; see `ti2v_dist.models.load_model` for the choices and the errors."""
         check_choice("dtype", dtype, DTYPES)
@@ -62,6 +71,8 @@ class LatentVideoModel:
             if hasattr(network, "set_attn_processor"):
                 network.set_attn_processor(processor)
         self._unet: Any = freeze(unet, self.device)
+        self._own = chosen_forward(family, self._unet, attention, forward)
+        self._forward: Any = self._own.make(self._unet) if self._own else None
         self._vae: Any = freeze(vae, self.device)
         self._text_encoder: CLIPTextModel = freeze(text_encoder, self.device)
         self._tokenizer = load_tokenizer(info)
@@ -93,9 +104,32 @@ class LatentVideoModel:
     def predict(self, x_BCFHW: Tensor, t: int, text_BLD: Tensor) -> Tensor:
         """ε_θ of at most `info.window` noisy latents, all at timestep `t`; float32, the shape of `x_BCFHW`."""
         assert x_BCFHW.shape[2] <= self.info.window, (x_BCFHW.shape, self.info.window)
+        if self._forward:
+            return self.under(text_BLD)(x_BCFHW, t, x_BCFHW.shape[2])
         x = x_BCFHW.to(self.device, self.dtype)
         text = text_BLD.to(self.device, self.dtype)
         return self._family.predict(self._unet, x, self._timesteps[t], text).float()
+
+    @torch.inference_mode()
+    def under(self, text_RLD: Tensor) -> Callable[[Tensor, int, int], Tensor]:
+        """Predictions under the same texts: (x_BCFHW, t, last) -> those of the `last` latents, R rows.
+
+        There are as many texts as rows of x, or twice as many: then both halves are of the same latents.
+        """
+        if not self._forward:
+            R = len(text_RLD)
+            return lambda x, t, last: self.predict(x.repeat(R // len(x), 1, 1, 1, 1), t, text_RLD)[:, :, -last:]
+        forward, keys = self._forward, self._forward.keys(text_RLD.to(self.device, self.dtype))
+
+        @torch.inference_mode()
+        def predict(x_BCFHW: Tensor, t: int, last: int) -> Tensor:
+            return forward(x_BCFHW.to(self.device, self.dtype), forward.times(t), keys, last).float()
+
+        return predict
+
+    def facts(self) -> dict[str, str]:
+        """The forward pass, where it is not diffusers'."""
+        return {"forward": self._own.name} if self._own else {}
 
     @torch.inference_mode()
     def decode(self, latent_BCHW: Tensor) -> Tensor:
@@ -120,6 +154,18 @@ class LatentVideoModel:
             with path.open("rb") as file:
                 total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         return total.hexdigest()
+
+
+def chosen_forward(family: Family, unet: Any, attention: str, wanted: str | None) -> OwnForward | None:
+    """The family's own forward pass, or None for diffusers'. Raises `InputError` for one that is neither."""
+    own = family.own
+    # A family that calls its network in another way, or asks for plain attention, gets what it asks for.
+    if own and (own.replaces is not family.predict or attention != "sdpa" or not own.suits(dict(unet.config))):
+        own = None
+    known = [DIFFUSERS, *([own.name] if own else [])]
+    if wanted is not None:
+        check_choice("forward", wanted, known)
+    return None if wanted == DIFFUSERS else own
 
 
 def checked_device(name: str) -> torch.device:

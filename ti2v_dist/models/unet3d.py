@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ti2v_dist.models.family import SCHEDULE, Family, Schedule
+from ti2v_dist.models.family import SCHEDULE, Family, OwnForward, Schedule
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +40,23 @@ def _predict(unet: Any, x_BCFHW: Tensor, t: Tensor, text_BLD: Tensor) -> Tensor:
     return unet(x_BCFHW, t, text_BLD, return_dict=False)[0]
 
 
+def _suits(config: dict[str, Any]) -> bool:
+    """Whether the own forward pass was written for a network of this `unet/config.json`: all published ones are."""
+    known = {"act_fn": ("silu", "swish"), "downsample_padding": (1,), "mid_block_scale_factor": (1,)}
+    return all(config.get(key, choices[0]) in choices for key, choices in known.items())
+
+
+def _own(unet: Any) -> Any:
+    from ti2v_dist.models.unet3d_forward import Forward
+
+    return Forward(unet)
+
+
 UNET3D = Family(
     load_unet=_load_unet,
     predict=_predict,
     text_width=1024,
     guidance_scale=9.0,
     schedule=MODELSCOPE_SCHEDULE,
+    own=OwnForward("unet3d-1", _predict, _suits, _own),
 )

@@ -28,7 +28,7 @@ from ti2v_dist.latents import BrokenSource, BrokenVideo, Chunk, Encoded, Piece, 
 from ti2v_dist.outputs import codec, dataset
 from ti2v_dist.scheduling.losses import FEWER_SLOTS, DeviceFailure, DeviceOutOfMemory, Leaving
 from ti2v_dist.state.checkpoint import CheckpointStore
-from ti2v_dist.state.fingerprints import differing
+from ti2v_dist.state.fingerprints import begun_with, differing
 from ti2v_dist.storage.urls import HostUnreachable
 from ti2v_dist.telemetry.log import LOG, begin
 from ti2v_dist.video import VideoRequest
@@ -77,7 +77,8 @@ class Worker:
         dtype = wanted.dtype if wanted.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
         self.info = read_info(wanted.id, wanted.revision)
         with self._device_errors():
-            model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention)
+            forward = begun_with(self.store.fingerprints())
+            model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention, forward=forward)
             self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
             if largest and (device == "cuda" or self.engine.slots > 1 or largest.params.spec.one_by_one):
                 try_out(self.engine, largest)

@@ -7,7 +7,7 @@ Suffixes: B batch, C latent channels, F new latents, K context latents, S steps,
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -95,22 +95,50 @@ class Begun(NamedTuple):
 Begin = Callable[[Any, Batch, SamplingParams], Begun]
 
 
-def guided(model: Backbone, batch: Batch, params: SamplingParams | None = None) -> Callable[[Tensor, int], Tensor]:
-    """An evaluation: (x_BCFHW, t) -> guided prediction (eq. 5), one model call of 2B rows, unconditional rows first.
+@runtime_checkable
+class KeepsText(Protocol):
+    """A model that reads a text once for many predictions, and makes both branches of the same latents."""
 
-    The unconditional branch runs at g = 1 too: leaving it out would change the batch's shape and so the bits. Only
-    where `guidance_interval` says so it is left out, in all slots alike (Kynkäänniemi et al. 2024): B rows.
+    def under(self, text_RLD: Tensor) -> Callable[[Tensor, int, int], Tensor]: ...
+
+
+class Guided(Protocol):
+    """An evaluation: the guided prediction (eq. 5) of the `last` latents of a window, by default of all."""
+
+    def __call__(self, x_BCFHW: Tensor, t: int, last: int | None = None) -> Tensor: ...
+
+
+def guided(model: Backbone, batch: Batch, params: SamplingParams | None = None) -> Guided:
+    """Evaluations with each video's texts and guidance scale, of 2B rows in one call.
+
+    The unconditional rows come first. They are made at g = 1 too: leaving them out would change the batch's shape and
+    so the bits. Only where `guidance_interval` says so they are left out, of all slots alike (Kynkäänniemi et al.
+    2024).
     """
-    text_2BLD = torch.cat([batch.negative_text_BLD, batch.text_BLD])
+    both = _under(model, torch.cat([batch.negative_text_BLD, batch.text_BLD]))
+    alone = _under(model, batch.text_BLD) if params and params.guidance_interval else both
     g = batch.guidance_B.float().view(-1, 1, 1, 1, 1)
 
-    def evaluate(x_BCFHW: Tensor, t: int) -> Tensor:
+    def evaluate(x_BCFHW: Tensor, t: int, last: int | None = None) -> Tensor:
+        last = last or x_BCFHW.shape[2]
         if params and not params.is_guided(t):
-            return model.predict(x_BCFHW, t, batch.text_BLD).float()
-        uncond, cond = model.predict(torch.cat([x_BCFHW, x_BCFHW]), t, text_2BLD).float().chunk(2)
+            return alone(x_BCFHW, t, last)
+        uncond, cond = both(x_BCFHW, t, last).chunk(2)
         return uncond + g * (cond - uncond)
 
     return evaluate
+
+
+def _under(model: Backbone, text_RLD: Tensor) -> Callable[[Tensor, int, int], Tensor]:
+    """As `KeepsText.under`, of any model: x has as many rows as the texts, or half as many."""
+    if isinstance(model, KeepsText):
+        return model.under(text_RLD)
+
+    def predict(x_BCFHW: Tensor, t: int, last: int) -> Tensor:
+        x_RCFHW = x_BCFHW.repeat(len(text_RLD) // len(x_BCFHW), 1, 1, 1, 1)
+        return model.predict(x_RCFHW, t, text_RLD).float()[:, :, -last:]
+
+    return predict
 
 
 def checked_queue(model: Backbone, batch: Batch, params: SamplingParams) -> tuple[Tensor, int]:

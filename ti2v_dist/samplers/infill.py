@@ -64,7 +64,7 @@ def _sample_one(model: Backbone, batch: Batch, params: SamplingParams, z_0: Tens
         behind_t = schedule.q_sample(behind, t, noise.draw(Purpose.AHEAD, step, 0, behind.shape[2]))
         U = params.resample_iterations if t_prev > 0 else 1
         for u in range(1, U + 1):
-            predicted = evaluate(torch.cat([before_t, x, behind_t], 2), t)[:, :, place : place + 1]
+            predicted = evaluate(torch.cat([before_t, x, behind_t], 2), t, 1 + behind.shape[2])[:, :, :1]
             x = schedule.step(x, predicted, t, t_prev)
             if u < U:
                 x = schedule.renoise(x, t, t_prev, noise.draw(Purpose.RENOISE, step, u, 1))

@@ -19,5 +19,5 @@ def sample_replace(model: Backbone, batch: Batch, params: SamplingParams) -> Sam
     x = noise.draw(Purpose.INIT, 0, 0, window - 1)
     for step, (t, t_prev) in enumerate(timestep_pairs(params)):
         z_t = schedule.q_sample(z_0, t, noise.draw(Purpose.CONTEXT, step, 0, 1))
-        x = schedule.step(x, evaluate(torch.cat([z_t, x], 2), t)[:, :, 1:], t, t_prev)
+        x = schedule.step(x, evaluate(torch.cat([z_t, x], 2), t, window - 1), t, t_prev)
     return Sample(x)

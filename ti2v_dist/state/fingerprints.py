@@ -16,7 +16,7 @@ from ti2v_dist.state.record import parse_json
 from ti2v_dist.storage.objects import Store
 from ti2v_dist.video import VideoRequest
 
-MODEL = ("weights_sha256", "window", "numerics_version")
+MODEL = ("weights_sha256", "window", "numerics_version", "forward")
 """What all classes of a run have in common: where it differs, it is not another machine but another model."""
 
 Numerics = dict[str, Any]
@@ -50,6 +50,11 @@ def read_all(store: Store) -> dict[str, Numerics]:
         numerics = parse_json(key, data)
         found[canonical_sha256(numerics)] = numerics
     return found
+
+
+def begun_with(known: dict[str, Numerics]) -> str | None:
+    """The forward pass of the model that a run has, by its fingerprints; None for one that has not begun."""
+    return next((numerics.get("forward", "diffusers") for numerics in known.values()), None)
 
 
 def recipes(
