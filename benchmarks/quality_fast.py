@@ -35,6 +35,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "stride-4": ("`stride: 4`", {"stride": 4}),
     "guidance-middle": ("`guidance_interval: 101-801`", {"guidance_interval": "101-801"}),
     "guidance-early": ("`guidance_interval: 401-999`", {"guidance_interval": "401-999"}),
+    "cached": ("`resample_context: cached`", {"resample_context": "cached"}),
     "u2": ("U = 2", {"resample_iterations": 2}),
     "u1": ("U = 1", {"resample_iterations": 1}),
     "s5": ("S = 5", {"num_inference_steps": 5}),

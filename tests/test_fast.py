@@ -23,6 +23,7 @@ from ti2v_dist.operations import edit
 from ti2v_dist.operations.verify import verify
 from ti2v_dist.outputs import views
 from ti2v_dist.params import SamplingParams
+from ti2v_dist.specs import FRAME_BY_FRAME
 from ti2v_dist.trial import try_out
 from ti2v_dist.video import VideoRequest
 
@@ -31,7 +32,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "stride": {"stride": 2, "context_frames": 2},
     "guidance_interval": {"guidance_interval": "300-999"},
     "solver": {"solver": "dpmpp_2m"},
-    "together": {"solver": "dpmpp_2m", "guidance_interval": "1-400", "stride": 3, "context_frames": 1},
+    "resample_context": {"resample_context": "cached"},
+    "together": {
+        "resample_context": "cached",
+        "solver": "dpmpp_2m",
+        "guidance_interval": "1-400",
+        "stride": 3,
+        "context_frames": 1,
+    },
 }
 
 
@@ -169,3 +177,27 @@ def test_an_interval_is_one_text_and_has_a_step_in_it(model: VideoModel) -> None
         InputError, match="guidance_interval is '400-600'; of the timesteps 667, 334, 1 none lies in it"
     ):
         asked({"guidance_interval": "400-600"}).check_against_model(model.info)
+
+
+# resample_context
+
+
+def test_only_the_first_denoising_of_a_step_computes_the_queue(
+    model: VideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, seen = Engine(model), rows_of(model, monkeypatch)
+    made(engine, [start(engine, asked({"resample_context": "cached", "resample_iterations": 3}))])
+    assert [frames for _, frames in seen] == 2 * [WINDOW, 1, 1] + [WINDOW]
+
+
+def test_without_resampling_or_a_network_that_keeps_it_is_refused(folder: Path, model: VideoModel) -> None:
+    cached = {"resample_context": "cached"}
+    with pytest.raises(InputError, match="resample_iterations 1: nothing is resampled; choose full"):
+        asked({**cached, "resample_iterations": 1})
+    other = replace(model.info, capabilities=FRAME_BY_FRAME)
+    with pytest.raises(InputError, match="the model's network keeps nothing of the queue: choose full"):
+        asked(cached).check_against_model(other)
+    for load in ({"attention": "eager"}, {"forward": "diffusers"}):
+        engine = Engine(load_model(read_info(str(folder)), **load))
+        with pytest.raises(InputError, match="forward pass 'diffusers' keeps nothing: choose full"):
+            engine.advance([start(engine, asked(cached))])

@@ -19,7 +19,7 @@ from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.params import SamplingParams, options
 from ti2v_dist.settings import plain_settings, settings_of
-from ti2v_dist.specs import NEEDED, SAMPLERS
+from ti2v_dist.specs import NEEDED, RECALLING, SAMPLERS
 from ti2v_dist.video import SETTINGS, Given, Source, VideoRequest
 
 INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_factor=8, guidance_scale=3.0, fps=12)
@@ -29,8 +29,8 @@ OTHERS |= {"clip_options": "guidance_scale_2=3", "color_match": "first_frame"}
 OTHERS |= {"causal_block_size": 2}
 OTHERS |= {"smoothing": 0.5, "subject": "cat"}
 OTHERS |= {"motion_prompt": "purring", "inversion_timestep": 561, "distance_probability": 0.25, "without": "frames"}
-OTHERS |= {"stride": 2, "guidance_interval": "201-801", "solver": "dpmpp_2m"}
-ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs)
+OTHERS |= {"stride": 2, "guidance_interval": "201-801", "solver": "dpmpp_2m", "resample_context": "cached"}
+ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs) | {RECALLING}
 ROOT = Path(video.__file__).parents[1]
 
 
@@ -68,7 +68,8 @@ def test_what_is_off_is_in_no_hash(name: str) -> None:
     assert told.identity() == RunConfig().identity()
     assert name not in told.identity()["sampling"]
     row: dict[str, Any] = {"id": "a", "image": "/a.png", "prompt": "a cat"}
-    on = request_defaults(load_config(None, [f"sampling.{name}={other(name)}"]), INFO).request(**row)
+    able = replace(INFO, capabilities=ALL)
+    on = request_defaults(load_config(None, [f"sampling.{name}={other(name)}"]), able).request(**row)
     assert (other(name), on.params.sampler) == (getattr(on.params, name), SamplingParams().sampler)
     plain = request_defaults(RunConfig(), INFO).request(**row)
     picture = np.zeros((1, 1, 3), np.uint8)

@@ -8,7 +8,7 @@ class CallSize(NamedTuple):
 
     `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `context` are the latents that it
     goes on from. `alone` are its steps, counted from 0, that compute one row of the two. `has_image`, `is_smoothed`,
-    `without`, `is_inverted`, `ar_step`, `block` and `stride` are the row's.
+    `without`, `is_inverted`, `ar_step`, `block`, `stride` and `recalls` (of its queue) are the row's.
     """
 
     steps: int
@@ -24,6 +24,7 @@ class CallSize(NamedTuple):
     block: int = 1
     stride: int = 1
     alone: frozenset[int] = frozenset()
+    recalls: bool = False
 
 
 def each_step(call: CallSize) -> int:
@@ -32,10 +33,15 @@ def each_step(call: CallSize) -> int:
 
 
 def resampled(call: CallSize) -> float:
-    """Each latent by itself, or `stride` of them at once; every step but the last one U times. One row is a half."""
-    at_once = call.iterations * (call.steps - 1) + 1
-    rows_left_out = sum(1 if step == call.steps - 1 else call.iterations for step in call.alone)
-    return call.latents // call.stride * (at_once - rows_left_out / 2 if rows_left_out else at_once)
+    """Each latent by itself, or `stride` of them at once; every step but the last one U times.
+
+    One row is a half, and of a window's latents those alone that are new are their share of it.
+    """
+    again = call.stride / (call.context + call.stride) if call.recalls else 1
+    each = 1 + (call.iterations - 1) * again
+    left_out = sum(1 if step == call.steps - 1 else each for step in call.alone)
+    whole = each * (call.steps - 1) + 1
+    return call.latents // call.stride * (whole - left_out / 2 if left_out else whole)
 
 
 def whole_window(call: CallSize) -> int:

@@ -13,7 +13,7 @@ class Call(NamedTuple):
     """A video's part in one advance: its frames, the last one of them as it is settled, and the evaluations.
 
     A chunk may reach beyond the video's end. An evaluation computes two rows, with the text and without it: one that
-    computes one of them is a half.
+    computes one of them is a half, and one of the new latents of a window alone is their share of it.
     """
 
     first_frame: int
@@ -61,5 +61,6 @@ def _size(request: VideoRequest, latents: int) -> CallSize:
         ar_step=params.ar_step or 0,
         block=params.causal_block_size or 1,
         stride=params.stride or 1,
+        recalls=params.resample_context is not None,
         alone=frozenset(step for step, t in enumerate(steps) if not params.is_guided(t)),
     )

@@ -9,6 +9,7 @@ from ti2v_dist.prompts import motion_words
 from ti2v_dist.settings import check_range, check_settings, setting, settings_of, shared, some_setting, way_out
 from ti2v_dist.specs import SAMPLERS, SamplerSpec
 
+CONTEXTS = ("full", "cached")
 SOLVERS = ("ddim", "dpmpp_2m")
 INIT_NAMES = ("inversion", "gaussian")
 ANCHORS = ("first", "last")
@@ -166,6 +167,10 @@ class SamplingParams:
 
     solver: str | None = way_out("ddim", "how a step is made of what the model predicts", choices=SOLVERS)
 
+    resample_context: str | None = way_out(
+        "full", "whether resampling computes the queue again, or goes by what it computed of it once", choices=CONTEXTS
+    )
+
     def __post_init__(self) -> None:
         check_settings(self)
         for name, one in settings_of(SamplingParams).items():
@@ -177,6 +182,10 @@ class SamplingParams:
             raise InputError(f"t_start is {self.t_start}; sampler {self.sampler!r} does not read it")
         if self.spec.has_t_start and self.t_start is None and self.num_inference_steps == 1:
             raise InputError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
+        if self.resample_context and self.resample_iterations == 1:
+            raise InputError(
+                "resample_context is 'cached', and resample_iterations 1: nothing is resampled; choose full"
+            )
         check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
 
     def check_texts(self, texts: list[str]) -> None:

@@ -45,6 +45,8 @@ PACKED = "packed"
 """A model that makes a section after an image and all latents that there are, the older the more packed."""
 CAUSAL = "causal"
 """As `WINDOW`, but a video's first latent is one picture and each other several, decoded in their order."""
+RECALLING = "recalling"
+"""With `WINDOW`: one that can predict the newest latents again by what it kept of the others."""
 FRAME_BY_FRAME = frozenset({WINDOW, PICTURES})
 """What a latent video model of one latent a frame can do."""
 NEEDED, OPTIONAL, NONE = "needed", "optional", "none"
@@ -120,7 +122,7 @@ class SamplerSpec:
 
 _QUEUE = frozenset({"resample_iterations", "context_frames", "init"})
 _FAST = frozenset({"stride", "guidance_interval"})
-_FAST_VP = _FAST | {"solver"}
+_FASTER = _FAST | {"solver", "resample_context"}
 _MOTION = frozenset({"chunk_frames", "anchor", "motion_dx", "motion_dy", "motion_t0", "motion_t1"})
 _MOTION |= {"smoothing", "subject"}
 _LIFE = frozenset({"chunk_frames", "inversion_timestep", "inversion_iterations", "inversion_rate"})
@@ -129,7 +131,7 @@ _ALONE: dict[str, Any] = {"prompt": OPTIONAL, "has_t_start": False, "one_by_one"
 
 
 SAMPLERS: dict[str, SamplerSpec] = {
-    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE | _FAST_VP, evaluations=resampled),
+    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE | _FASTER, evaluations=resampled),
     "ti2v_zero_causal": SamplerSpec(
         "ti2v_zero:sample_ti2v_zero",
         _QUEUE | _FAST,

@@ -26,7 +26,7 @@ from ti2v_dist.settings import (
     settings_of,
     shared,
 )
-from ti2v_dist.specs import NEEDED, NONE, OPTIONAL, SAMPLERS, check_needs
+from ti2v_dist.specs import NEEDED, NONE, OPTIONAL, RECALLING, SAMPLERS, check_needs
 
 MAX_SEED = 2**64 - 1
 _NTSC = (24, 30, 48, 60, 120)
@@ -201,6 +201,10 @@ class VideoRequest:
         """
         spec, window = self.params.spec, model.window
         check_needs(self.params.sampler, model.capabilities)
+        if self.params.resample_context and RECALLING not in model.capabilities:
+            raise InputError(
+                "resample_context is 'cached'; the model's network keeps nothing of the queue: choose full"
+            )
         multiple = math.lcm(model.vae_factor, model.size_multiple, 2)
         for name, size in (("height", self.height), ("width", self.width)):
             if size % multiple:

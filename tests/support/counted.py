@@ -12,8 +12,8 @@ def rows_of(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]
     if hasattr(model, "under"):
         under = model.under
 
-        def counted(text: Tensor) -> Any:
-            predict = under(text)
+        def counted(text: Tensor, recalls: bool = False) -> Any:
+            predict = under(text, recalls)
             return lambda x, t, last: (seen.append((len(text), x.shape[2])), predict(x, t, last))[1]
 
         monkeypatch.setattr(model, "under", counted)

@@ -97,9 +97,12 @@ Begin = Callable[[Any, Batch, SamplingParams], Begun]
 
 @runtime_checkable
 class KeepsText(Protocol):
-    """A model that reads a text once for many predictions, and makes both branches of the same latents."""
+    """A model that reads a text once for many predictions, and makes both branches of the same latents.
 
-    def under(self, text_RLD: Tensor) -> Callable[[Tensor, int, int], Tensor]: ...
+    Where it `recalls`, the newest latents alone may follow a whole window, at the same timestep.
+    """
+
+    def under(self, text_RLD: Tensor, recalls: bool = False) -> Callable[[Tensor, int, int], Tensor]: ...
 
 
 class Guided(Protocol):
@@ -115,8 +118,9 @@ def guided(model: Backbone, batch: Batch, params: SamplingParams | None = None) 
     so the bits. Only where `guidance_interval` says so they are left out, of all slots alike (Kynkäänniemi et al.
     2024).
     """
-    both = _under(model, torch.cat([batch.negative_text_BLD, batch.text_BLD]))
-    alone = _under(model, batch.text_BLD) if params and params.guidance_interval else both
+    recalls = bool(params and params.resample_context)
+    both = _under(model, torch.cat([batch.negative_text_BLD, batch.text_BLD]), recalls)
+    alone = _under(model, batch.text_BLD, recalls) if params and params.guidance_interval else both
     g = batch.guidance_B.float().view(-1, 1, 1, 1, 1)
 
     def evaluate(x_BCFHW: Tensor, t: int, last: int | None = None) -> Tensor:
@@ -129,10 +133,11 @@ def guided(model: Backbone, batch: Batch, params: SamplingParams | None = None) 
     return evaluate
 
 
-def _under(model: Backbone, text_RLD: Tensor) -> Callable[[Tensor, int, int], Tensor]:
+def _under(model: Backbone, text_RLD: Tensor, recalls: bool) -> Callable[[Tensor, int, int], Tensor]:
     """As `KeepsText.under`, of any model: x has as many rows as the texts, or half as many."""
     if isinstance(model, KeepsText):
-        return model.under(text_RLD)
+        return model.under(text_RLD, recalls)
+    assert not recalls, model
 
     def predict(x_BCFHW: Tensor, t: int, last: int) -> Tensor:
         x_RCFHW = x_BCFHW.repeat(len(text_RLD) // len(x_BCFHW), 1, 1, 1, 1)

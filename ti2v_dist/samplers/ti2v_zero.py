@@ -20,7 +20,8 @@ def sample_ti2v_zero(model: Backbone, batch: Batch, params: SamplingParams) -> S
         # line 16: nothing is re-noised at the last timestep, so further iterations would repeat the first exactly
         U = params.resample_iterations if t_prev > 0 else 1
         for u in range(1, U + 1):
-            predicted = evaluate(torch.cat([s_t, x], 2), t, F)  # line 14: that of the context is never used
+            seen = x if u > 1 and params.resample_context else torch.cat([s_t, x], 2)
+            predicted = evaluate(seen, t, F)  # line 14: that of the context is never used
             x = way.step(x, predicted, t, t_prev)
             if u < U:
                 x = way.renoise(x, t, t_prev, noise.draw(Purpose.RENOISE, step, u, F))  # line 17
