@@ -56,6 +56,7 @@ def test_a_value_may_hold_an_equals_sign_and_any_yaml() -> None:
         ("engine.xyz=3", "engine.xyz is not a setting; choose one of slots, threads"),
         ("slots=3", "slots is not a setting; choose one of "),
         ("engine.slots=0", "engine.slots is 0: Input should be greater than or equal to 1"),
+        ("engine.slots=many", "engine.slots is 'many': Input should be a whole number, or auto, which measures it"),
         ("engine.slots=many", "engine.slots is 'many'"),
         ("engine=3", "engine is 3"),
         ("model.dtype=fp16", "model.dtype is 'fp16': Input should be 'auto', 'float32', 'bfloat16' or 'float16'"),

@@ -10,8 +10,12 @@ from PIL import Image
 
 from benchmarks import oracle, pixels
 from tests.support.places import EXAMPLES
+from ti2v_dist.config import load_config
 from ti2v_dist.inputs.images import load_image
+from ti2v_dist.operations import examples
+from ti2v_dist.operations.recording import claim
 from ti2v_dist.shapes import world
+from ti2v_dist.state.checkpoint import CheckpointStore
 
 ROWS = [json.loads(line) for line in (EXAMPLES / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
 IDS = [row["id"] for row in ROWS]
@@ -70,3 +74,22 @@ def test_the_words_of_the_image_models_rows_are_known() -> None:
     seen = pixels.segment(np.stack(frames) / 255)
     assert {oracle.nearest_color(hue) for hue in seen.hue_F} == {"red"}
     assert np.allclose(pixels.moves(seen.mask_FHW), [2.0, 0.0], atol=0.3)
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [("fpu avx512_bf16 sse", "bfloat16"), ("fpu avx512f", "auto")])
+def test_the_demo_computes_in_what_the_cpu_is_good_at(
+    flags: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr(examples, "CPU_INFO", tmp_path / "cpuinfo")
+    manifest, settings = examples.demo_settings("shapes", str(tmp_path / "new"))
+    assert (manifest.name, settings["model.dtype"]) == ("manifest.jsonl", dtype)
+    assert "model.dtype" not in examples.demo_settings("shapes-image", str(tmp_path / "new"))[1]
+
+
+def test_a_demo_that_is_resumed_stays_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text("flags : amx_bf16\n")
+    monkeypatch.setattr(examples, "CPU_INFO", tmp_path / "cpuinfo")
+    output = str(tmp_path / "begun")
+    claim(CheckpointStore(output), load_config(None, ["model.dtype=float32"]), {})
+    assert examples.demo_settings("shapes", output)[1]["model.dtype"] == "float32"

@@ -21,7 +21,7 @@ from pydantic import (
     create_model,
     field_validator,
 )
-from pydantic_core import PydanticKnownError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from ti2v_dist.canonical import canonical_json
 from ti2v_dist.errors import InputError
@@ -78,11 +78,32 @@ class SamplingConfig(_Sampling):
     """Defaults for rows that do not say otherwise; None is the model's own default. See `SETTINGS`."""
 
 
+AUTO = "auto"
+
+
+def _slots(value: Any) -> Any:
+    """As a whole number, or `AUTO`: with one complaint, not one of each."""
+    if value != AUTO and (not isinstance(value, int) or isinstance(value, bool)):
+        raise PydanticCustomError("slots", "Input should be a whole number, or auto, which measures it")
+    if value != AUTO and value < 1:
+        raise PydanticKnownError("greater_than_equal", {"ge": 1})
+    return value
+
+
 class EngineConfig(_Section):
     """The fixed shape of a batch, on which a video's bits depend: part of the fingerprint."""
 
-    slots: int = Field(default=4, ge=1, description="videos in one batch; `generate` sets 1 unless told otherwise")
+    slots: Annotated[int | Literal["auto"], BeforeValidator(_slots)] = Field(
+        default=4,
+        description="videos in one batch; `auto`: as many as the first worker of a run is fastest with, measured when "
+        "it opens; `generate` sets 1 unless told otherwise",
+    )
     threads: int = Field(default=1, ge=1, description="CPU threads of one engine; without effect on a GPU")
+
+    @property
+    def known_slots(self) -> int:
+        """The number that was asked for; 1, until a worker has told, where it is to be measured."""
+        return 1 if self.slots == AUTO else self.slots
 
 
 class ClusterConfig(_Section):

@@ -12,7 +12,7 @@ import numpy as np
 
 from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.errors import InputError
-from ti2v_dist.limits import Limits, check_blocks, check_boundary, check_clip, chunks
+from ti2v_dist.limits import Limits, check_blocks, check_boundary, check_clip, check_faster, chunks
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
 from ti2v_dist.schedules import check_interval, motion_pair
@@ -26,7 +26,7 @@ from ti2v_dist.settings import (
     settings_of,
     shared,
 )
-from ti2v_dist.specs import NEEDED, NONE, OPTIONAL, RECALLING, SAMPLERS, check_needs
+from ti2v_dist.specs import NEEDED, NONE, OPTIONAL, SAMPLERS, check_needs
 
 MAX_SEED = 2**64 - 1
 _NTSC = (24, 30, 48, 60, 120)
@@ -201,22 +201,17 @@ class VideoRequest:
         """
         spec, window = self.params.spec, model.window
         check_needs(self.params.sampler, model.capabilities)
-        if self.params.resample_context and RECALLING not in model.capabilities:
-            raise InputError(
-                "resample_context is 'cached'; the model's network keeps nothing of the queue: choose full"
-            )
         multiple = math.lcm(model.vae_factor, model.size_multiple, 2)
         for name, size in (("height", self.height), ("width", self.width)):
             if size % multiple:
                 raise InputError(f"{name} is {size}; it must be a multiple of {multiple}")
         if "motion_t0" in spec.reads:
             motion_pair(self.params)
+        check_faster(self.params, model)
         if self.params.guidance_interval:
             check_interval(self.params)
-        least, stride = 1 + spec.keeps_first, self.params.stride or 1
-        if stride > 1:
-            check_range("stride", stride, 1, window - least)
-        low, high = (spec.anchor, spec.anchor) if spec.anchor else (least, window - stride)
+        new = self.params.stride or 1
+        low, high = (spec.anchor, spec.anchor) if spec.anchor else (1 + spec.keeps_first, window - new)
         check_range("context_frames", self.params.context_frames, low, high)
         check_blocks(self.params, window)
         if model.clip:

@@ -19,7 +19,7 @@ def test_an_image_whose_server_fails_later_fails_its_row_and_can_be_retried(give
         names = ("dies", "cut", "barred", "good")
         rows = [{"id": name, "image": f"{web.url}/{name}.png", "prompt": "red", "num_frames": 2} for name in names]
         manifest = given.other_manifest("web.jsonl", rows)
-        ended = run.finish(run.start("--set", "allow_http=true", manifest=manifest, workers=1))
+        ended = run.finish(run.start("--set", "allow_http=true", "--slots", "auto", manifest=manifest, workers=1))
         assert ended.code == 3, ended.stderr
         assert (ended.result["finished"], ended.result["failed"]) == (1, 3)
         table = pyarrow.parquet.read_table(run.output / "failures.parquet").to_pylist()

@@ -16,6 +16,7 @@ from tests.support.tiny_models import WINDOW, write_tiny_model
 from ti2v_dist.engine import Engine
 from ti2v_dist.errors import InputError
 from ti2v_dist.models import load_model, read_info
+from ti2v_dist.models.captured import Captured
 from ti2v_dist.models.latent_model import LatentVideoModel
 from ti2v_dist.models.unet3d_forward import Forward
 from ti2v_dist.numerics import kept_numerics
@@ -48,9 +49,9 @@ def network(blocks: tuple[str, ...], **config: Any) -> Any:
     return unet.eval().requires_grad_(False)
 
 
-def given(rows: int, height: int = 8, width: int = 8) -> tuple[Tensor, Tensor]:
+def given(rows: int, height: int = 8, width: int = 8, seed: int = 1) -> tuple[Tensor, Tensor]:
     """Latents of so many rows, and texts of twice as many."""
-    drawn = torch.Generator().manual_seed(rows)
+    drawn = torch.Generator().manual_seed(seed)
     x = torch.randn((rows, 4, F, height, width), generator=drawn)
     return x, torch.randn((2 * rows, L, 12), generator=drawn)
 
@@ -192,3 +193,27 @@ def test_what_was_kept_is_of_one_timestep() -> None:
     forward(x, forward.times(9), forward.keys(text), 1, windows.of(9, F, 1))
     with pytest.raises(AssertionError, match=r"\(9, 8\)"):
         windows.of(8, 1, 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+def test_a_graph_gives_the_bits_of_the_plain_call() -> None:
+    forward = Forward(network(**LAYOUTS["published"]).to("cuda", torch.bfloat16))
+    graphs = Captured(forward)
+    with torch.inference_mode():
+        for seed in (2, 3, 2):
+            x, text = (each.to("cuda", torch.bfloat16) for each in given(2, seed=seed))
+            for t in (501, 9):
+                call = x, forward.times(t), forward.keys(text), 1
+                assert torch.equal(graphs(*call), forward(*call))
+    assert [graph is not None for graph in graphs._graphs.values()] == [True]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine on which nothing can be captured")
+def test_what_cannot_be_captured_goes_on_with_a_warning() -> None:
+    forward, (x, text) = Forward(network(**LAYOUTS["embedded"])), given(1)
+    graphs, call = Captured(forward), (x, forward.times(9), forward.keys(text), 1)
+    with torch.inference_mode():
+        with pytest.warns(UserWarning, match=r"no CUDA graph is used for \(1, 4, 5, 8, 8\), which is slower: "):
+            found = graphs(*call)
+        assert torch.equal(found, forward(*call))
+        assert torch.equal(graphs(*call), found)  # without another warning

@@ -154,10 +154,9 @@ def run(
 @app.command()
 def demo(output: OutputOption = "runs/demo", model: ModelOption = "shapes", as_json: JsonOption = False) -> None:
     """Make the examples' videos on the CPU with an embedded model."""
-    from ti2v_dist.operations.examples import examples_of
+    from ti2v_dist.operations.examples import demo_settings
 
-    manifest, sampling = examples_of(model or "shapes")
-    chosen = {"engine.slots": 3, "cluster.workers": 2, "model.device": "cpu", "model.id": model} | sampling
+    manifest, chosen = demo_settings(model or "shapes", output)
     run_and_exit(str(manifest), output, chosen_config(None, None, chosen), as_json)
 
 

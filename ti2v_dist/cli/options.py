@@ -16,7 +16,16 @@ ManifestArgument = Annotated[
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="One setting, as section.key=value; repeatable.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="shapes, a diffusers-layout folder, or a hub id.")]
-SlotsOption = Annotated[int | None, typer.Option("--slots", help="Videos in one batch.")]
+
+
+def _slots(text: str) -> int | str:
+    """A number, or what the settings will say of another word."""
+    return int(text) if text.isdecimal() else text
+
+
+SlotsOption = Annotated[
+    Any, typer.Option("--slots", parser=_slots, metavar="INTEGER|auto", help="Videos in one batch; auto measures it.")
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Default: derived from the id.")]
 FramesOption = Annotated[int | None, typer.Option("--num-frames", help="Frames of a video.")]
 SourceOption = Annotated[

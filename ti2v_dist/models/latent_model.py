@@ -24,6 +24,7 @@ from transformers import CLIPTextModel
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.models.base import ModelInfo
+from ti2v_dist.models.captured import Captured
 from ti2v_dist.models.family import Family, OwnForward
 from ti2v_dist.models.folder import weight_files
 from ti2v_dist.models.lost_words import load_tokenizer
@@ -73,6 +74,8 @@ class LatentVideoModel:
         self._unet: Any = freeze(unet, self.device)
         self._own = chosen_forward(family, self._unet, attention, forward)
         self._forward: Any = self._own.make(self._unet) if self._own else None
+        if self._forward and self.device.type == "cuda":
+            self._forward = Captured(self._forward)
         self._vae: Any = freeze(vae, self.device)
         self._text_encoder: CLIPTextModel = freeze(text_encoder, self.device)
         self._tokenizer = load_tokenizer(info)

@@ -163,7 +163,7 @@ def _pace(worker: Worker, request: VideoRequest, fingerprint: str, state_bytes: 
     state, tip = worker.store.begin(request, encoded, fingerprint)
     chunks, batches, commits = [], [], []
     for _ in range(1 + MEASURED_CHUNKS):
-        (chunk, *_), seconds = worker.advance([state] * worker.config.engine.slots)
+        (chunk, *_), seconds = worker.advance([state] * worker.engine.slots)
         if isinstance(chunk, BrokenVideo):
             raise RunError(f"nothing is measured: {chunk}") from chunk
         batches.append(seconds)

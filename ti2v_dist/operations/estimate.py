@@ -120,7 +120,7 @@ def plan(
     examples, measured = [amount.example for amount in most], None
     if examples:
         measured = calibrated(config, examples, limits) if calibrate else recalled(store, examples, limits)
-    workers, slots = config.cluster.workers or 1, config.engine.slots
+    workers, slots = config.cluster.workers or 1, config.engine.known_slots
     told = {"manifest": manifest, "output": output and absolute_url(output), "workers": workers, "slots": slots}
     times = _times(amounts, measured, slots, workers, reading_s)
     price = _price(times, workers, price_per_hour)

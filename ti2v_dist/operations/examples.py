@@ -4,11 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import ti2v_dist
+from ti2v_dist.config import stored_config
 from ti2v_dist.models import read_info
-from ti2v_dist.specs import IMAGE, INSTRUCT, LOOK_BACK, SAMPLERS
+from ti2v_dist.specs import IMAGE, INSTRUCT, LOOK_BACK, SAMPLERS, WINDOW
+from ti2v_dist.state.checkpoint import CheckpointStore
 
 FRAMES = 9
 """Of the videos of an image model: frame 0 and a chunk."""
+CPU_INFO = Path("/proc/cpuinfo")
+BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
+"""The flags there of a CPU that computes faster in bfloat16 than in float32."""
 _OTHERS = ((INSTRUCT, "instruct-model.jsonl"), (LOOK_BACK, "manifest.jsonl"), (IMAGE, "image-model.jsonl"))
 
 
@@ -20,6 +25,23 @@ def examples_of(model: str) -> tuple[Path, dict[str, Any]]:
             first = next(name for name, spec in SAMPLERS.items() if need in spec.needs)
             return _folder() / manifest, {"sampling.sampler": first, "sampling.num_frames": FRAMES}
     return _folder() / "manifest.jsonl", {}
+
+
+def demo_settings(model: str, output: str) -> tuple[Path, dict[str, Any]]:
+    """The manifest of the demo, and all its settings: those of `examples_of`, and what two CPU cores are good at."""
+    manifest, settings = examples_of(model)
+    settings |= {"engine.slots": 3, "cluster.workers": 2, "model.device": "cpu", "model.id": model}
+    if WINDOW in read_info(model).capabilities:
+        settings["model.dtype"] = _dtype(output)
+    return manifest, settings
+
+
+def _dtype(output: str) -> str:
+    """That of the demo which is resumed, else bfloat16 where the CPU has instructions for it."""
+    if run := CheckpointStore(output).read_run():
+        return stored_config(run).model.dtype
+    flags = CPU_INFO.read_text().split() if CPU_INFO.is_file() else ()
+    return "bfloat16" if BFLOAT16.intersection(flags) else "auto"
 
 
 def _folder() -> Path:

@@ -53,7 +53,7 @@ class Coordinator:
         use_storage_threads()
         gc.set_threshold(*GARBAGE)
         self.config, self.output_url, self.target_workers = config, output_url, workers
-        self.scheduler, self.metrics = Scheduler(config.engine.slots), Metrics()
+        self.scheduler, self.metrics = Scheduler(config.engine.known_slots), Metrics()
         self.event_log = EventLog(config.cluster.event_log, self.scheduler)
         self.outages = Outages(self.metrics)
         self.pool = WorkerPool(

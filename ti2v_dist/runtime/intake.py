@@ -30,9 +30,7 @@ class Intake:
         emit: Callable[..., None],
     ) -> None:
         self.plans, self.videos, self.pool, self.spawn, self.emit = plans, videos, pool, spawn, emit
-        self.slots, self.target_workers = config.engine.slots, workers
-        self.ahead = max(1, AHEAD * self.slots * workers)
-        """Of fewer waiting videos, more are taken in."""
+        self.slots, self.target_workers = config.engine.known_slots, workers
         self.orders: set[int] = set()
         """Those that this life has taken in."""
         self.refused: set[int] = set()
@@ -42,6 +40,11 @@ class Intake:
         self.reading = 0
         """Plans and parts that are being read."""
         self.wanted = 0
+
+    @property
+    def ahead(self) -> int:
+        """Of fewer waiting videos, more are taken in."""
+        return max(1, AHEAD * self.pool.slots * self.target_workers)
 
     async def begin(self, numbers: Iterable[int]) -> None:
         """Take in the orders that a life begins with. Where two speak of one video, the later one counts."""

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from ti2v_dist.config import RunConfig
+from ti2v_dist.config import AUTO, RunConfig
 from ti2v_dist.errors import InputError, UserError
 from ti2v_dist.latents import BrokenVideo
 from ti2v_dist.runtime import ray_internals
@@ -57,6 +57,7 @@ class WorkerPool:
         self.metrics, self.outages, self.emit, self.accept = metrics, outages, emit, accept
         self.largest: VideoRequest | None = None
         """The request of the largest batch: a new worker tries at once whether it fits."""
+        self.slots = config.engine.known_slots
         self.actors: dict[int, Any] = {}
         self.open: set[int] = set()
         self.kinds: dict[int, str] = {}
@@ -113,8 +114,10 @@ class WorkerPool:
             node, ip = await node_of(actor)
             if number in self.actors:
                 self.open.add(number)
+                chosen = numerics["slots"] if self.config.engine.slots == AUTO else 0
+                self.slots = chosen or self.slots
                 LOG.info("a worker is ready on node %s (%s)", ip, numerics.get("device"), extra=fields)
-                self.emit(events.WorkerReady(number, node, self.kinds[number]))
+                self.emit(events.WorkerReady(number, node, self.kinds[number], chosen))
 
     async def _start_failed(self, number: int, actor: Any, cause: BaseException, bug: str | None = None) -> None:
         node, ip = await node_of(actor)

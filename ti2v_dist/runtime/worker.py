@@ -6,11 +6,11 @@ The coordinator makes it a Ray actor; `generate` uses it in its own process.
 import gc
 import hashlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from resource import RUSAGE_SELF, getrusage
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from ti2v_dist import __version__
 from ti2v_dist.canonical import canonical_json, canonical_sha256
-from ti2v_dist.config import RunConfig, keyframe_interval
+from ti2v_dist.config import AUTO, RunConfig, keyframe_interval
 from ti2v_dist.errors import InputError
 from ti2v_dist.evaluation.seams import Seams
 from ti2v_dist.inputs.clips import load_given
@@ -40,9 +40,6 @@ It outlives the process, so it is how frames that were computed twice are counte
 """
 
 
-OUT_OF_MEMORY = re.compile(r"(?:CUDA|CUBLAS|CUDNN|cuDNN).*(?:out of memory|ALLOC_FAILED)")
-
-
 class Worker:
     """One frozen model on one device. `open` first; every other call returns its value and the seconds it took.
 
@@ -55,7 +52,7 @@ class Worker:
         if log_fields is not None:
             begin(**log_fields)
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
-        self.sources = SourceFrames(config.allow_http, config.images_below, max(KEPT, 4 * config.engine.slots))
+        self.sources = SourceFrames(config.allow_http, config.images_below, max(KEPT, 4 * config.engine.known_slots))
         self.leaving = False
 
     def open(self, largest: VideoRequest | None = None) -> dict[str, Any]:
@@ -70,7 +67,7 @@ class Worker:
             import ti2v_dist.models.latent_model  # noqa: F401
             from ti2v_dist.engine import Engine
             from ti2v_dist.models import load_model, read_info
-            from ti2v_dist.trial import try_out
+            from ti2v_dist.trial import measured_slots, try_out
 
         wanted = self.config.model
         device = wanted.device if wanted.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,7 +76,10 @@ class Worker:
         with self._device_errors():
             forward = begun_with(self.store.fingerprints())
             model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention, forward=forward)
-            self.engine = Engine(model, self.config.engine.slots, self.config.engine.threads)
+            slots, engine_of = self.config.engine.slots, partial(Engine, model, threads=self.config.engine.threads)
+            if slots == AUTO:
+                slots = self.store.slots(lambda: measured_slots(engine_of, largest) if largest else None)
+            self.engine = engine_of(slots)
             if largest and (device == "cuda" or self.engine.slots > 1 or largest.params.spec.one_by_one):
                 try_out(self.engine, largest)
         self.numerics = {**self.engine.report(), **codec.codec_versions()}
@@ -245,8 +245,9 @@ class Worker:
         try:
             yield
         except RuntimeError as error:
-            # CUDA's libraries run out of memory too, not torch's allocator alone, and have their own words for it.
-            if isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)):
+            from ti2v_dist.trial import is_out_of_memory
+
+            if is_out_of_memory(error):
                 raise DeviceOutOfMemory(
                     f"engine.slots is {self.config.engine.slots}; {FEWER_SLOTS}: {error}"
                 ) from error

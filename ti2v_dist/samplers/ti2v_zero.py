@@ -20,6 +20,8 @@ def sample_ti2v_zero(model: Backbone, batch: Batch, params: SamplingParams) -> S
         # line 16: nothing is re-noised at the last timestep, so further iterations would repeat the first exactly
         U = params.resample_iterations if t_prev > 0 else 1
         for u in range(1, U + 1):
+            if u < U:
+                noise.ahead(Purpose.RENOISE, step, u, F)
             seen = x if u > 1 and params.resample_context else torch.cat([s_t, x], 2)
             predicted = evaluate(seen, t, F)  # line 14: that of the context is never used
             x = way.step(x, predicted, t, t_prev)

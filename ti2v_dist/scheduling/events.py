@@ -44,11 +44,15 @@ class Places:
 
 @dataclass(frozen=True)
 class WorkerReady:
-    """A worker has its model loaded and is accepted. `kind` is its class: the sha256 of its fingerprint."""
+    """A worker has its model loaded and is accepted. `kind` is its class: the sha256 of its fingerprint.
+
+    `slots` are those of all workers of the run, where the first one was to choose their number; else 0.
+    """
 
     worker: int
     node: str = ""
     kind: str = ""
+    slots: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,18 @@ class Kinds(Generic[Video]):
     """Memory holds at most two batches for each worker of a kind: one computing, one behind it."""
 
     def __init__(self, crew: Crew, slots: int) -> None:
-        self.crew, self.of_worker = crew, CALLS_PER_WORKER * slots
+        self.crew, self.slots = crew, slots
         self.let_go: set[str] = set()
         """Kinds without workers whose videos may go on with those of another."""
         self.parked: dict[str, deque[Video]] = {}
         """Videos of a kind that had no room for them, out of memory."""
         self._held: dict[str, str | None] = {}
         self._counts: dict[str | None, int] = {None: 0}
+
+    @property
+    def of_worker(self) -> int:
+        """Videos in memory for each worker."""
+        return CALLS_PER_WORKER * self.slots
 
     def share(self, kind: str) -> str | None:
         """Which workers a video of this kind is for: those of its kind, or any (None)."""

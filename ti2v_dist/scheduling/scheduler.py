@@ -98,6 +98,8 @@ class Scheduler:
         return [events.Forget(event.id)]
 
     def _on_worker_ready(self, event: events.WorkerReady) -> list[events.Command]:
+        if event.slots:
+            self.slots = self._line.slots = self.kinds.slots = event.slots
         self.crew.join(event.worker, event.kind)
         if event.kind in self.kinds.let_go:
             self.kinds.let_go.discard(event.kind)

@@ -3,6 +3,7 @@
 import os
 import socket
 import uuid
+from collections.abc import Callable
 from itertools import count, takewhile
 from typing import Any
 
@@ -71,6 +72,16 @@ class CheckpointStore(FrameStore):
     def read_fingerprint(self) -> dict[str, Any] | None:
         """The run's first fingerprint, None before `claim_fingerprint`."""
         return self._read_json(keys.fingerprint(0))
+
+    def slots(self, measure: Callable[[], list[dict[str, Any]] | None]) -> int:
+        """The run's number of slots, where it is one that was measured: of the first worker that did, and for all.
+
+        `measure` gives what it found, its choice first, or None where it cannot: then it is 1, which nothing keeps.
+        """
+        found = self._read_json(keys.SLOTS)
+        if found is None and (measured := measure()):
+            found = self._settle_json(keys.SLOTS, {"slots": measured[0]["slots"], "measured": measured})
+        return found["slots"] if found else 1
 
     def record_refusal(self, refusal: dict[str, Any]) -> None:
         """Leave word, once, of a worker that does not match the fingerprint; `refusal` is JSON."""

@@ -2,6 +2,7 @@
 
     run.json                            what the run is, for people
     .ti2v/fingerprints/<n>              under what frames are made: one for each class of workers, 0 the first
+    .ti2v/slots                         what the first worker measured, where it was to choose the number of slots
     .ti2v/refused/<sha256>              a worker that would have computed other bits, and was not let in
     .ti2v/epochs/<E>, .ti2v/stops/<E>   who took the run over; that it was asked to stop
     .ti2v/requests/<id>/<g>             the request: 0 as the manifest or a fork has it, then one for each extension
@@ -39,10 +40,11 @@ number is needed by a key, a value or a rule that this version would read wrongl
 ROOT = ".ti2v"
 RUN = "run.json"
 PROBE = f"{ROOT}/probe"
+SLOTS = f"{ROOT}/slots"
 
 _ID, _G, _N, _SHA = "[A-Za-z0-9_-]{1,128}", "(?:0|[1-9][0-9]{0,8})", "[0-9]{10}", "[0-9a-f]{64}"
 _OURS = re.compile(
-    rf"fingerprints/{_G}|refused/{_SHA}|(?:epochs|stops)/{_N}|(?:requests|edits|done)/{_ID}/{_G}|videos/{_ID}/{_N}"
+    rf"fingerprints/{_G}|slots|refused/{_SHA}|(?:epochs|stops)/{_N}|(?:requests|edits|done)/{_ID}/{_G}|videos/{_ID}/{_N}"
     rf"|quarantine/{_ID}/{_N}-[0-9a-f]{{16}}|failed/{_ID}/{_G}/{_N}|plans/{_SHA}|(?:orders|ends)/{_N}"
     rf"|progress/{_SHA}/{_N}|usage/{_N}/{_N}|ledger/{_N}\.parquet|probe/[0-9a-f]{{32}}"
     rf"|inputs/{_SHA}\.(?:png|jpg|webp)"
