@@ -57,7 +57,7 @@ class Bench:
 
     def __init__(self, engine: Engine, rows: Sequence[Row], output: Path, deadline: float) -> None:
         self.engine, self.rows, self.output, self.deadline = engine, rows, output, deadline
-        self.info = engine.model.info
+        self.info, self._pace = engine.model.info, 1.0
         settings = {**engine.report(), "split": SPLIT, "guidance_scale": self.info.guidance_scale}
         self.report: dict[str, Any] = {"settings": settings, "rows": {}}
         if output.exists():
@@ -88,7 +88,8 @@ class Bench:
         if not known:
             return 0.0
         like = entry if entry["batch_seconds"] else known[0]
-        return like["batch_seconds"][-1] * entry["evaluations_per_frame"] / like["evaluations_per_frame"]
+        work = like["batch_seconds"][-1] * entry["evaluations_per_frame"] / like["evaluations_per_frame"]
+        return self._pace * work
 
     def _make(self, row: Row, entry: dict[str, Any]) -> None:
         done, slots = len(entry["videos"]), self.engine.slots
@@ -100,9 +101,11 @@ class Bench:
         ]
         # A CPU is shared with who knows what, and its own time is not.
         clock = time.process_time if self.engine.model.device.type == "cpu" else time.perf_counter
-        began = clock()
+        began, own_began = time.monotonic(), clock()
         latents_BFCHW = making.finished(self.engine, states)
-        entry["batch_seconds"].append(round(clock() - began, 2))
+        seconds = clock() - own_began
+        self._pace = (time.monotonic() - began) / seconds
+        entry["batch_seconds"].append(round(seconds, 2))
         entry["videos"] += [
             judged(self.engine, item, latents_FCHW)[0] for item, latents_FCHW in zip(items, latents_BFCHW, strict=True)
         ]

@@ -78,7 +78,7 @@ def setting(default: Any, about: str, **more: Any) -> Any:
 
 def way_out(off: Any, about: str, **more: Any) -> Any:
     """A field that is a setting of some samplers only, and not of a video made in the usual way: that is `off`."""
-    return setting(None, about, is_some=True, off=off, **more)
+    return setting(None, f"{about}; by default {off}", is_some=True, off=off, **more)
 
 
 def some_setting(usual: Any, about: str, **more: Any) -> Any:

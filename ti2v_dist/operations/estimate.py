@@ -199,11 +199,11 @@ def _counts(amounts: Amounts) -> dict[str, Any]:
         one = samplers.setdefault(amount.example.params.sampler, {"videos": 0, "frames": 0, "evaluations": 0})
         one["videos"] += amount.videos
         one["frames"] += amount.frames
-        one["evaluations"] += amount.evaluations + amount.encode_evaluations
+        one["evaluations"] = round(one["evaluations"] + amount.evaluations + amount.encode_evaluations, 2)
     return {
         "videos": amounts.total("videos"),
         "frames": amounts.total("frames"),
-        "evaluations": amounts.total("evaluations") + amounts.total("encode_evaluations"),
+        "evaluations": round(amounts.total("evaluations") + amounts.total("encode_evaluations"), 2),
         "samplers": samplers,
         "refused": amounts.refused,
         "skipped": {"finished": amounts.finished, "failed": amounts.failed, "settled_frames": amounts.settled},
