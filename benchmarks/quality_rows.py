@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import oracle
+from ti2v_dist.effort import calls
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.shapes import world
+from ti2v_dist.video import VideoRequest
 
 SPLIT = 2
 """Seeds of the benchmark begin with it; training's begin with 1, the examples' with 3."""
@@ -37,15 +39,27 @@ class Row:
 
     def sampling(self, info: ModelInfo) -> SamplingParams:
         """The model's defaults with this row's differences."""
-        defaults = {"context_frames": info.window - 1, "guidance_scale": info.guidance_scale}
+        behind = info.window - self.params.get("stride", 1)
+        defaults = {"context_frames": behind, "guidance_scale": info.guidance_scale}
         return SamplingParams(**(defaults | self.params))
 
-    def evaluations(self, info: ModelInfo) -> int:
-        """Guided noise predictions for one batch of videos; the replacing baseline makes its window at once."""
-        params = self.sampling(info)
-        if params.spec.is_one_window:
-            return params.num_inference_steps
-        return (params.resample_iterations * (params.num_inference_steps - 1) + 1) * (self.num_frames - 1)
+    def request(self, item: "HeldOut", info: ModelInfo) -> VideoRequest:
+        """The row's video of a held-out request."""
+        return VideoRequest(
+            id=f"held-out-{item.index:05d}",
+            image=f"shapes-world:{SPLIT}/{item.index}",
+            prompt=item.prompt,
+            seed=item.index,
+            height=world.SIZE,
+            width=world.SIZE,
+            params=self.sampling(info),
+            num_frames=self.num_frames,
+            fps=info.fps,
+        )
+
+    def evaluations(self, info: ModelInfo) -> float:
+        """Guided noise predictions for one batch of videos."""
+        return sum(call.evaluations for call in calls(self.request(held_out(0), info), info))
 
 
 @dataclass(frozen=True)

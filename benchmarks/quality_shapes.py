@@ -25,7 +25,6 @@ from ti2v_dist.engine import Engine
 from ti2v_dist.latents import Chunk, NonFiniteLatents, VideoState
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.shapes import world
-from ti2v_dist.video import VideoRequest
 
 SAVE_EVERY_FRAMES = 8
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "quality.md"
@@ -110,22 +109,9 @@ class Bench:
         needed = 0.0 if row.group == "long" else rate * row.evaluations(self.info)
         return time.monotonic() + needed < deadline
 
-    def _request(self, row: Row, item: HeldOut) -> VideoRequest:
-        return VideoRequest(
-            id=f"held-out-{item.index:05d}",
-            image=f"shapes-world:{SPLIT}/{item.index}",
-            prompt=item.prompt,
-            seed=item.index,
-            height=world.SIZE,
-            width=world.SIZE,
-            params=row.sampling(self.info),
-            num_frames=row.num_frames,
-            fps=self.info.fps,
-        )
-
     def _advance(self, row: Row, items: Sequence[HeldOut]) -> np.ndarray | None:
         """Latents of a batch of whole videos, NaN where a video broke; None when a long row ran out of time."""
-        requests = [self._request(row, item) for item in items]
+        requests = [row.request(item, self.info) for item in items]
         states = [
             VideoState.start(request, self.engine.encode(request, item.image_HWC))
             for request, item in zip(requests, items, strict=True)
@@ -146,7 +132,8 @@ class Bench:
                 if isinstance(result, NonFiniteLatents):
                     del alive[slot]
                     continue
-                latents_BFCHW[slot, result.first_frame - 1 : result.last_frame] = result.latents_FCHW
+                shown_FCHW = result.latents_FCHW[: result.frames_of(row.num_frames)]
+                latents_BFCHW[slot, result.first_frame - 1 :][: len(shown_FCHW)] = shown_FCHW
                 alive[slot] = alive[slot].push(result)
         return latents_BFCHW
 
@@ -170,30 +157,35 @@ class Bench:
     def _record(self, entry: dict[str, Any], items: Sequence[HeldOut], latents_BFCHW: np.ndarray) -> None:
         """Judge a batch and add it to its row: verdicts per video, curves as the mean over all videos."""
         for item, latents_FCHW in zip(items, latents_BFCHW, strict=True):
-            frames_FHWC = making.pictures(self.engine, item.image_HWC, latents_FCHW)
-            verdict = oracle.judge(frames_FHWC, item.image_HWC, item.color, item.shape, item.motion)
+            video, curves = judged(self.engine, item, latents_FCHW)
             n = len(entry["videos"])
-            for name, curve in verdict.curves.items():
+            for name, curve in curves.items():
                 mean = np.array(entry["curves"].get(name, np.zeros(len(curve))))
                 entry["curves"][name] = ((mean * n + np.array(curve)) / (n + 1)).round(6).tolist()
-            entry["videos"].append(
-                {
-                    "index": item.index,
-                    "prompt": item.prompt,
-                    "motion": item.motion,
-                    "broken": not np.isfinite(latents_FCHW).all().item(),
-                    "color_kept": verdict.color_kept,
-                    "color_kept_last": verdict.color_kept_last,
-                    "shape_last": verdict.shape_last,
-                    "shape_kept": verdict.shape_kept,
-                    "background_error": round(verdict.background_error, 5),
-                    "background_kept": verdict.background_kept,
-                    "background_kept_last": verdict.background_kept_last,
-                    "net_px": [round(value, 2) for value in verdict.net_px],
-                    "motion_follows": verdict.motion_follows,
-                    "motion_px_per_frame": round(verdict.motion_px_per_frame, 3),
-                }
-            )
+            entry["videos"].append(video)
+
+
+def judged(engine: Engine, item: HeldOut, latents_FCHW: np.ndarray) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """What the oracle says of a video, and its curves."""
+    frames_FHWC = making.pictures(engine, item.image_HWC, latents_FCHW)
+    verdict = oracle.judge(frames_FHWC, item.image_HWC, item.color, item.shape, item.motion)
+    video = {
+        "index": item.index,
+        "prompt": item.prompt,
+        "motion": item.motion,
+        "broken": not np.isfinite(latents_FCHW).all().item(),
+        "color_kept": verdict.color_kept,
+        "color_kept_last": verdict.color_kept_last,
+        "shape_last": verdict.shape_last,
+        "shape_kept": verdict.shape_kept,
+        "background_error": round(verdict.background_error, 5),
+        "background_kept": verdict.background_kept,
+        "background_kept_last": verdict.background_kept_last,
+        "net_px": [round(value, 2) for value in verdict.net_px],
+        "motion_follows": verdict.motion_follows,
+        "motion_px_per_frame": round(verdict.motion_px_per_frame, 3),
+    }
+    return video, verdict.curves
 
 
 def _go_on(states: Sequence[VideoState], latents_BFCHW: np.ndarray) -> dict[int, VideoState]:

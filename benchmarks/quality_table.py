@@ -22,6 +22,9 @@ CURVES = {
     "object_rgb_error": "object colour error",
 }
 
+COMPARED = ("setting", "n", "evaluations a frame", "colour kept", "shape kept", "background error")
+COMPARED = (*COMPARED, "motion follows", "motion, px a frame", "broken")
+
 # Figure, row, what is asked of each video, bar (a share).
 BARS = (
     ("colour kept in all frames", "main", "color_kept", 0.97),
@@ -56,7 +59,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 def markdown(report: dict[str, Any]) -> str:
     """All tables of a report, with the settings that they were measured under."""
     rows = {name: row for name, row in report["rows"].items() if row["videos"]}
-    parts = [_settings(report["settings"]), _bars(rows), _settings_compared(report["rows"]), _curves(rows)]
+    parts = [told(report["settings"]), _bars(rows), _settings_compared(report["rows"]), _curves(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -71,7 +74,8 @@ def write_block(page: Path, tables: str, marks: tuple[str, str] = (BEGIN, END)) 
     page.write_text(f"{before}{opening}\n{tables}\n{closing}{after}", encoding="utf-8")
 
 
-def _settings(settings: dict[str, Any]) -> str:
+def told(settings: dict[str, Any]) -> str:
+    """The settings that figures were measured under."""
     where = f"{settings['device']}, {settings['dtype']}, torch {settings['torch']}"
     batch = f"{settings['slots']} slots" + (f", {settings['threads']} threads" if settings["threads"] else "")
     model = f"weights `{settings['weights_sha256'][:12]}`, guidance {settings['guidance_scale']:g}"
@@ -123,13 +127,12 @@ def _background_line(rows: dict[str, Any]) -> list[str]:
 
 def _settings_compared(rows: dict[str, Any]) -> str:
     """Every setting beside every other, motion beside identity; the order is that of the groups."""
-    header = ("setting", "n", "evaluations a frame", "colour kept", "shape kept", "background error")
-    header = (*header, "motion follows", "motion, px a frame", "broken")
     ordered = sorted(rows.values(), key=lambda row: GROUP_ORDER.index(row["group"]))
-    return grid(header, [_compared_line(row) for row in ordered])
+    return grid(COMPARED, [compared_line(row) for row in ordered])
 
 
-def _compared_line(row: dict[str, Any]) -> list[str]:
+def compared_line(row: dict[str, Any]) -> list[str]:
+    """A row under `COMPARED`."""
     videos = row["videos"]
     if not videos:
         return [row["title"], "0", f"{row['evaluations_per_frame']:g}", "not run", *[""] * 5]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers import load_sampler
 from ti2v_dist.samplers.base import Batch
 from ti2v_dist.samplers.noise import KeyedNoise, Purpose, gaussian
-from ti2v_dist.schedules import VP, Flow, Schedule, timestep_pairs, timesteps
+from ti2v_dist.schedules import PREDICTIONS, VP, Flow, Schedule, timestep_pairs, timesteps
 from ti2v_dist.specs import SAMPLERS
 
 LATENT = (4, 3, 5)
@@ -83,6 +84,15 @@ def run(
     batch = Batch(queue, text, negative, torch.tensor([g, g + 1]), noise or keyed(), ahead)
     sample = load_sampler(params.sampler)(model, batch, params)
     return queue, sample.latents_BCFHW, sample.context_BCFHW
+
+
+def guided_by_hand(x: Tensor, t: int, g: float = 3.0) -> Tensor:
+    """What a call of both branches comes to, of the texts that `run` has."""
+    random = torch.Generator().manual_seed(0)
+    torch.randn(2, LATENT[0], K, *LATENT[1:], generator=random)
+    text, negative = torch.randn(2, 6, 8, generator=random), torch.randn(2, 6, 8, generator=random)
+    uncond, cond = mixing(x[:2], t, negative), mixing(x[2:], t, text)
+    return uncond + torch.tensor([g, g + 1]).view(2, 1, 1, 1, 1) * (cond - uncond)
 
 
 def params(sampler: str = "ti2v_zero", S: int = 4, U: int = 3, **more: Any) -> SamplingParams:
@@ -266,6 +276,57 @@ def test_one_iteration_is_plain_ddim(init: str) -> None:
     assert torch.allclose(latents, x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("S", [2, 5, 20])
+def test_one_iteration_of_the_multistep_solver_is_diffusers_own(S: int) -> None:
+    """DPM-Solver++(2M) on our timesteps, over the new latent of a window whose context is noised to each t."""
+    model = FakeModel()
+    queue, latents, _ = run(model, params(S=S, U=1, solver="dpmpp_2m"))
+    scheduler: Any = DPMSolverMultistepScheduler(
+        1000, 0.00085, 0.012, "scaled_linear", euler_at_final=True, final_sigmas_type="sigma_min"
+    )
+    scheduler.set_timesteps(timesteps=timesteps(params(S=S)))
+    noise = keyed()
+    x = SCHEDULE.q_sample(queue[:, :, -1:], timesteps(params(S=S))[0], noise.draw(Purpose.INIT, 0, 0, 1))
+    for step, t in enumerate(timesteps(params(S=S))):
+        s_t = SCHEDULE.q_sample(queue, t, noise.draw(Purpose.CONTEXT, step, 0, K))
+        predicted = guided_by_hand(torch.cat([s_t, x], 2).repeat(2, 1, 1, 1, 1), t)[:, :, K:]
+        x = scheduler.step(predicted, torch.tensor(t), x).prev_sample
+    torch.testing.assert_close(latents, x, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(latents, run(FakeModel(), params(S=S, U=1))[1], atol=1e-3) == (S == 2), "DDIM's is another"
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_multistep_step_with_nothing_before_it_is_ddims(prediction: str) -> None:
+    schedule, (x, predicted) = VP(ALPHAS.tolist(), prediction), torch.randn(2, 50).double().unbind()
+    for t, t_prev in ((901, 801), (101, 1), (1, 0)):
+        stepped, clean = schedule.multistep(x, predicted, t, t_prev, None)
+        torch.testing.assert_close(stepped, schedule.step(x, predicted, t, t_prev))
+        noise = schedule.noise_between(clean, x, t)
+        torch.testing.assert_close(stepped, schedule.q_sample(clean, t_prev, noise))
+
+
+def test_noising_anew_begins_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of U iterations the first goes by the last one of the level before; the others go by nothing."""
+    befores, multistep = list[tuple[int, int | None]](), VP.multistep
+
+    def noted(self: VP, x: Tensor, predicted: Tensor, t: int, t_prev: int, before: Any) -> Any:
+        befores.append((t, before and before[0]))
+        return multistep(self, x, predicted, t, t_prev, before)
+
+    monkeypatch.setattr(VP, "multistep", noted)
+    run(FakeModel(), params(S=4, U=2, solver="dpmpp_2m"))
+    assert befores == [(751, None), (751, None), (501, 751), (501, None), (251, 501), (251, None), (1, None)]
+
+
+def test_rectified_flow_has_no_multistep_solver() -> None:
+    with pytest.raises(InputError, match="solver is of several steps, and the model one of rectified flow: choose dd"):
+        run(FakeModel(schedule=Flow()), params(solver="dpmpp_2m"))
+    with pytest.raises(InputError, match="solver is 'dpmpp_2m'; sampler 'ti2v_zero_causal' does not read it"):
+        params("ti2v_zero_causal", solver="dpmpp_2m")
+    with pytest.raises(InputError, match="solver is 'euler'; choose one of ddim, dpmpp_2m"):
+        params(solver="euler")
+
+
 def test_context_noise_is_drawn_once_per_timestep_and_only_the_new_frame_moves() -> None:
     model = FakeModel()
     queue, _, _ = run(model, params(S=4, U=3))
@@ -289,6 +350,18 @@ def test_x_is_renoised_from_t_prime_back_to_t() -> None:
     assert t_last == 1
     x = SCHEDULE.step(second[:2, :, K:], 0.1 * second[:2, :, K:], 501, 1)
     assert torch.allclose(last[:2, :, K:], x, atol=1e-5)
+
+
+def test_the_new_latents_of_a_stride_begin_from_the_last_one_and_go_through_beside_each_other() -> None:
+    model = FakeModel(window=5)
+    queue, latents, _ = run(model, params(S=2, U=2, stride=2))
+    assert latents.shape[2] == 2
+    (first_t, first), (_, second), _ = model.calls
+    fresh = keyed().draw(Purpose.INIT, 0, 0, 2)
+    assert torch.equal(first[:2, :, K:], SCHEDULE.q_sample(queue[:, :, -1:], first_t, fresh))
+    stepped = SCHEDULE.step(first[:2, :, K:], guided_by_hand(first, first_t)[:, :, K:], 501, 1)
+    again = SCHEDULE.renoise(stepped, 501, 1, keyed().draw(Purpose.RENOISE, 0, 1, 2))
+    torch.testing.assert_close(second[:2, :, K:], again)
 
 
 def test_unconditional_rows_come_first() -> None:

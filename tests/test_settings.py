@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ti2v_dist import params, video
@@ -18,7 +19,7 @@ from ti2v_dist.inputs.defaults import request_defaults
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.params import SamplingParams, options
 from ti2v_dist.settings import plain_settings, settings_of
-from ti2v_dist.specs import NEEDED, SAMPLERS
+from ti2v_dist.specs import NEEDED, RECALLING, SAMPLERS
 from ti2v_dist.video import SETTINGS, Given, Source, VideoRequest
 
 INFO = ModelInfo("m", None, Path("/m"), window=8, height=32, width=48, vae_factor=8, guidance_scale=3.0, fps=12)
@@ -28,7 +29,8 @@ OTHERS |= {"clip_options": "guidance_scale_2=3", "color_match": "first_frame"}
 OTHERS |= {"causal_block_size": 2}
 OTHERS |= {"smoothing": 0.5, "subject": "cat"}
 OTHERS |= {"motion_prompt": "purring", "inversion_timestep": 561, "distance_probability": 0.25, "without": "frames"}
-ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs)
+OTHERS |= {"stride": 2, "guidance_interval": "201-801", "solver": "dpmpp_2m", "resample_context": "cached"}
+ALL = frozenset(need for spec in SAMPLERS.values() for need in spec.needs) | {RECALLING}
 ROOT = Path(video.__file__).parents[1]
 
 
@@ -53,14 +55,34 @@ def test_a_setting_of_some_samplers_is_theirs_alone(name: str) -> None:
     assert getattr(reader, name) == SETTINGS[name].usual
     assert name not in plain_settings(usual)
     assert (name in plain_settings(reader)) == (SETTINGS[name].usual is not None)
-    with pytest.raises(ValueError, match=f"{name} is .*; sampler 'ti2v_zero' does not read it"):
-        SamplingParams(**{name: other(name)})
+    with pytest.raises(ValueError, match=f"{name} is .*; sampler 'replace' does not read it"):
+        SamplingParams("replace", **{name: other(name)})
+
+
+@pytest.mark.parametrize("name", [name for name, one in SETTINGS.items() if one.off is not None])
+def test_what_is_off_is_in_no_hash(name: str) -> None:
+    """So that what was made before there was the setting, and what says that it is off, is one video."""
+    off = SETTINGS[name].off
+    assert SamplingParams(**{name: off}) == SamplingParams()
+    told = load_config(None, [f"sampling.{name}={off}"])
+    assert told.identity() == RunConfig().identity()
+    assert name not in told.identity()["sampling"]
+    row: dict[str, Any] = {"id": "a", "image": "/a.png", "prompt": "a cat"}
+    able = replace(INFO, capabilities=ALL)
+    on = request_defaults(load_config(None, [f"sampling.{name}={other(name)}"]), able).request(**row)
+    assert (other(name), on.params.sampler) == (getattr(on.params, name), SamplingParams().sampler)
+    plain = request_defaults(RunConfig(), INFO).request(**row)
+    picture = np.zeros((1, 1, 3), np.uint8)
+    assert on.recipe("", picture) != plain.recipe("", picture)
+    assert VideoRequest.from_json(on.to_json()) == on
+    assert VideoRequest.from_json(plain.to_json()) == plain
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_a_runs_setting_of_some_samplers_reaches_only_their_rows(name: str) -> None:
     defaults = replace(request_defaults(load_config(None, [f"sampling.{name}={other(name)}"]), INFO), capabilities=ALL)
-    assert getattr(defaults.request(id="a", image="/a.png", prompt="a cat").params, name) is None
+    if name not in SAMPLERS[SamplingParams().sampler].reads:
+        assert getattr(defaults.request(id="a", image="/a.png", prompt="a cat").params, name) is None
     spec = SAMPLERS[reader_of(name)]
     source = Source("/a.mp4", "a.mp4", 16, "") if spec.source else None
     beside = {"smoothing": {"subject": "cat"}, "causal_block_size": {"context_frames": 2}}.get(name, {})

@@ -65,8 +65,8 @@ def sampling_fields(settings: Mapping[str, Setting]) -> dict[str, Any]:
         if one.choices:
             kind = Annotated[kind, BeforeValidator(partial(_chosen, one.choices))]
         kind = Annotated[kind, Field(ge=one.low, le=one.high, gt=one.above)]
-        if one.kept:  # a rate that is a whole number is kept, and hashed, as an int
-            kind = SerializeAsAny[Annotated[kind, AfterValidator(one.kept)]]
+        if one.kept or one.off is not None:  # a rate that is a whole number is kept, and hashed, as an int
+            kind = SerializeAsAny[Annotated[kind, AfterValidator(one.checked)]]
         default = None if one.of_model or one.of_sampler else one.default
         made[name] = (kind | None if default is None else kind, Field(default, description=one.about))
     return made

@@ -6,8 +6,9 @@ from typing import NamedTuple
 class CallSize(NamedTuple):
     """What the evaluations of one call of a sampler depend on: [S], [U], the latents that it makes, and the rest.
 
-    `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `has_image`, `is_smoothed`,
-    `without`, `is_inverted`, `ar_step` and `block` are the row's. `context` are the latents that it goes on from.
+    `late_steps` are those of its steps from `motion_t1`, or `inversion_timestep`, on. `context` are the latents that it
+    goes on from. `alone` are its steps, counted from 0, that compute one row of the two. `has_image`, `is_smoothed`,
+    `without`, `is_inverted`, `ar_step`, `block`, `stride` and `recalls` (of its queue) are the row's.
     """
 
     steps: int
@@ -21,6 +22,9 @@ class CallSize(NamedTuple):
     is_inverted: bool = False
     ar_step: int = 0
     block: int = 1
+    stride: int = 1
+    alone: frozenset[int] = frozenset()
+    recalls: bool = False
 
 
 def each_step(call: CallSize) -> int:
@@ -28,9 +32,16 @@ def each_step(call: CallSize) -> int:
     return call.steps
 
 
-def resampled(call: CallSize) -> int:
-    """Each latent by itself; every step but the last one U times."""
-    return call.latents * (call.iterations * (call.steps - 1) + 1)
+def resampled(call: CallSize) -> float:
+    """Each latent by itself, or `stride` of them at once; every step but the last one U times.
+
+    One row is a half, and of a window's latents those alone that are new are their share of it.
+    """
+    again = call.stride / (call.context + call.stride) if call.recalls else 1
+    each = 1 + (call.iterations - 1) * again
+    left_out = sum(1 if step == call.steps - 1 else each for step in call.alone)
+    whole = each * (call.steps - 1) + 1
+    return call.latents // call.stride * (whole - left_out / 2 if left_out else whole)
 
 
 def whole_window(call: CallSize) -> int:

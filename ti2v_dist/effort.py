@@ -12,15 +12,16 @@ from ti2v_dist.video import VideoRequest
 class Call(NamedTuple):
     """A video's part in one advance: its frames, the last one of them as it is settled, and the evaluations.
 
-    A chunk may reach beyond the video's end.
+    A chunk may reach beyond the video's end. An evaluation computes two rows, with the text and without it: one that
+    computes one of them is a half, and one of the new latents of a window alone is their share of it.
     """
 
     first_frame: int
     last_frame: int
-    evaluations: int
+    evaluations: float
 
 
-def encode_evaluations(request: VideoRequest) -> int:
+def encode_evaluations(request: VideoRequest) -> float:
     """Evaluations in which the first frame is made, or what else a video starts from; 0 where an image is encoded."""
     spec = request.params.spec
     return spec.begin_evaluations(_size(request, 1)) if spec.begin else 0
@@ -59,4 +60,7 @@ def _size(request: VideoRequest, latents: int) -> CallSize:
         is_inverted=params.strategy == "inverted",
         ar_step=params.ar_step or 0,
         block=params.causal_block_size or 1,
+        stride=params.stride or 1,
+        recalls=params.resample_context is not None,
+        alone=frozenset(step for step, t in enumerate(steps) if not params.is_guided(t)),
     )

@@ -6,6 +6,7 @@ from typing import Protocol
 from ti2v_dist.errors import InputError
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.settings import check_range
+from ti2v_dist.specs import RECALLING
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,14 @@ def check_blocks(params: SamplingParams, window: int) -> None:
     for what, latents in (("the model's window", window), ("context_frames", params.context_frames)):
         if latents % block:
             raise InputError(f"causal_block_size is {block}; {what} is {latents}, which must be a multiple of it")
+
+
+def check_faster(params: SamplingParams, model: Limits) -> None:
+    """Raise `InputError` for a setting that is faster and approximate, and that the model's videos cannot have."""
+    if params.stride:
+        check_range("stride", params.stride, 1, model.window - 1 - params.spec.keeps_first)
+    if params.resample_context and RECALLING not in model.capabilities:
+        raise InputError("resample_context is 'cached'; the model's network keeps nothing of the queue: choose full")
 
 
 def check_clip(params: SamplingParams, clip: ClipLimits, r: int) -> None:

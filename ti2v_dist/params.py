@@ -6,9 +6,11 @@ from typing import Any
 
 from ti2v_dist.errors import InputError
 from ti2v_dist.prompts import motion_words
-from ti2v_dist.settings import check_range, check_settings, setting, settings_of, shared, some_setting
+from ti2v_dist.settings import check_range, check_settings, setting, settings_of, shared, some_setting, way_out
 from ti2v_dist.specs import SAMPLERS, SamplerSpec
 
+CONTEXTS = ("full", "cached")
+SOLVERS = ("ddim", "dpmpp_2m")
 INIT_NAMES = ("inversion", "gaussian")
 ANCHORS = ("first", "last")
 PREPROCESSORS = ("none", "canny")
@@ -16,6 +18,8 @@ COLOR_MATCHES = ("none", "first_frame")
 STRATEGIES = ("clean", "noised", "inverted")
 PARTS_OF_PILIFE = ("none", "inversion", "attention", "clipper", "frames")
 TRAIN_TIMESTEPS = 1000
+ALWAYS = f"1-{TRAIN_TIMESTEPS - 1}"
+"""The interval of all timesteps."""
 
 
 def options(text: str) -> str:
@@ -32,6 +36,14 @@ def options(text: str) -> str:
         if not isfinite(found[name]):
             raise InputError(f"clip_options has {entry!r}; it must be a finite number")
     return ", ".join(f"{name}={_short(value)}" for name, value in sorted(found.items()))
+
+
+def interval(text: str) -> str:
+    """`low-high`, two timesteps, in one form. Raises `InputError`."""
+    low, _, high = (number.strip() for number in text.partition("-"))
+    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) < TRAIN_TIMESTEPS):
+        raise InputError(f"guidance_interval is {text!r}; write two timesteps of {ALWAYS}, the lower one first")
+    return f"{int(low)}-{int(high)}"
 
 
 def _short(value: float) -> str:
@@ -56,14 +68,17 @@ class SamplingParams:
         "denoising steps [S]",
         low=1,
         high=TRAIN_TIMESTEPS - 1,
-        of_sampler=lambda spec, window: spec.num_inference_steps,
+        of_sampler=lambda spec, window, stride: spec.num_inference_steps,
     )
     resample_iterations: int = setting(4, "how often each of them is made [U]", low=1)
     guidance_scale: float = setting(
         9.0, "weight of the text [g]", above=0, kept=float, of_model=lambda info: info.guidance_scale, is_shared=False
     )
     context_frames: int = setting(
-        15, "latents in the queue [K]", low=1, of_sampler=lambda spec, window: spec.usual_context(window)
+        15,
+        "latents in the queue [K]",
+        low=1,
+        of_sampler=lambda spec, window, stride: spec.usual_context(window, stride),
     )
     t_start: int | None = setting(None, "the first timestep", low=1, high=TRAIN_TIMESTEPS - 1, is_column=False)
     init: str = setting("inversion", "what a new frame starts from", choices=INIT_NAMES, is_column=False)
@@ -71,7 +86,7 @@ class SamplingParams:
         8,
         "frames of an image model made at once",
         low=1,
-        of_sampler=lambda spec, window: spec.chunk_frames,
+        of_sampler=lambda spec, window, stride: spec.chunk_frames,
         is_column=False,
     )
     anchor: str | None = some_setting("first", "whose look the frames take over", choices=ANCHORS, is_column=False)
@@ -143,6 +158,19 @@ class SamplingParams:
     ar_step: int | None = some_setting(0, "steps by which each block of latents lags behind the one before it", low=0)
     causal_block_size: int | None = some_setting(1, "latents in a block, none of which sees a later block", low=1)
 
+    stride: int | None = way_out(1, "new latents of a window, beside each other [s]", low=1)
+    guidance_interval: str | None = way_out(
+        ALWAYS,
+        "timesteps, as low-high, at which the text has its weight; elsewhere it is the text alone",
+        kept=interval,
+    )
+
+    solver: str | None = way_out("ddim", "how a step is made of what the model predicts", choices=SOLVERS)
+
+    resample_context: str | None = way_out(
+        "full", "whether resampling computes the queue again, or goes by what it computed of it once", choices=CONTEXTS
+    )
+
     def __post_init__(self) -> None:
         check_settings(self)
         for name, one in settings_of(SamplingParams).items():
@@ -154,6 +182,10 @@ class SamplingParams:
             raise InputError(f"t_start is {self.t_start}; sampler {self.sampler!r} does not read it")
         if self.spec.has_t_start and self.t_start is None and self.num_inference_steps == 1:
             raise InputError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
+        if self.resample_context and self.resample_iterations == 1:
+            raise InputError(
+                "resample_context is 'cached', and resample_iterations 1: nothing is resampled; choose full"
+            )
         check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
 
     def check_texts(self, texts: list[str]) -> None:
@@ -191,7 +223,7 @@ class SamplingParams:
     def chunk_latents(self, window: int) -> int:
         """Latents that one call makes with a model of this window."""
         behind = self.context_frames if "context_frames" in self.spec.reads else 1
-        return self.spec.chunk or self.chunk_frames or window - behind
+        return self.stride or self.spec.chunk or self.chunk_frames or window - behind
 
     @property
     def first_timestep(self) -> int:
@@ -200,6 +232,11 @@ class SamplingParams:
             return self.t_start
         steps = self.num_inference_steps
         return (steps - 1) * (TRAIN_TIMESTEPS // steps) + 1
+
+    def is_guided(self, t: int) -> bool:
+        """Whether the model is asked with and without the text at this timestep."""
+        low, high = map(int, (self.guidance_interval or ALWAYS).split("-"))
+        return low <= t <= high
 
     @property
     def batch_group(self) -> tuple:

@@ -6,7 +6,7 @@ here needs torch to be imported.
 
 from __future__ import annotations
 
-from math import inf, sqrt
+from math import expm1, inf, log, sqrt
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+Before = tuple[int, "Tensor"]
+"""The timestep of the step before on the same way from noise, and the clean latent that the model predicted there."""
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -60,6 +62,13 @@ def motion_pair(params: SamplingParams) -> tuple[int, int]:
     return t0, t1
 
 
+def check_interval(params: SamplingParams) -> None:
+    """Raise `InputError` for an interval of guidance in which no step lies: nothing would have the text's weight."""
+    if not any(map(params.is_guided, steps := timesteps(params))):
+        named = f"guidance_interval is {params.guidance_interval!r}; of the timesteps"
+        raise InputError(f"{named} {', '.join(map(str, steps))} none lies in it: choose a wider one")
+
+
 class Schedule(Protocol):
     """What a sampler asks of a model's noise schedule."""
 
@@ -69,6 +78,15 @@ class Schedule(Protocol):
 
     def step(self, x: Tensor, prediction: Tensor, t: int, t_prev: int) -> Tensor:
         """One deterministic step t -> t' along what the model predicts at t."""
+        ...
+
+    def multistep(
+        self, x: Tensor, prediction: Tensor, t: int, t_prev: int, before: Before | None
+    ) -> tuple[Tensor, Tensor]:
+        """A step t -> t' that also goes by the step before it, if there is one; and the clean latent predicted at t.
+
+        Raises `InputError` where the schedule has no such step.
+        """
         ...
 
     def renoise(self, x: Tensor, t: int, t_prev: int, noise: Tensor) -> Tensor:
@@ -96,11 +114,33 @@ class VP:
 
     def step(self, x: Tensor, prediction: Tensor, t: int, t_prev: int) -> Tensor:
         """DDIM's step; x0 is not clipped."""
-        alpha, alpha_prev, eps = self.alphas_cumprod[t], self.alphas_cumprod[t_prev], prediction
+        alpha_prev, (x0, eps) = self.alphas_cumprod[t_prev], self._parts(x, prediction, t)
+        return sqrt(alpha_prev) * x0 + sqrt(1 - alpha_prev) * eps
+
+    def multistep(
+        self, x: Tensor, prediction: Tensor, t: int, t_prev: int, before: Before | None
+    ) -> tuple[Tensor, Tensor]:
+        """DPM-Solver++(2M)'s step (Lu et al. 2022, Alg. 2); where nothing is before it, of first order: DDIM's."""
+        x0, _ = self._parts(x, prediction, t)
+        half, half_prev, towards = self._half_snr(t), self._half_snr(t_prev), x0
+        if before is not None:
+            r = (half - self._half_snr(before[0])) / (half_prev - half)
+            towards = x0 + (x0 - before[1]) / (2 * r)
+        alpha, alpha_prev = self.alphas_cumprod[t], self.alphas_cumprod[t_prev]
+        kept, gained = sqrt((1 - alpha_prev) / (1 - alpha)), -sqrt(alpha_prev) * expm1(half - half_prev)
+        return kept * x + gained * towards, x0
+
+    def _parts(self, x: Tensor, prediction: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """The clean latent and the noise that x at t is made of, as the model predicts them."""
+        alpha, eps = self.alphas_cumprod[t], prediction
         if self._predicts_v:
             eps = sqrt(alpha) * prediction + sqrt(1 - alpha) * x
-        x0 = (x - sqrt(1 - alpha) * eps) / sqrt(alpha)
-        return sqrt(alpha_prev) * x0 + sqrt(1 - alpha_prev) * eps
+        return (x - sqrt(1 - alpha) * eps) / sqrt(alpha), eps
+
+    def _half_snr(self, t: int) -> float:
+        """Half the logarithm of the ratio of signal to noise: λ of Lu et al."""
+        alpha = self.alphas_cumprod[t]
+        return (log(alpha) - log(1 - alpha)) / 2
 
     def noise_between(self, z: Tensor, x: Tensor, t: int) -> Tensor:
         """The noise with which `q_sample` makes x at t of z."""
@@ -138,6 +178,12 @@ class Flow:
     def step(self, x: Tensor, prediction: Tensor, t: int, t_prev: int) -> Tensor:
         """Euler's step x + (σ' - σ) v."""
         return x + (self.sigma(t_prev) - self.sigma(t)) * prediction
+
+    def multistep(
+        self, x: Tensor, prediction: Tensor, t: int, t_prev: int, before: Before | None
+    ) -> tuple[Tensor, Tensor]:
+        """None that was tried here: always raises `InputError`."""
+        raise InputError("solver is of several steps, and the model one of rectified flow: choose ddim")
 
     def renoise(self, x: Tensor, t: int, t_prev: int, noise: Tensor) -> Tensor:
         """a x + sqrt(σ² - a² σ'²) noise with a = (1 - σ) / (1 - σ'): exact in mean and variance."""

@@ -38,11 +38,13 @@ class Setting:
     choices: Collection[str] = ()  # looked at when a value is checked: a registry may have grown
     kept: Callable[[Any], Any] | None = None  # 9 and 9.0 are one value, and must be the same bytes in every hash
     of_model: Callable[[Any], Any] | None = None  # its default, from the model's `ModelInfo`
-    of_sampler: Callable[[Any, int], Any] | None = None  # its default, from the `SamplerSpec` and the model's window
+    # Its default, from the `SamplerSpec`, the model's window and the new latents of a window.
+    of_sampler: Callable[[Any, int, int], Any] | None = None
     is_column: bool = True  # a row of a manifest may give it
     is_shared: bool = True  # the videos of one batch must agree in it
     usual: Any = None  # its value where the sampler reads it and nobody chose, if only some samplers have it
     is_some: bool = False  # then it is None elsewhere, and no hash knows of it
+    off: Any = None  # the value that says what None says, and is kept as None
     name: str = ""
     kind: type = str
     default: Any = None
@@ -53,6 +55,8 @@ class Setting:
         if value is None and self.is_optional:
             return None
         value = self.kept(value) if self.kept else value
+        if self.off is not None and value == self.off:
+            return None
         if self.choices:
             check_choice(self.name, value, self.choices)
         if self.low is not None:
@@ -70,6 +74,11 @@ def declared(about: str, **more: Any) -> dict[str, Setting]:
 def setting(default: Any, about: str, **more: Any) -> Any:
     """A dataclass's field that is a setting."""
     return field(default=default, metadata=declared(about, **more))
+
+
+def way_out(off: Any, about: str, **more: Any) -> Any:
+    """A field that is a setting of some samplers only, and not of a video made in the usual way: that is `off`."""
+    return setting(None, f"{about}; by default {off}", is_some=True, off=off, **more)
 
 
 def some_setting(usual: Any, about: str, **more: Any) -> Any:

@@ -45,6 +45,8 @@ PACKED = "packed"
 """A model that makes a section after an image and all latents that there are, the older the more packed."""
 CAUSAL = "causal"
 """As `WINDOW`, but a video's first latent is one picture and each other several, decoded in their order."""
+RECALLING = "recalling"
+"""With `WINDOW`: one that can predict the newest latents again by what it kept of the others."""
 FRAME_BY_FRAME = frozenset({WINDOW, PICTURES})
 """What a latent video model of one latent a frame can do."""
 NEEDED, OPTIONAL, NONE = "needed", "optional", "none"
@@ -58,8 +60,9 @@ class SamplerSpec:
 
     `function` is "module:name" below `ti2v_dist.samplers`, or "package.module:name" elsewhere. `needs` are the
     capabilities of its models. `reads` are the settings that it reads beside `COMMON`. `chunk` is the number of latents
-    that one call makes, None for what a window has room for behind its context. A sampler of `is_one_window` makes one
-    chunk under one text, and ends; one that `looks_ahead` makes the frames between given ones, under one text.
+    that one call makes, if there is no `stride`; None for what a window has room for behind its context. A sampler of
+    `is_one_window` makes one chunk under one text, and ends; one that `looks_ahead` makes the frames between given
+    ones, under one text.
 
     `begin` names, as `function` does, what makes the first frame, or what else a video starts from. With an `anchor`
     the context is so many latents, which do not slide. `image` says whether a row gives the first frame: NEEDED,
@@ -98,8 +101,8 @@ class SamplerSpec:
     grows: bool = False
     keeps_first: bool = False
     tail: bool = False
-    evaluations: Callable[[CallSize], int] = each_step
-    begin_evaluations: Callable[[CallSize], int] = each_step
+    evaluations: Callable[[CallSize], float] = each_step
+    begin_evaluations: Callable[[CallSize], float] = each_step
 
     @property
     def has_joins(self) -> bool:
@@ -111,12 +114,15 @@ class SamplerSpec:
         """All settings that it reads."""
         return COMMON | self.reads | ({"t_start"} if self.has_t_start else set())
 
-    def usual_context(self, window: int) -> int:
-        """Context latents where nobody chose: all but the new one, or half of a window that reaches as far ahead."""
-        return self.anchor or min(self.context or window, window // 2 if self.looks_ahead else window - 1)
+    def usual_context(self, window: int, stride: int = 1) -> int:
+        """Context latents where nobody chose: all but the new ones, or half of a window that reaches as far ahead."""
+        behind = window // 2 if self.looks_ahead else max(1, window - stride)
+        return self.anchor or min(self.context or window, behind)
 
 
 _QUEUE = frozenset({"resample_iterations", "context_frames", "init"})
+_FAST = frozenset({"stride", "guidance_interval"})
+_FASTER = _FAST | {"solver", "resample_context"}
 _MOTION = frozenset({"chunk_frames", "anchor", "motion_dx", "motion_dy", "motion_t0", "motion_t1"})
 _MOTION |= {"smoothing", "subject"}
 _LIFE = frozenset({"chunk_frames", "inversion_timestep", "inversion_iterations", "inversion_rate"})
@@ -125,10 +131,10 @@ _ALONE: dict[str, Any] = {"prompt": OPTIONAL, "has_t_start": False, "one_by_one"
 
 
 SAMPLERS: dict[str, SamplerSpec] = {
-    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE, evaluations=resampled),
+    "ti2v_zero": SamplerSpec("ti2v_zero:sample_ti2v_zero", _QUEUE | _FASTER, evaluations=resampled),
     "ti2v_zero_causal": SamplerSpec(
         "ti2v_zero:sample_ti2v_zero",
-        _QUEUE,
+        _QUEUE | _FAST,
         frozenset({CAUSAL}),
         begin="causal:begin_causal",
         keeps_first=True,

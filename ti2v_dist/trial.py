@@ -125,7 +125,9 @@ def _pictures(drawn: Generator, request: VideoRequest, count: int) -> np.ndarray
 def _in_few_steps(request: VideoRequest) -> VideoRequest:
     spec = request.params.spec
     few: dict[str, Any] = {name: value for name, value in FEWEST.items() if name in spec.reads}
-    steps = 2 if "motion_t0" in few else 1
+    few |= {"resample_iterations": 2} if request.params.resample_context else {}  # the last step is made once
+    steps = 1 + ("motion_t0" in few) + bool(request.params.guidance_interval) + bool(request.params.resample_context)
+    few |= {"guidance_interval": f"{steps}-{steps}"} if request.params.guidance_interval else {}  # the first step's
     if spec.has_t_start:  # a gradient needs an error
         few["t_start"] = TRAIN_TIMESTEPS - 1 if "inversion_iterations" in few else steps
     chosen = {"num_inference_steps": steps, "resample_iterations": 1, **few}

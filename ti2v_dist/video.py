@@ -12,10 +12,10 @@ import numpy as np
 
 from ti2v_dist.canonical import canonical_sha256
 from ti2v_dist.errors import InputError
-from ti2v_dist.limits import Limits, check_blocks, check_boundary, check_clip, chunks
+from ti2v_dist.limits import Limits, check_blocks, check_boundary, check_clip, check_faster, chunks
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.prompts import Prompt, caption, check_prompt, entries
-from ti2v_dist.schedules import motion_pair
+from ti2v_dist.schedules import check_interval, motion_pair
 from ti2v_dist.settings import (
     Setting,
     check_range,
@@ -207,7 +207,11 @@ class VideoRequest:
                 raise InputError(f"{name} is {size}; it must be a multiple of {multiple}")
         if "motion_t0" in spec.reads:
             motion_pair(self.params)
-        low, high = (spec.anchor, spec.anchor) if spec.anchor else (1 + spec.keeps_first, window - 1)
+        check_faster(self.params, model)
+        if self.params.guidance_interval:
+            check_interval(self.params)
+        new = self.params.stride or 1
+        low, high = (spec.anchor, spec.anchor) if spec.anchor else (1 + spec.keeps_first, window - new)
         check_range("context_frames", self.params.context_frames, low, high)
         check_blocks(self.params, window)
         if model.clip:

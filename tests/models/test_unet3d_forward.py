@@ -167,6 +167,36 @@ def test_a_network_that_it_was_not_written_for_goes_as_before(folder: Path) -> N
     assert torch.equal(model.under(text)(x, 9, 1), model.predict(torch.cat([x, x]), 9, text)[:, :, -1:])
 
 
+@pytest.mark.parametrize("new", [1, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_newest_frames_that_have_not_changed_come_out_as_those_of_the_whole_window(layout: str, new: int) -> None:
+    """What is kept is exact: only other values of the newest frames make it approximate."""
+    unet, (x, text) = network(**LAYOUTS[layout]), given(2)
+    forward = Forward(unet)
+    with torch.inference_mode():
+        windows, times, keys = forward.windows(), forward.times(9), forward.keys(text)
+        plain = forward(x, times, keys, new)
+        whole = forward(x, times, keys, new, windows.of(9, F, new))
+        assert torch.equal(whole, plain), "what is kept changes nothing"
+        for _ in range(2):  # kept for every later pass
+            again = forward(x[:, :, -new:], times, keys, new, windows.of(9, new, new))
+            torch.testing.assert_close(again, whole, rtol=1e-4, atol=1e-4)
+        other = torch.cat([x[:, :, :-new], x[:, :, -new:] + 0.1], 2)
+        near = forward(other[:, :, -new:], times, keys, new, windows.of(9, new, new))
+        exact = forward(other, times, keys, new)
+    error, change = (near - exact).abs().mean(), (whole - exact).abs().mean()
+    assert 0 < error < change, "nearer than what is known already"
+
+
+def test_what_was_kept_is_of_one_timestep() -> None:
+    unet, (x, text) = network(**LAYOUTS["embedded"]), given(1)
+    forward = Forward(unet)
+    windows = forward.windows()
+    forward(x, forward.times(9), forward.keys(text), 1, windows.of(9, F, 1))
+    with pytest.raises(AssertionError, match=r"\(9, 8\)"):
+        windows.of(8, 1, 1)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 def test_a_graph_gives_the_bits_of_the_plain_call() -> None:
     forward = Forward(network(**LAYOUTS["published"]).to("cuda", torch.bfloat16))

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.scheduler_scale import Fleet
 from tests.support.clip_models import write_clip_model
+from tests.support.counted import rows_of
 from tests.support.golden.make import SETTINGS
 from tests.support.places import EXAMPLES, GOLDEN
 from tests.support.rollout_models import write_flow_model, write_rollout_model
@@ -30,9 +31,12 @@ from ti2v_dist.operations.recording import RunMismatch
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.scheduling import events
 from ti2v_dist.specs import CAUSAL, CLIP, CONTROL, IMAGE, INSTRUCT, LOOK_BACK, PACKED, ROLLOUT, SAMPLERS
+from ti2v_dist.specs import WINDOW as WINDOWED
 from ti2v_dist.video import Given, Source, VideoRequest
 
 K, SLOTS = WINDOW - 1, 4
+PAIR = (2, 1)
+"""Rows and frames of an evaluation with and without the text."""
 KINDS = {CAUSAL: "flow", INSTRUCT: "instruct", CONTROL: "control", IMAGE: "image", LOOK_BACK: "look_back"}
 KINDS |= {ROLLOUT: "skyreels", PACKED: "framepack", CLIP: "wan-image"}
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -49,6 +53,22 @@ STAGGERED: dict[str, Any] = {"num_inference_steps": 3, "context_frames": 2, "cau
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 5}),
     ("ti2v_zero", {"num_inference_steps": 3, "resample_iterations": 4}, {"given": (1, 2), "num_frames": 5}),
+    ("ti2v_zero", {"num_inference_steps": 3, "context_frames": 2, "stride": 2}, {"given": (1,), "num_frames": 7}),
+    ("ti2v_zero", {"num_inference_steps": 4, "guidance_interval": "251-501"}, {"num_frames": 3}),
+    (
+        "ti2v_zero",
+        {"num_inference_steps": 4, "guidance_interval": "1-251", "stride": 3, "context_frames": 1},
+        {"num_frames": 9},
+    ),
+    ("ti2v_zero", {"num_inference_steps": 3, "resample_context": "cached"}, {"num_frames": 3}),
+    (
+        "ti2v_zero",
+        {"num_inference_steps": 3, "resample_context": "cached", "stride": 2, "context_frames": 2}
+        | {"guidance_interval": "2-400"},
+        {"num_frames": 3},
+    ),
+    ("ti2v_zero_causal", {"num_inference_steps": 2, "guidance_interval": "2-999"}, {"num_frames": 6}),
+    ("ti2v_zero_causal", {"num_inference_steps": 2, "context_frames": 2, "stride": 2}, {"num_frames": 11}),
     ("ti2v_zero_causal", {"num_inference_steps": 3, "resample_iterations": 2}, {"num_frames": 10}),
     ("ti2v_zero_reference", {"num_inference_steps": 2, "resample_iterations": 3}, {"num_frames": 4}),
     ("replace", {"num_inference_steps": 4}, {"num_frames": 3}),
@@ -98,15 +118,20 @@ def asked(sampler: str, params: dict[str, Any], own: dict[str, Any]) -> VideoReq
     return VideoRequest(**plain, height=SIZE, width=SIZE, params=sampling, given=given, source=source)
 
 
-def count_steps(model: Any, seen: list[int]) -> None:
+def count_steps(model: Any, seen: list[tuple[int, int]]) -> None:
     """A pipeline makes two calls of a guided step, one after the other: the second one counts."""
     made = count(1)
 
     def told(*_: Any) -> None:
         if next(made) % 2 == 0:
-            seen.append(1)
+            seen.append(PAIR)
 
     model.pipe.transformer.register_forward_hook(told)
+
+
+def evaluations_of(seen: list[tuple[int, int]]) -> float:
+    """Of two rows and a whole window each; those of less are a part of one."""
+    return sum(rows / 2 * frames / max(frames for _, frames in seen) for rows, frames in seen)
 
 
 def test_every_sampler_is_tried() -> None:
@@ -121,27 +146,30 @@ def test_the_evaluations_are_those_that_the_engine_makes(
     model_of: Callable[[str], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, request, seen = model_of(sampler), asked(sampler, params, dict(own)), list[int]()
+    model, request, seen = model_of(sampler), asked(sampler, params, dict(own)), list[tuple[int, int]]()
     needs = SAMPLERS[sampler].needs
     if CLIP in needs:
         count_steps(model, seen)
+    elif needs & {CAUSAL, WINDOWED}:
+        seen = rows_of(model, monkeypatch)
     else:
         name = "predict_next" if LOOK_BACK in needs else "predict_frames" if needs & {IMAGE, INSTRUCT} else "predict"
         predict = getattr(model, name)
-        monkeypatch.setattr(model, name, lambda *a, **more: (seen.append(1), predict(*a, **more))[1])
+        monkeypatch.setattr(model, name, lambda *a, **more: (seen.append(PAIR), predict(*a, **more))[1])
     engine, picture = Engine(model), np.zeros((SIZE, SIZE, 3), np.uint8)
     images = [picture] * (1 + len(request.given)) if request.image else []
     source = np.zeros((request.num_frames, *picture.shape), np.uint8) if request.source else None
 
     encoded = engine.encode(request, *images, source_FHWC=None if source is None else source[:1])
-    assert len(seen) == encode_evaluations(request)
+    assert evaluations_of(seen) == encode_evaluations(request)
     state, expected = VideoState.start(request, encoded), list(calls(request, model.info))
     for call in expected:
         seen.clear()
         taken = None if source is None else source[engine.source_frames(state)]
         (chunk,) = engine.advance([state], [taken])
         assert isinstance(chunk, Chunk)
-        assert (chunk.first_frame, chunk.last_frame, len(seen)) == call
+        assert (chunk.first_frame, chunk.last_frame) == call[:2]
+        assert evaluations_of(seen) == pytest.approx(call.evaluations)
         state = state.push(chunk)
     assert state.is_complete
     assert len(expected) > 0

@@ -66,9 +66,10 @@ class RequestDefaults:
         if key not in self.remembered:
             values = {**self.settings, **given}
             spec = self.spec(values.get("sampler"))
+            stride = values.get("stride") if "stride" in spec.reads else None
             for name, one in SETTINGS.items():
                 if one.of_sampler and values.get(name) is None:
-                    values[name] = one.of_sampler(spec, self.window)
+                    values[name] = one.of_sampler(spec, self.window, stride or 1)
                 if one.is_some and name not in spec.reads:
                     values[name] = None  # the run's, or the row's, which is warned of
             params = SamplingParams(**{name: value for name, value in values.items() if name in _OF_SAMPLING})

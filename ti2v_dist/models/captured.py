@@ -22,12 +22,14 @@ class Captured:
     """A `Forward` of the same interface. Not for use by several threads at once."""
 
     def __init__(self, forward: Any) -> None:
-        self.times, self.keys, self._forward = forward.times, forward.keys, forward
+        self.times, self.keys, self.windows, self._forward = forward.times, forward.keys, forward.windows, forward
         self._graphs, self._pool = dict[tuple, Graph](), None
         self._gives_up = False
         """Where capturing has failed once, it is not tried again."""
 
-    def __call__(self, x_BCFHW: Tensor, times: Tensor, keys: Any, last: int) -> Tensor:
+    def __call__(self, x_BCFHW: Tensor, times: Tensor, keys: Any, last: int, window: Any = None) -> Tensor:
+        if window is not None:  # what is kept of it differs from call to call
+            return self._forward(x_BCFHW, times, keys, last, window)
         shape = (x_BCFHW.shape, next(iter(keys.values()))[0].shape, last)
         if shape not in self._graphs and not self._gives_up:
             self._capture(shape, x_BCFHW, times, keys, last)

@@ -116,20 +116,26 @@ class LatentVideoModel:
         return self._family.predict(self._unet, x, self._timesteps[t], text).float()
 
     @torch.inference_mode()
-    def under(self, text_RLD: Tensor) -> Callable[[Tensor, int, int], Tensor]:
+    def under(self, text_RLD: Tensor, recalls: bool = False) -> Callable[[Tensor, int, int], Tensor]:
         """Predictions under the same texts: (x_BCFHW, t, last) -> those of the `last` latents, R rows.
 
-        There are as many texts as rows of x, or twice as many: then both halves are of the same latents.
+        There are as many texts as rows of x, or twice as many: then both halves are of the same latents. One that
+        `recalls` may be given the `last` latents alone, after a whole window at the same t: then it is approximate.
+        Raises `InputError` where the forward pass cannot.
         """
+        if recalls and not self._forward:
+            raise InputError(f"resample_context is 'cached'; forward pass {DIFFUSERS!r} keeps nothing: choose full")
         if not self._forward:
             R = len(text_RLD)
             return lambda x, t, last: self.predict(x.repeat(R // len(x), 1, 1, 1, 1), t, text_RLD)[:, :, -last:]
         forward, keys = self._forward, self._forward.keys(text_RLD.to(self.device, self.dtype))
+        windows = forward.windows() if recalls else None
 
         @torch.inference_mode()
         def predict(x_BCFHW: Tensor, t: int, last: int) -> Tensor:
             assert x_BCFHW.shape[2] <= self.info.window, (x_BCFHW.shape, self.info.window)
-            return forward(x_BCFHW.to(self.device, self.dtype), forward.times(t), keys, last).float()
+            window = windows.of(t, x_BCFHW.shape[2], last) if windows else None
+            return forward(x_BCFHW.to(self.device, self.dtype), forward.times(t), keys, last, window).float()
 
         return predict
 

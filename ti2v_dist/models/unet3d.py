@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ti2v_dist.models.family import SCHEDULE, Family, OwnForward, Schedule
+from ti2v_dist.specs import FRAME_BY_FRAME, RECALLING
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,7 @@ UNET3D = Family(
     predict=_predict,
     text_width=1024,
     guidance_scale=9.0,
+    capabilities=FRAME_BY_FRAME | {RECALLING},
     schedule=MODELSCOPE_SCHEDULE,
     own=(OwnForward("unet3d-1", _predict, _suits, _own),),
 )

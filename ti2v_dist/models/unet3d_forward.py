@@ -28,9 +28,9 @@ from ti2v_dist.models.unet3d_layers import (
     Up,
     channels_last,
     image,
-    norm,
     places,
 )
+from ti2v_dist.models.unet3d_window import Window, Windows, norm
 
 Keys = dict[Spatial, tuple[Tensor, Tensor]]
 """Keys and values of the texts, of each cross-attention."""
@@ -67,36 +67,43 @@ class Forward:
             self._times[t] = self._time(fn.silu(embedded))[0]
         return self._times[t]
 
+    def windows(self) -> Windows:
+        """For passes of which some are of the newest frames alone."""
+        return Windows()
+
     def keys(self, text_RLD: Tensor) -> Keys:
         """What the cross-attentions read of the texts of R rows of videos."""
         spatial = [layer.spatial for layers, _ in (*self._down, *self._up) for layer in layers if layer.spatial]
         return {one: one.text_keys(text_RLD) for one in (*spatial, *(one for one, _, _ in self._middle))}
 
-    def __call__(self, x_BCFHW: Tensor, times: Tensor, keys: Keys, last: int) -> Tensor:
+    def __call__(self, x_BCFHW: Tensor, times: Tensor, keys: Keys, last: int, window: Window | None = None) -> Tensor:
         """What the network predicts of the `last` latents of each row of the texts.
 
         There are as many rows as `x` has, or twice as many: then each half is of the same latents. `last` is 1 to F.
+        `window` says whether those are all of its frames, as they are by default.
         """
+        window = window or Window()
         (B, _, F, H, W), rows = x_BCFHW.shape, next(iter(keys.values()))[0].shape[0]
         assert rows in (B, 2 * B), (rows, B)
         x = self._conv_in(channels_last(x_BCFHW.transpose(1, 2).reshape(B * F, -1, H, W)))
-        x = self._first(x, F)
+        x = self._first(x, F, window)
         kept = [x]
         for layers, down in self._down:
             for layer in layers:
-                x = layer(x, times, keys, F, rows)
+                x = layer(x, times, keys, F, rows, window)
                 kept.append(x)
             if down:
                 x = down(x)
                 kept.append(x)
-        x = self._mid[0](x, times, keys, F, rows)
+        x = self._mid[0](x, times, keys, F, rows, window)
         for spatial, temporal, layer in self._middle:
-            x = layer(temporal(spatial(_rows(x, rows * F), keys[spatial], F), F), times, keys, F, rows)
+            x = temporal(spatial(_rows(x, rows * F), keys[spatial], F), F, window)
+            x = layer(x, times, keys, F, rows, window)
         for layers, up in self._up:
             for layer in layers:
                 x, beside = _rows(x, rows * F), _rows(kept.pop(), rows * F)
                 joined = torch.cat([places(x), places(beside)], -1)
-                x = layer(image(joined), times, keys, F, rows, last if layer is self._last else F)
+                x = layer(image(joined), times, keys, F, rows, window, last if layer is self._last else F)
             if up:
                 x = up(x, kept[-1].shape[2:])
         shown = x.shape[0] // rows
@@ -127,11 +134,13 @@ class Layer(NamedTuple):
     spatial: Spatial | None = None
     temporal: Temporal | None = None
 
-    def __call__(self, x: Tensor, times: Tensor, keys: Keys, F: int, rows: int, last: int = 0) -> Tensor:
-        x = self.convs(self.resnet(x, times), F)
+    def __call__(
+        self, x: Tensor, times: Tensor, keys: Keys, F: int, rows: int, window: Window, last: int = 0
+    ) -> Tensor:
+        x = self.convs(self.resnet(x, times), F, window)
         if self.spatial is None or self.temporal is None:
             return x
-        return self.temporal(self.spatial(_rows(x, rows * F), keys[self.spatial], F), F, last or F)
+        return self.temporal(self.spatial(_rows(x, rows * F), keys[self.spatial], F), F, window, last or F)
 
 
 def _each(modules: Any, kind: Callable[[Any], Any]) -> Any:

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as fn
-from torch import Tensor, nn
+from torch import Tensor
+
+from ti2v_dist.models.unet3d_window import Window, norm
 
 
 class Linear:
@@ -86,11 +88,11 @@ class TemporalConvs:
             conv.weight.data = weight[..., None]
             self._parts.append((norm_silu_conv[0], weight, conv.bias))
 
-    def __call__(self, x: Tensor, F: int) -> Tensor:
+    def __call__(self, x: Tensor, F: int, window: Window) -> Tensor:
         N, C, H, W = x.shape
         h = image(places(x).reshape(N // F, F, H * W, C))
         for of_group, weight, bias in self._parts:
-            h = fn.conv2d(norm(of_group, h, silu=True), weight, bias, padding=(1, 0))
+            h = window.convolved(window.norm(of_group, h, silu=True), weight, bias)
         return image(places(h).reshape(N, H, W, C)).add_(x)
 
 
@@ -143,16 +145,17 @@ class Spatial(Attended):
 class Temporal(Attended):
     """`TransformerTemporalModel`: twice attention to the frames of a place."""
 
-    def __call__(self, x: Tensor, F: int, last: int = 0) -> Tensor:
+    def __call__(self, x: Tensor, F: int, window: Window, last: int = 0) -> Tensor:
         """With `last`, of so many frames alone; they look at all."""
         N, C, H, W = x.shape
         B, S, last = N // F, H * W, last or F
-        normed = norm(self._own.norm, image(places(x).reshape(B, F * H, W, C)))
+        normed = window.norm(self._own.norm, image(places(x).reshape(B, F * H, W, C)))
         h_BFSI = self._enter(places(normed).reshape(B, F, S, C))
         query, key, value = self._all1(self._norm(1, h_BFSI)).chunk(3, -1)
+        key, value = window.all_frames(key), window.all_frames(value)
         h_BFSI = self._out1(along_frames(query, key, value, self.heads)).add_(h_BFSI)
         normed = self._norm(2, h_BFSI)
-        key, value = self._rest2(normed).chunk(2, -1)
+        key, value = (window.all_frames(each) for each in self._rest2(normed).chunk(2, -1))
         h_BFSI = h_BFSI[:, -last:]
         found = along_frames(self._query2(normed[:, -last:]), key, value, self.heads)
         h_BFSI = self._out2(found).add_(h_BFSI)
@@ -171,15 +174,6 @@ def along_frames(query_BFSI: Tensor, key_BFSI: Tensor, value_BFSI: Tensor, heads
         scores = torch.baddbmm(query.new_empty(()), query, key.transpose(1, 2), beta=0, alpha=query.shape[-1] ** -0.5)
         found = scores.softmax(-1) @ value
     return found.view(B, S, heads, F, -1).permute(0, 3, 1, 2, 4).reshape(query_BFSI.shape)
-
-
-def norm(own: nn.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
-    """Group norm, and SiLU where it is wanted."""
-    # A CPU's kernel for bfloat16 with the channels last takes five times as long as that for float32.
-    inner = x.float() if x.device.type == "cpu" else x
-    weight, bias = own.weight.to(inner.dtype), own.bias.to(inner.dtype)
-    inner = fn.group_norm(inner, own.num_groups, weight, bias, own.eps)
-    return (fn.silu(inner, inplace=True) if silu else inner).to(x.dtype)
 
 
 def places(x_NCHW: Tensor) -> Tensor:

@@ -37,11 +37,11 @@ class Amount:
     example: VideoRequest
     videos: int = 0
     encodes: int = 0
-    encode_evaluations: int = 0
+    encode_evaluations: float = 0
     calls: int = 0
     longest: int = 0
     advancing: int = 0
-    evaluations: int = 0
+    evaluations: float = 0
     frames: int = 0
     shown: int = 0
 
@@ -84,7 +84,7 @@ class Amounts:
     settled: int = 0
     groups: dict[tuple, Amount] = field(default_factory=dict)
 
-    def total(self, name: str) -> int:
+    def total(self, name: str) -> float:
         """The sum of a count over all groups."""
         return sum(getattr(amount, name) for amount in self.groups.values())
 
@@ -196,16 +196,16 @@ def _failed(store: CheckpointStore) -> set[str]:
 
 
 def _counts(amounts: Amounts) -> dict[str, Any]:
-    samplers: dict[str, dict[str, int]] = {}
+    samplers: dict[str, dict[str, float]] = {}
     for amount in amounts.groups.values():
         one = samplers.setdefault(amount.example.params.sampler, {"videos": 0, "frames": 0, "evaluations": 0})
         one["videos"] += amount.videos
         one["frames"] += amount.frames
-        one["evaluations"] += amount.evaluations + amount.encode_evaluations
+        one["evaluations"] = round(one["evaluations"] + amount.evaluations + amount.encode_evaluations, 2)
     return {
         "videos": amounts.total("videos"),
         "frames": amounts.total("frames"),
-        "evaluations": amounts.total("evaluations") + amounts.total("encode_evaluations"),
+        "evaluations": round(amounts.total("evaluations") + amounts.total("encode_evaluations"), 2),
         "samplers": samplers,
         "refused": amounts.refused,
         "skipped": {"finished": amounts.finished, "failed": amounts.failed, "settled_frames": amounts.settled},

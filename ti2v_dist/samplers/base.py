@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ti2v_dist.params import SamplingParams
 from ti2v_dist.samplers.noise import KeyedNoise, Purpose
-from ti2v_dist.schedules import Schedule
+from ti2v_dist.schedules import Before, Schedule
 from ti2v_dist.video import VideoRequest
 
 
@@ -97,9 +97,12 @@ Begin = Callable[[Any, Batch, SamplingParams], Begun]
 
 @runtime_checkable
 class KeepsText(Protocol):
-    """A model that reads a text once for many predictions, and makes both branches of the same latents."""
+    """A model that reads a text once for many predictions, and makes both branches of the same latents.
 
-    def under(self, text_RLD: Tensor) -> Callable[[Tensor, int, int], Tensor]: ...
+    Where it `recalls`, the newest latents alone may follow a whole window, at the same timestep.
+    """
+
+    def under(self, text_RLD: Tensor, recalls: bool = False) -> Callable[[Tensor, int, int], Tensor]: ...
 
 
 class Guided(Protocol):
@@ -108,39 +111,79 @@ class Guided(Protocol):
     def __call__(self, x_BCFHW: Tensor, t: int, last: int | None = None) -> Tensor: ...
 
 
-def guided(model: Backbone, batch: Batch) -> Guided:
+def guided(model: Backbone, batch: Batch, params: SamplingParams | None = None) -> Guided:
     """Evaluations with each video's texts and guidance scale, of 2B rows in one call.
 
     The unconditional rows come first. They are made at g = 1 too: leaving them out would change the batch's shape and
-    so the bits.
+    so the bits. Only where `guidance_interval` says so they are left out, of all slots alike (Kynkäänniemi et al.
+    2024).
     """
-    text_2BLD = torch.cat([batch.negative_text_BLD, batch.text_BLD])
+    recalls = bool(params and params.resample_context)
+    both = _under(model, torch.cat([batch.negative_text_BLD, batch.text_BLD]), recalls)
+    alone = _under(model, batch.text_BLD, recalls) if params and params.guidance_interval else both
     g = batch.guidance_B.float().view(-1, 1, 1, 1, 1)
 
-    def both(x_BCFHW: Tensor, t: int, last: int) -> Tensor:
-        return model.predict(torch.cat([x_BCFHW, x_BCFHW]), t, text_2BLD).float()[:, :, -last:]
-
-    predict = model.under(text_2BLD) if isinstance(model, KeepsText) else both
-
     def evaluate(x_BCFHW: Tensor, t: int, last: int | None = None) -> Tensor:
-        uncond, cond = predict(x_BCFHW, t, last or x_BCFHW.shape[2]).chunk(2)
+        last = last or x_BCFHW.shape[2]
+        if params and not params.is_guided(t):
+            return alone(x_BCFHW, t, last)
+        uncond, cond = both(x_BCFHW, t, last).chunk(2)
         return uncond + g * (cond - uncond)
 
     return evaluate
 
 
+def _under(model: Backbone, text_RLD: Tensor, recalls: bool) -> Callable[[Tensor, int, int], Tensor]:
+    """As `KeepsText.under`, of any model: x has as many rows as the texts, or half as many."""
+    if isinstance(model, KeepsText):
+        return model.under(text_RLD, recalls)
+    assert not recalls, model
+
+    def predict(x_BCFHW: Tensor, t: int, last: int) -> Tensor:
+        x_RCFHW = x_BCFHW.repeat(len(text_RLD) // len(x_BCFHW), 1, 1, 1, 1)
+        return model.predict(x_RCFHW, t, text_RLD).float()[:, :, -last:]
+
+    return predict
+
+
 def checked_queue(model: Backbone, batch: Batch, params: SamplingParams) -> tuple[Tensor, int]:
-    """The queue s_0 and its length K, which must leave room for a new latent in the window."""
-    s_0, K = batch.context_BCKHW, batch.context_BCKHW.shape[2]
-    assert params.context_frames == K < model.info.window, (K, params.context_frames, model.info.window)
+    """The queue s_0 and its length K, which must leave room for the new latents in the window."""
+    s_0, K, F = batch.context_BCKHW, batch.context_BCKHW.shape[2], params.stride or 1
+    assert params.context_frames == K <= model.info.window - F, (K, params.context_frames, F, model.info.window)
     return s_0, K
 
 
 def first_latent(model: Backbone, batch: Batch, params: SamplingParams) -> Tensor:
-    """The new latent at t_1: the newest context latent, noised on its own (Alg. 1, line 9), or pure noise."""
-    fresh = batch.noise.draw(Purpose.INIT, 0, 0, 1)
+    """The new latents at t_1: the newest context latent, noised for each on its own (Alg. 1, line 9), or pure noise."""
+    fresh = batch.noise.draw(Purpose.INIT, 0, 0, params.stride or 1)
     newest = batch.context_BCKHW[:, :, -1:]
     return fresh if params.init == "gaussian" else model.schedule.q_sample(newest, params.first_timestep, fresh)
+
+
+class Way:
+    """The steps from noise to a clean latent, by the `solver` that is chosen.
+
+    DPM-Solver++(2M) goes by the step before, on the same way: what is noised anew begins another way, so that its
+    next step is of first order. So is the last step, as is usual where steps are few.
+    """
+
+    def __init__(self, schedule: Schedule, params: SamplingParams) -> None:
+        self._schedule, self._is_multistep = schedule, params.solver is not None
+        self._before: Before | None = None
+
+    def step(self, x: Tensor, prediction: Tensor, t: int, t_prev: int) -> Tensor:
+        """As `Schedule.step`."""
+        if not self._is_multistep:
+            return self._schedule.step(x, prediction, t, t_prev)
+        before = self._before if t_prev > 0 else None
+        stepped, clean = self._schedule.multistep(x, prediction, t, t_prev, before)
+        self._before = t, clean
+        return stepped
+
+    def renoise(self, x: Tensor, t: int, t_prev: int, noise: Tensor) -> Tensor:
+        """As `Schedule.renoise`."""
+        self._before = None
+        return self._schedule.renoise(x, t, t_prev, noise)
 
 
 def to_image(frames_BHWC: Tensor) -> Tensor:
