@@ -149,7 +149,9 @@ def test_it_is_in_the_fingerprint_and_chosen_by_name(folder: Path) -> None:
         told["eager"] = Engine(load_model(info, attention="eager")).report().get("forward")
     assert told == {None: "unet3d-1", "unet3d-1": "unet3d-1", "diffusers": None, "eager": None}
     # A run that began with it may go on attending plainly, as another class.
-    assert load_model(info, attention="eager", forward="unet3d-1").facts() == {}
+    eager = load_model(info, attention="eager", forward="unet3d-1")
+    assert isinstance(eager, LatentVideoModel)
+    assert eager.facts() == {}
     with pytest.raises(InputError, match="forward is 'unet3d-9'; choose one of diffusers, unet3d-1"):
         load_model(info, forward="unet3d-9")
 

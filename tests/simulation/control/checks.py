@@ -23,7 +23,7 @@ async def watch(world: World) -> None:
             life = actor.life
             assert life
             if life.accepts and life.upkeep.plans.taken and not life.intake.reading and life._queue.empty():
-                full = -(-len(life.videos.requests) // CONFIG.engine.slots)
+                full = -(-len(life.videos.requests) // CONFIG.engine.known_slots)
                 if life.intake.wanted < min(life.target_workers, full):
                     raise Broken(f"{life.intake.wanted} workers for {len(life.videos.requests)} videos")
             assert actor.process
