@@ -149,7 +149,7 @@ class Watch:
         self._predict, self._under, self._is_inside = model.predict, model.under, False
 
     def __enter__(self) -> Self:
-        self._model.under = lambda text: self._timed_calls(self._timed(self._under, text))
+        self._model.under = lambda *given: self._timed_calls(self._timed(self._under, *given))
         self._model.predict = self._timed_calls(self._predict)
         return self
 
