@@ -3,14 +3,15 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.stamp
 
-.PHONY: help demo test check bench simulate simulate-control chaos rows clean
+.PHONY: help demo test check bench quality simulate simulate-control chaos rows clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    six example videos on this machine, into runs/demo; the same command resumes"
 	@echo "make test    every test"
 	@echo "make check   ruff, ruff format and pyright"
-	@echo "make bench   half an hour of the quality tables of docs/quality.md, into runs/"
+	@echo "make bench   the speed tables of README.md and docs/performance.md, some ten minutes"
+	@echo "make quality   half an hour of the quality tables of docs/quality.md, into runs/"
 	@echo "make simulate N=100000 SEED=0   that many schedules of the checkpoint protocol, from a seed on; FILE=x.json adds up"
 	@echo "make simulate-control N=10000 SEED=0   the same of the whole control plane, in virtual time"
 	@echo "make chaos N=300 SEED=0 MINUTES=30 STORE=local   random faults on real runs, or STORE=s3, or MODEL=image; the same command adds up"
@@ -30,7 +31,15 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
+# The figures are ratios; a machine that does nothing else gives the steadiest.
 bench: $(READY)
+	$(BIN)/python benchmarks/engine_speed.py --device cpu --json benchmarks/results/engine_speed_cpu.json
+	$(BIN)/python benchmarks/savings.py --device cpu --json benchmarks/results/savings_cpu.json
+	$(BIN)/python benchmarks/flat.py --device cpu --json benchmarks/results/flat_cpu.json
+	$(BIN)/python benchmarks/run_around.py --json benchmarks/results/run_around.json
+	$(BIN)/python benchmarks/speed_page.py
+
+quality: $(READY)
 	$(BIN)/python benchmarks/quality_shapes.py --minutes 30 --dtype bfloat16 --slots 4 --threads 2
 
 simulate: $(READY)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks import oracle, pixels
 from tests.support.places import EXAMPLES
+from ti2v_dist import cpu
 from ti2v_dist.config import load_config
 from ti2v_dist.inputs.images import load_image
 from ti2v_dist.operations import examples
@@ -81,7 +82,7 @@ def test_the_demo_computes_in_what_the_cpu_is_good_at(
     flags: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
-    monkeypatch.setattr(examples, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "CPU_INFO", tmp_path / "cpuinfo")
     manifest, settings = examples.demo_settings("shapes", str(tmp_path / "new"))
     assert (manifest.name, settings["model.dtype"]) == ("manifest.jsonl", dtype)
     assert "model.dtype" not in examples.demo_settings("shapes-image", str(tmp_path / "new"))[1]
@@ -89,7 +90,7 @@ def test_the_demo_computes_in_what_the_cpu_is_good_at(
 
 def test_a_demo_that_is_resumed_stays_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cpuinfo").write_text("flags : amx_bf16\n")
-    monkeypatch.setattr(examples, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "CPU_INFO", tmp_path / "cpuinfo")
     output = str(tmp_path / "begun")
     claim(CheckpointStore(output), load_config(None, ["model.dtype=float32"]), {})
     assert examples.demo_settings("shapes", output)[1]["model.dtype"] == "float32"

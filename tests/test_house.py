@@ -67,18 +67,21 @@ MAY_IMPORT = {
     "inputs": NOUNS | {"storage", "state"},
     "outputs": NOUNS | {"storage", "state", "inputs", "evaluation"},
     "shapes": NOUNS,
-    "models": NOUNS | {"shapes"},
+    "models": NOUNS | {"shapes", "cpu"},
     "training": NOUNS | {"inputs", "shapes", "models"},
     "evaluation": NOUNS,
     "samplers": NOUNS,
     "numerics": set(),
+    "cpu": set(),
     "decoder": NOUNS | {"models"},
     "engine": NOUNS | {"models", "samplers", "numerics", "decoder"},
     "trial": NOUNS | {"decoder", "engine"},
     "scheduling": NOUNS,
     "telemetry": NOUNS | {"scheduling"},
     "runtime": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "evaluation", "scheduling", "telemetry"},
-    "operations": NOUNS | NUMERIC | {"storage", "state", "inputs", "outputs", "evaluation", "telemetry", "runtime"},
+    "operations": NOUNS
+    | NUMERIC
+    | {"cpu", "storage", "state", "inputs", "outputs", "evaluation", "telemetry", "runtime"},
     "cli": NOUNS | {"inputs", "outputs", "telemetry", "runtime", "operations"},
     "ray_data": NOUNS | {"runtime", "operations"},
     "__init__": NOUNS | {"engine", "operations"},
@@ -397,7 +400,7 @@ def test_make_help_lists_every_target() -> None:
     assert sorted(targets) == sorted(names.split())
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check", "bench"])
+@pytest.mark.parametrize("target", ["demo", "test", "check", "bench", "quality"])
 def test_make_sets_the_environment_up_first(target: str, tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())

@@ -12,11 +12,13 @@ from PIL import Image
 
 from tests.support.tiny_models import SIZE, write_tiny_model
 from ti2v_dist import generate, trial
+from ti2v_dist.config import load_config
 from ti2v_dist.engine import Engine
 from ti2v_dist.errors import InputError
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.numerics import kept_numerics
 from ti2v_dist.params import SamplingParams
+from ti2v_dist.runtime.worker import Worker
 from ti2v_dist.state.checkpoint import CheckpointStore
 from ti2v_dist.trial import measured_slots
 from ti2v_dist.video import VideoRequest
@@ -58,7 +60,7 @@ def test_the_fewest_of_the_fastest_are_chosen(
     tried: int,
 ) -> None:
     timed(monkeypatch, seconds)
-    found = measured_slots(engine_of, LARGEST)
+    found = measured_slots(engine_of, LARGEST, 64)
     assert found[0]["slots"] == chosen
     assert sorted(one["slots"] for one in found) == [2**n for n in range(tried)]
 
@@ -73,9 +75,9 @@ def test_what_does_not_fit_the_device_ends_it(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return engine_of(slots)
 
-    assert [one["slots"] for one in measured_slots(partial(small, most=2), LARGEST)] == [2, 1]
+    assert [one["slots"] for one in measured_slots(partial(small, most=2), LARGEST, 64)] == [2, 1]
     with pytest.raises(torch.OutOfMemoryError):
-        measured_slots(partial(small, most=0), LARGEST)
+        measured_slots(partial(small, most=0), LARGEST, 64)
 
 
 def test_a_number_whose_slots_are_not_alike_is_passed_over(
@@ -88,28 +90,51 @@ def test_a_number_whose_slots_are_not_alike_is_passed_over(
             raise InputError("a video's bits would depend on its slot")
 
     monkeypatch.setattr(trial, "try_out", unlike)
-    found = measured_slots(engine_of, LARGEST)
+    found = measured_slots(engine_of, LARGEST, 64)
     assert [one["slots"] for one in found] == [4, 8, 1, 2]
     assert found[-1]["seconds_per_video"] is None
 
 
-def test_a_video_keeps_the_number_that_was_measured_for_it(folder: Path, tmp_path: Path) -> None:
-    """`generate` measures for real, a second time nobody does; and the frames are those of that number."""
-    for name in ("auto", "same"):
-        (tmp_path / name).mkdir()
+def test_no_more_slots_are_tried_than_there_are_videos(
+    engine_of: Callable[[int], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch, {1: 1.0, 2: 1.0, 4: 1.0})
+    assert [one["slots"] for one in measured_slots(engine_of, LARGEST, 3)] == [2, 1]
+    assert [one["slots"] for one in measured_slots(engine_of, LARGEST, 1)] == [1]
+
+
+def test_what_is_wrong_with_one_slot_is_told(
+    engine_of: Callable[[int], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(engine: Engine, largest: VideoRequest) -> None:
+        raise InputError("this model makes no such size")
+
+    monkeypatch.setattr(trial, "try_out", refused)
+    with pytest.raises(InputError, match="no such size"):
+        measured_slots(engine_of, LARGEST, 64)
+
+
+def test_a_run_keeps_the_number_that_its_first_worker_measured(folder: Path, tmp_path: Path) -> None:
+    config = load_config(None, [f"model.id={folder}", "engine.slots=auto"])
+    first = Worker(config, str(tmp_path / "run"))
+    with kept_numerics():
+        numerics = first.open(LARGEST, share=4)
+        kept = json.loads(first.store.store.get(".ti2v/slots"))
+        assert numerics["slots"] == kept["slots"] == kept["measured"][0]["slots"] <= 4
+        assert len(kept["measured"]) >= 2
+        assert first.store.slots(lambda: pytest.fail("it is measured again")) == kept["slots"]
+        assert first.store.strays() == []
+        # What began with a number of slots goes on with it.
+        begun = CheckpointStore(str(tmp_path / "begun"))
+        begun.claim_fingerprint({**numerics, "slots": 3})
+        assert Worker(config, begun.url).open(LARGEST, share=64)["slots"] == 3
+
+
+def test_one_video_has_one_slot(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (SIZE, SIZE), "red").save(tmp_path / "red.png")
-
-    def made(name: str, slots: int | str) -> dict[str, Any]:
-        small = {"sampling.num_inference_steps": 2, "sampling.resample_iterations": 1, "sampling.num_frames": 4}
-        settings = {"model.id": str(folder), "engine.slots": slots, **small}
-        return generate(str(tmp_path / "red.png"), "red", tmp_path / name, config=settings)
-
-    row = made("auto/a.mp4", "auto")
-    store = CheckpointStore(str(tmp_path / "auto" / "a.mp4.ti2v"))
-    kept = json.loads(store.store.get(".ti2v/slots"))
-    known = store.read_fingerprint()
+    small = {"sampling.num_inference_steps": 2, "sampling.resample_iterations": 1, "sampling.num_frames": 2}
+    settings = {"model.id": str(folder), "engine.slots": "auto", **small}
+    generate(str(tmp_path / "red.png"), "red", tmp_path / "a.mp4", config=settings)
+    known = CheckpointStore(str(tmp_path / "a.mp4.ti2v")).read_fingerprint()
     assert known is not None
-    assert known["slots"] == kept["slots"] == kept["measured"][0]["slots"]
-    assert store.slots(lambda: pytest.fail("it is measured again")) == kept["slots"]
-    assert store.strays() == []
-    assert made("same/a.mp4", kept["slots"])["frames_sha256"] == row["frames_sha256"]
+    assert known["slots"] == 1

@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
+    TypeAdapter,
     ValidationError,
     create_model,
     field_validator,
@@ -79,15 +80,18 @@ class SamplingConfig(_Sampling):
 
 
 AUTO = "auto"
+_COUNT = TypeAdapter(Annotated[int, Field(ge=1)])
 
 
 def _slots(value: Any) -> Any:
     """As a whole number, or `AUTO`: with one complaint, not one of each."""
-    if value != AUTO and (not isinstance(value, int) or isinstance(value, bool)):
-        raise PydanticCustomError("slots", "Input should be a whole number, or auto, which measures it")
-    if value != AUTO and value < 1:
-        raise PydanticKnownError("greater_than_equal", {"ge": 1})
-    return value
+    if value == AUTO:
+        return value
+    try:
+        return _COUNT.validate_python(value)
+    except ValidationError as error:
+        told = error.errors()[0]["msg"]
+        raise PydanticCustomError("slots", "{told}, or auto, which measures it", {"told": told}) from None
 
 
 class EngineConfig(_Section):

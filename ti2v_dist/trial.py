@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,7 @@ from ti2v_dist.latents import BrokenVideo, Chunk, Piece, VideoState
 from ti2v_dist.params import TRAIN_TIMESTEPS
 from ti2v_dist.video import VideoRequest
 
-OUT_OF_MEMORY = re.compile(r"(?:CUDA|CUBLAS|CUDNN|cuDNN).*(?:out of memory|ALLOC_FAILED)")
-MOST_SLOTS = 64
+OUT_OF_MEMORY = re.compile(r"(?:CUDA|CUBLAS|CUDNN|cuDNN).*(?:out of memory|ALLOC_FAILED)|CPUAllocator.*allocate memory")
 WORTH = 0.97
 """More slots are taken where a video then takes at most this share of the time: each holds memory, and waits."""
 REPEATS = 3
@@ -26,20 +26,22 @@ FEWEST = {"motion_t0": 1, "motion_t1": 2, "inversion_iterations": 1}
 """What of a sampler's settings decides how long it takes, and not how much memory: as little as there can be."""
 
 
-def measured_slots(engine_of: Callable[[int], Engine], largest: VideoRequest) -> list[dict[str, Any]]:
-    """What was measured of 1, 2, 4, … slots, that number first which a worker is to have.
+def measured_slots(engine_of: Callable[[int], Engine], largest: VideoRequest, most: int) -> list[dict[str, Any]]:
+    """What was measured of 1, 2, 4, … and at most `most` slots, that number first which a worker is to have.
 
     An engine of each is tried out: seconds that a video's call takes, the least of some. It ends where twice
     as many do not bring more, or do not fit the device. A number whose slots are not alike is passed over.
     """
     found, slots = list[dict[str, Any]](), 1
-    while slots <= MOST_SLOTS:
+    while slots <= most:
         try:
             engine = engine_of(slots)
             states, sources = _begun(engine, _in_few_steps(largest))
             try_out(engine, largest)
             found.append({"slots": slots, "seconds_per_video": _seconds(engine, states, sources) / slots})
         except InputError:
+            if slots == 1:  # what is wrong has nothing to do with the number
+                raise
             found.append({"slots": slots, "seconds_per_video": None})
         except RuntimeError as error:
             if not is_out_of_memory(error) or slots == 1:
@@ -53,8 +55,14 @@ def measured_slots(engine_of: Callable[[int], Engine], largest: VideoRequest) ->
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA's libraries run out of memory too, not torch's allocator alone, and have their own words for it."""
+    """CUDA's libraries run out of memory too, not torch's allocators alone, and have their own words for it."""
     return isinstance(error, torch.OutOfMemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def peak_memory() -> dict[str, int | None]:
+    """The most bytes that this process held so far: on the host, and on its GPU, None where it has none."""
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return {"host_bytes": getrusage(RUSAGE_SELF).ru_maxrss * 1024, "gpu_bytes": on_gpu}
 
 
 def try_out(engine: Engine, largest: VideoRequest) -> None:

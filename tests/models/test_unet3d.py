@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_models import SIZE, TOKENS, WINDOW, modelscope_unet_config, write_tiny_model
 from ti2v_dist.models import load_model, read_info
 from ti2v_dist.models.latent_model import LatentVideoModel
-from ti2v_dist.models.lost_words import lost_words
+from ti2v_dist.models.lost_words import EMBEDDED_TOKENS, load_tokenizer, lost_words
+from ti2v_dist.shapes.world import grammar
 
 PROMPTS = ["a red circle moving left", "the blue square rising"]
 
@@ -243,3 +244,13 @@ def test_the_shapes_model_knows_the_words_of_its_grammar_alone() -> None:
     assert list(lost_words(shapes, ["A red circle, moving left.", ""])) == []
     *_, told = lost_words(shapes, ["a horse, the horse, a круг"])
     assert "never saw horse, круг; its words are a, at" in told
+    (told,) = lost_words(shapes, ["a red circle, " * 4])
+    assert "16 tokens; dropped: 'circle, '" in told
+
+
+@pytest.mark.parametrize("name", ["shapes", "shapes-image", "shapes-look-back"])
+def test_a_word_of_the_grammar_is_one_token(name: str) -> None:
+    tokenizer = load_tokenizer(read_info(name))
+    assert tokenizer.model_max_length == EMBEDDED_TOKENS
+    for word in {*grammar(), *".,;:!?-'"}:
+        assert len(tokenizer(word)["input_ids"]) == 3, word

@@ -148,6 +148,8 @@ def test_it_is_in_the_fingerprint_and_chosen_by_name(folder: Path) -> None:
             told[forward] = Engine(load_model(info, forward=forward)).report().get("forward")
         told["eager"] = Engine(load_model(info, attention="eager")).report().get("forward")
     assert told == {None: "unet3d-1", "unet3d-1": "unet3d-1", "diffusers": None, "eager": None}
+    # A run that began with it may go on attending plainly, as another class.
+    assert load_model(info, attention="eager", forward="unet3d-1").facts() == {}
     with pytest.raises(InputError, match="forward is 'unet3d-9'; choose one of diffusers, unet3d-1"):
         load_model(info, forward="unet3d-9")
 
@@ -205,7 +207,7 @@ def test_a_graph_gives_the_bits_of_the_plain_call() -> None:
             for t in (501, 9):
                 call = x, forward.times(t), forward.keys(text), 1
                 assert torch.equal(graphs(*call), forward(*call))
-    assert [graph is not None for graph in graphs._graphs.values()] == [True]
+    assert len(graphs._graphs) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine on which nothing can be captured")
@@ -213,7 +215,7 @@ def test_what_cannot_be_captured_goes_on_with_a_warning() -> None:
     forward, (x, text) = Forward(network(**LAYOUTS["embedded"])), given(1)
     graphs, call = Captured(forward), (x, forward.times(9), forward.keys(text), 1)
     with torch.inference_mode():
-        with pytest.warns(UserWarning, match=r"no CUDA graph is used for \(1, 4, 5, 8, 8\), which is slower: "):
+        with pytest.warns(UserWarning, match="no CUDA graph is used, which is slower: "):
             found = graphs(*call)
         assert torch.equal(found, forward(*call))
         assert torch.equal(graphs(*call), found)  # without another warning

@@ -115,6 +115,11 @@ def test_no_process_outlives_the_run(done: Undisturbed) -> None:
     assert not done.survivors
 
 
+def test_only_workers_load_torch(done: Undisturbed) -> None:
+    assert done.with_torch
+    assert all(command.startswith("ray::Worker") for command in done.with_torch)
+
+
 def test_an_unusable_manifest_starts_nothing(run: Run, tmp_path: Path) -> None:
     rows = run.inputs.rows()
     manifest = run.inputs.other_manifest("duplicate.jsonl", [*rows, rows[0]])

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Never
@@ -22,7 +23,7 @@ from imageio_ffmpeg import get_ffmpeg_exe
 
 from tests.support.clips import FACTS, moving_square
 from ti2v_dist.outputs import dataset
-from ti2v_dist.outputs.codec import read_video, write_video
+from ti2v_dist.outputs.codec import MOST_WAITING, _feed, read_video, write_video
 from ti2v_dist.outputs.dataset import failure_row, metadata_row, provenance, store_video
 from ti2v_dist.outputs.tables import METADATA_TYPES, failures_table, metadata_table
 from ti2v_dist.params import SamplingParams
@@ -186,6 +187,23 @@ def test_an_error_of_the_frames_comes_through() -> None:
 
     with pytest.raises(KeyError, match="lost latent"), write_video(frames(), 8, {}):
         pytest.fail("a video of a broken source")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ffmpeg")]
+
+
+def test_frames_are_made_ahead_of_an_encoder_that_is_slow_and_few_of_them() -> None:
+    asked, deaf = list[int](), subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE)
+
+    def frames() -> Iterator[np.ndarray]:
+        for number in range(100):
+            asked.append(number)
+            yield np.zeros((256, 256, 3), np.uint8)
+
+    killer = threading.Timer(0.5, deaf.kill)
+    killer.start()
+    with pytest.raises(BrokenPipeError):
+        _feed(deaf, frames(), (256, 256, 3))
+    deaf.wait()
+    assert len(asked) == MOST_WAITING + 1, "one in hand, which does not fit a pipe, and those that wait"
 
 
 def test_an_error_of_ffmpeg_is_told_with_its_words() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -143,6 +144,7 @@ def test_the_file_in_hand_is_given_up(reference: Run, tmp_path: Path, monkeypatc
     facts = {"run_id": "x", "device_seconds": 1.0, "started_at": 0.0}
     with pytest.raises(Leaving):
         leaving.finish(request, facts)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("ahead", "ffmpeg"))]
     assert not list(output.glob("dataset/videos/*/bob-*.mp4"))
     staying.open()
     staying.finish(request, facts)

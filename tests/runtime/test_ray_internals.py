@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import ray
 from ray import _raylet
+from ray._private import parameter, services, utils
 from ray._private.authentication import authentication_utils
 
+from tests.support.ray_runs import processes
 from ti2v_dist.runtime import ray_internals
-from ti2v_dist.runtime.ray_internals import Unreachable, check_reachable, kept_environment
+from ti2v_dist.runtime.ray_internals import Unreachable, check_reachable, kept_environment, lean_start
 
 
 def auth() -> tuple[str, dict[str, str]]:
@@ -47,7 +49,8 @@ def local() -> Iterator[str]:
             patch.delenv(name)
         with kept_environment(is_local=True):
             options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "_temp_dir": folder}
-            found = ray.init(address="local", num_cpus=1, object_store_memory=80 * 2**20, **options)
+            with lean_start():
+                found = ray.init(address="local", num_cpus=1, object_store_memory=80 * 2**20, **options)
             try:
                 yield found.address_info["gcs_address"]
             finally:
@@ -85,6 +88,49 @@ def test_two_local_clusters_have_two_tokens_and_a_users_own_is_kept(
     with kept_environment(is_local=True):
         assert auth() == ("token", {"authorization": f"Bearer {own}"})
     assert os.environ["RAY_AUTH_TOKEN"] == own
+
+
+def test_a_local_ray_starts_what_it_needs_and_no_more(local: str) -> None:
+    started = processes("RAY_AUTH_TOKEN", os.environ["RAY_AUTH_TOKEN"]).values()
+    for name in ("gcs_server", "raylet/raylet ", "runtime_env/agent/main.py"):
+        assert [command for command in started if name in command], name
+    for name in ("dashboard/dashboard.py", "log_monitor.py", "autoscaler/_private/monitor.py"):
+        assert not [command for command in started if name in command], name
+
+
+def test_ray_is_as_it_was_once_it_has_started() -> None:
+    def parts() -> list[Any]:
+        return [
+            services.start_api_server,
+            services.get_node,
+            parameter.RayParams,
+            utils.get_dashboard_dependency_error,
+        ]
+
+    before = parts()
+    with lean_start():
+        within = parts()
+    assert not [one for one, other in zip(before, within, strict=True) if one is other]
+    assert parts() == before
+
+
+def test_an_actor_without_a_gpu_sees_none(local: str) -> None:
+    @ray.remote(num_cpus=0)
+    class Actor:
+        def sees(self) -> tuple[str | None, str | None]:
+            before = os.environ.get("CUDA_VISIBLE_DEVICES")
+            ray_internals.hide_gpus()
+            return before, os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    actor: Any = Actor.remote()
+    assert ray.get(actor.sees.remote()) == (os.environ.get("CUDA_VISIBLE_DEVICES"), "")
+    ray.kill(actor)
+
+
+def test_a_process_that_is_no_actors_keeps_its_gpus(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    ray_internals.hide_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_a_living_cluster_answers_and_another_token_is_refused(local: str, monkeypatch: pytest.MonkeyPatch) -> None:

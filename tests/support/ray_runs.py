@@ -227,6 +227,13 @@ def processes(name: str, value: str) -> dict[int, str]:
     return found
 
 
+def has_loaded(pid: int, library: str) -> bool:
+    """Whether a process has a file of this name in its memory."""
+    with suppress(OSError):
+        return library in Path(f"/proc/{pid}/maps").read_text()
+    return False
+
+
 def free_ports(count: int) -> list[int]:
     """Free ports outside the ranges from which Ray and the kernel choose."""
     found: list[int] = []
@@ -251,6 +258,8 @@ class Undisturbed:
     ended: Ended
     scrapes: list[Scrape]
     survivors: dict[int, str]
+    with_torch: set[str]
+    """The command lines of those of its processes that had loaded torch once frames were made."""
 
 
 @cache
@@ -263,17 +272,19 @@ def undisturbed(base: Path) -> Undisturbed:
         {"id": "negative", "image": "ann.png", "prompt": "red", "num_frames": -3},
     ]
     manifest = given.other_manifest("bad-rows.jsonl", [*bad, *given.rows()])
-    (port,), scrapes = free_ports(1), list[Scrape]()
+    (port,), scrapes, with_torch = free_ports(1), list[Scrape](), set[str]()
     with opened(given, base / "undisturbed") as run:
         process = run.start("--set", f"cluster.metrics_port={port}", manifest=manifest)
         while process.poll() is None:
             scrapes += scrape(f"http://127.0.0.1:{port}/metrics")
+            if not with_torch and scrapes and scrapes[-1]["ti2v_frames_total"]:
+                with_torch = {command for pid, command in run.processes().items() if has_loaded(pid, "libtorch")}
             time.sleep(0.1)
         ended = run.finish(process)
         assert ended.code == 3, ended.stderr
         with suppress(TimeoutError):
             wait_until(lambda: not run.processes(), "end of Ray", seconds=20)
-        return Undisturbed(run, ended, scrapes, run.processes())
+        return Undisturbed(run, ended, scrapes, run.processes(), with_torch)
 
 
 def scrape(url: str) -> list[Scrape]:

@@ -20,7 +20,7 @@ ModelOption = Annotated[str | None, typer.Option("--model", help="shapes, a diff
 
 def _slots(text: str) -> int | str:
     """A number, or what the settings will say of another word."""
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 SlotsOption = Annotated[

@@ -87,7 +87,8 @@ class Family:
     and `latent_channels` that of the VAE; `vae_factor` are the pixels along a side of a latent's cell; `check` raises
     `ModelFolderError` for what is wrong in this family alone. `load` makes another model than a `LatentVideoModel`.
     `extra_channels` are those that the network takes beside the noisy latents. Of a family's `variants` the first that
-    `suits` the folder and its `unet/config.json` is taken in its place. `own` computes what `predict` does, faster.
+    `suits` the folder and its `unet/config.json` is taken in its place. `own` compute
+    what `predict` does, faster: the last one is taken, and those before it go on with what they have begun.
     """
 
     load_unet: Callable[[ModelInfo, torch.dtype], Any]
@@ -109,7 +110,7 @@ class Family:
     suits: Callable[[Path, dict[str, Any]], bool] = _suits
     check: Callable[[Path, Configs], None] = _accept
     load: Callable[[ModelInfo, Family, str, str, str], VideoModel] | None = None
-    own: OwnForward | None = None
+    own: tuple[OwnForward, ...] = ()
 
     def chosen(self, folder: Path, unet: dict[str, Any]) -> Family:
         """The family, or its variant, that a folder is of."""

@@ -22,6 +22,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from ti2v_dist.cpu import bfloat16_instructions
 from ti2v_dist.errors import InputError
 from ti2v_dist.models.base import ModelInfo
 from ti2v_dist.models.captured import Captured
@@ -109,6 +110,7 @@ class LatentVideoModel:
         assert x_BCFHW.shape[2] <= self.info.window, (x_BCFHW.shape, self.info.window)
         if self._forward:
             return self.under(text_BLD)(x_BCFHW, t, x_BCFHW.shape[2])
+        assert x_BCFHW.shape[2] <= self.info.window, (x_BCFHW.shape, self.info.window)
         x = x_BCFHW.to(self.device, self.dtype)
         text = text_BLD.to(self.device, self.dtype)
         return self._family.predict(self._unet, x, self._timesteps[t], text).float()
@@ -131,14 +133,18 @@ class LatentVideoModel:
 
         @torch.inference_mode()
         def predict(x_BCFHW: Tensor, t: int, last: int) -> Tensor:
+            assert x_BCFHW.shape[2] <= self.info.window, (x_BCFHW.shape, self.info.window)
             window = windows.of(t, x_BCFHW.shape[2], last) if windows else None
             return forward(x_BCFHW.to(self.device, self.dtype), forward.times(t), keys, last, window).float()
 
         return predict
 
     def facts(self) -> dict[str, str]:
-        """The forward pass, where it is not diffusers'."""
-        return {"forward": self._own.name} if self._own else {}
+        """The forward pass, where it is not diffusers'; and then what a CPU has for bfloat16, where it is that."""
+        if not self._own:  # runs of that time know of nothing else
+            return {}
+        is_halved = (self.device.type, self.dtype) == ("cpu", torch.bfloat16)
+        return {"forward": self._own.name, **({"cpu_bfloat16": " ".join(bfloat16_instructions())} if is_halved else {})}
 
     @torch.inference_mode()
     def decode(self, latent_BCHW: Tensor) -> Tensor:
@@ -167,14 +173,15 @@ class LatentVideoModel:
 
 def chosen_forward(family: Family, unet: Any, attention: str, wanted: str | None) -> OwnForward | None:
     """The family's own forward pass, or None for diffusers'. Raises `InputError` for one that is neither."""
-    own = family.own
-    # A family that calls its network in another way, or asks for plain attention, gets what it asks for.
-    if own and (own.replaces is not family.predict or attention != "sdpa" or not own.suits(dict(unet.config))):
-        own = None
-    known = [DIFFUSERS, *([own.name] if own else [])]
-    if wanted is not None:
-        check_choice("forward", wanted, known)
-    return None if wanted == DIFFUSERS else own
+    # A family that calls its network in another way, or is told to attend plainly, does as it is told.
+    if attention != "sdpa":
+        return None
+    fits = [own for own in family.own if own.replaces is family.predict and own.suits(dict(unet.config))]
+    names = [DIFFUSERS, *(own.name for own in fits)]
+    if wanted is None:
+        wanted = names[-1]
+    check_choice("forward", wanted, names)
+    return next((own for own in fits if own.name == wanted), None)
 
 
 def checked_device(name: str) -> torch.device:

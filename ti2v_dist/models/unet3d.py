@@ -60,5 +60,5 @@ UNET3D = Family(
     guidance_scale=9.0,
     capabilities=FRAME_BY_FRAME | {RECALLING},
     schedule=MODELSCOPE_SCHEDULE,
-    own=OwnForward("unet3d-1", _predict, _suits, _own),
+    own=(OwnForward("unet3d-1", _predict, _suits, _own),),
 )

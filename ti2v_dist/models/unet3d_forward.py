@@ -84,6 +84,7 @@ class Forward:
         """
         window = window or Window()
         (B, _, F, H, W), rows = x_BCFHW.shape, next(iter(keys.values()))[0].shape[0]
+        assert rows in (B, 2 * B), (rows, B)
         x = self._conv_in(channels_last(x_BCFHW.transpose(1, 2).reshape(B * F, -1, H, W)))
         x = self._first(x, F, window)
         kept = [x]

@@ -68,6 +68,8 @@ class Measured:
     start: dict[str, float]
     picture_s: float
     has_sizes: bool = True
+    slots: int = 0
+    """Of the engine that was measured, where somebody knows."""
 
 
 def calibrated(config: RunConfig, examples: Sequence[VideoRequest], limits: Limits) -> Measured:
@@ -95,7 +97,7 @@ def calibrated(config: RunConfig, examples: Sequence[VideoRequest], limits: Limi
     first, short = paces[examples[0].batch_group], cut(examples[0], 2)
     warm_s = first.encode_s + first.batch_s + first.finish_s + short.num_frames * first.frame_s
     start["warm_up"] = max(0.0, spent_s - warm_s)
-    return Measured("on this device", paces, start, picture_s)
+    return Measured("on this device", paces, start, picture_s, slots=worker.engine.slots)
 
 
 def recalled(store: CheckpointStore | None, examples: Sequence[VideoRequest], limits: Limits) -> Measured | None:
@@ -114,7 +116,14 @@ def recalled(store: CheckpointStore | None, examples: Sequence[VideoRequest], li
         times = (seconds["encode"], batch_s, seconds["commit"], 0.0, seconds["decode"])
         paces[request.batch_group] = Pace(*times, *(sizes or [0.0] * 5))
     unknown = ["its start", *(f"its {phase}" for phase, mean in seconds.items() if not mean)]
-    return Measured(f"by an earlier run into this output, without {', '.join(unknown)}", paces, {}, 0.0, bool(sizes))
+    return Measured(
+        f"by an earlier run into this output, without {', '.join(unknown)}",
+        paces,
+        {},
+        0.0,
+        bool(sizes),
+        store.chosen_slots(),
+    )
 
 
 def cut(request: VideoRequest, frames: int) -> VideoRequest:

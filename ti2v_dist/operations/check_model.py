@@ -19,7 +19,6 @@ from ti2v_dist.models import read_info
 from ti2v_dist.operations.examples import examples_of
 from ti2v_dist.operations.generate import generate_row
 from ti2v_dist.operations.planning import pinned
-from ti2v_dist.runtime.worker import peak_memory
 from ti2v_dist.specs import NONE, SAMPLERS, SamplerSpec
 from ti2v_dist.state import keys
 from ti2v_dist.state.checkpoint import CheckpointStore
@@ -103,6 +102,8 @@ def _in_a_process(config: RunConfig, row: dict[str, Any], folder: Path) -> dict[
 
 def _made(config: RunConfig, row: dict[str, Any], folder: str) -> dict[str, Any]:
     """Make the video, or what of it is missing."""
+    from ti2v_dist.trial import peak_memory
+
     began, told = time.perf_counter(), list[float]()
     Path(folder).mkdir(exist_ok=True)
     output = Path(folder, f"{VIDEO_ID}.mp4")

@@ -22,7 +22,8 @@ from ti2v_dist.state.orders import Orders
 from ti2v_dist.tally import Tally, count
 from ti2v_dist.telemetry.log import log_format
 
-POLL_S = 0.5
+POLL_S, END_POLL_S = 0.5, 0.1
+"""Between two looks at a run's progress, and at what its end writes, which is soon done."""
 SIGNAL_POLL_S = 0.05
 WAITING_FOR_WORKERS_S = 10
 ENDING = ("stopping", "writing")
@@ -235,6 +236,6 @@ def _follow(
             # Each time: a coordinator that was started again meanwhile has not heard.
             stopping = True
             coordinator.ask("stop")
-        next_poll = time.monotonic() + POLL_S
+        next_poll = time.monotonic() + (END_POLL_S if progress["phase"].startswith("writing") else POLL_S)
         while time.monotonic() < next_poll and (stopping or not received):
             time.sleep(SIGNAL_POLL_S)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ti2v_dist.config import RunConfig
+from ti2v_dist.config import AUTO, RunConfig
 from ti2v_dist.effort import Call, calls, encode_evaluations
 from ti2v_dist.errors import InputError
 from ti2v_dist.inputs.shards import check_whole
@@ -121,6 +121,8 @@ def plan(
     if examples:
         measured = calibrated(config, examples, limits) if calibrate else recalled(store, examples, limits)
     workers, slots = config.cluster.workers or 1, config.engine.known_slots
+    if config.engine.slots == AUTO and measured and measured.slots:
+        slots = measured.slots
     told = {"manifest": manifest, "output": output and absolute_url(output), "workers": workers, "slots": slots}
     times = _times(amounts, measured, slots, workers, reading_s)
     price = _price(times, workers, price_per_hour)

@@ -5,15 +5,13 @@ from typing import Any
 
 import ti2v_dist
 from ti2v_dist.config import stored_config
+from ti2v_dist.cpu import bfloat16_instructions
 from ti2v_dist.models import read_info
 from ti2v_dist.specs import IMAGE, INSTRUCT, LOOK_BACK, SAMPLERS, WINDOW
 from ti2v_dist.state.checkpoint import CheckpointStore
 
 FRAMES = 9
 """Of the videos of an image model: frame 0 and a chunk."""
-CPU_INFO = Path("/proc/cpuinfo")
-BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
-"""The flags there of a CPU that computes faster in bfloat16 than in float32."""
 _OTHERS = ((INSTRUCT, "instruct-model.jsonl"), (LOOK_BACK, "manifest.jsonl"), (IMAGE, "image-model.jsonl"))
 
 
@@ -40,8 +38,7 @@ def _dtype(output: str) -> str:
     """That of the demo which is resumed, else bfloat16 where the CPU has instructions for it."""
     if run := CheckpointStore(output).read_run():
         return stored_config(run).model.dtype
-    flags = CPU_INFO.read_text().split() if CPU_INFO.is_file() else ()
-    return "bfloat16" if BFLOAT16.intersection(flags) else "auto"
+    return "bfloat16" if bfloat16_instructions() else "auto"
 
 
 def _folder() -> Path:

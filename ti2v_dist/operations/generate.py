@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ti2v_dist.canonical import differences
-from ti2v_dist.config import ConfigLike, RunConfig, as_config
+from ti2v_dist.config import AUTO, ConfigLike, RunConfig, as_config
 from ti2v_dist.errors import InputError, begun
 from ti2v_dist.inputs.clips import clip_frames, load_given
 from ti2v_dist.inputs.defaults import request_defaults
@@ -163,7 +163,7 @@ def _source(source: str | None, config: RunConfig) -> dict[str, Any]:
 
 def _for_one_video(config: RunConfig) -> RunConfig:
     """One slot, unless another number was asked for: a run's slots give a run's bits."""
-    if "slots" in config.engine.model_fields_set:
+    if "slots" in config.engine.model_fields_set and config.engine.slots != AUTO:
         return config
     return config.model_copy(update={"engine": config.engine.model_copy(update={"slots": 1})})
 

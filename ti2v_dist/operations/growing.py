@@ -5,7 +5,7 @@ It reads the store and writes a view beside the data set; a run knows nothing of
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class _Growing:
         self.tips = deque[Tip]()
         self.failures = len(store.read_failures(request.id))
 
-    def pieces(self, start: int) -> Iterator[Piece]:
+    def pieces(self, start: int) -> Generator[Piece, None, None]:
         """Its latents from that of frame `start` on; ends where nothing is left to wait for."""
         found, shape = self.store.records(self.request.id, start), ()
         while True:

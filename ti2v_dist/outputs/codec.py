@@ -6,7 +6,9 @@ H height, W width, C channels (3, RGB).
 import hashlib
 import json
 import subprocess
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +32,8 @@ OURS = {"id", "prompt", "seed", "sampler"}
 """What every provenance of a data set has."""
 LONGEST_SEGMENT = 10_000
 """Frames that a segment may have."""
+MOST_WAITING = 8
+"""Frames that wait for ffmpeg, at most: those of two batches of a decoder."""
 
 # One thread: the number of threads decides the bits, and workers share a machine.
 _ENCODE = ["-c:v", "libx264", "-crf", "18", "-preset", "medium", "-pix_fmt", "yuv420p", "-threads", "1"]
@@ -84,14 +88,8 @@ def write_video(
         inputs = [*_source(first, fps), "-f", "ffmetadata", "-i", f"file:{tags}", "-map", "0:v", "-map_metadata", "1"]
         keyframes = ["-g", str(keyframe_interval), "-sc_threshold", "0"] if keyframe_interval else []
         output = [*_COLOURS, *_ENCODE, *keyframes, *_BITEXACT, "-movflags", "+faststart", f"file:{target}"]
-        digest, count = hashlib.sha256(), 0
         with full_disk_named(folder), ffmpeg([*inputs, *output], stdin=subprocess.PIPE) as process:
-            for frame in chain([first], frames):
-                assert (frame.shape, frame.dtype) == (first.shape, np.uint8), (frame.shape, frame.dtype)
-                data = np.ascontiguousarray(frame).tobytes()
-                digest.update(data)
-                process.stdin.write(data)
-                count += 1
+            frames_sha256, count = _feed(process, chain([first], frames), first.shape)
         yield WrittenVideo(
             path=target,
             num_frames=count,
@@ -99,9 +97,32 @@ def write_video(
             height=height,
             width=width,
             bytes=target.stat().st_size,
-            frames_sha256=digest.hexdigest(),
+            frames_sha256=frames_sha256,
             file_sha256=_file_sha256(target),
         )
+
+
+def _feed(process: Any, frames_HWC: Iterable[np.ndarray], shape: tuple[int, ...]) -> tuple[str, int]:
+    """Write frames of one shape to ffmpeg, while the next ones are made; the sha256 over them, and their number."""
+    digest, waiting, count = hashlib.sha256(), deque[Future[None]](), 0
+
+    def write(data: bytes) -> None:
+        digest.update(data)
+        process.stdin.write(data)
+
+    with ThreadPoolExecutor(1, "ffmpeg") as thread:
+        try:
+            for frame in frames_HWC:
+                assert (frame.shape, frame.dtype) == (shape, np.uint8), (frame.shape, frame.dtype)
+                waiting.append(thread.submit(write, np.ascontiguousarray(frame).tobytes()))
+                count += 1
+                if len(waiting) > MOST_WAITING:
+                    waiting.popleft().result()
+            for written in waiting:
+                written.result()
+        finally:
+            thread.shutdown(cancel_futures=True)  # a video that is given up waits for no more than the frame in hand
+    return digest.hexdigest(), count
 
 
 def encode_segment(frames_HWC: Sequence[np.ndarray], fps: float, first: int) -> tuple[bytes, bytes]:

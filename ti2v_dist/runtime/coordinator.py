@@ -49,6 +49,7 @@ class Coordinator:
     ) -> None:
         """`run_id` is that with which the run began, perhaps under other `slots`; by default that of `config`."""
         self.run_id = run_id or config.run_id(output_url)
+        ray_internals.hide_gpus()
         begin(run=self.run_id)
         use_storage_threads()
         gc.set_threshold(*GARBAGE)

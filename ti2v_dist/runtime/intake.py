@@ -97,6 +97,7 @@ class Intake:
         submitted = self.videos.admit(requests)
         held = self.videos.requests.values()
         self.pool.largest = max(held, key=lambda asked: asked.height * asked.width, default=None)
+        self.pool.share = max(1, -(-len(held) // self.target_workers))
         self.spawn(self.plans.recall())
         full = -(-len(held) // self.slots)
         more = max(0, min(self.target_workers, full) - self.wanted)

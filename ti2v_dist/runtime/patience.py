@@ -25,9 +25,9 @@ class Patience:
         self._longest: dict[str, float] = {}
         self._heard: dict[int, float] = {}  # when each worker answered last
 
-    async def opened(self, actor: Any, largest: VideoRequest | None) -> dict[str, Any]:
+    async def opened(self, actor: Any, largest: VideoRequest | None, share: int) -> dict[str, Any]:
         """What a new worker says of itself, or `Stalled`. Waiting for a place is no call, and may take any time."""
-        answer, placed = asyncio.ensure_future(actor.open.remote(largest)), 0.0
+        answer, placed = asyncio.ensure_future(actor.open.remote(largest, share)), 0.0
         try:
             while not (await asyncio.wait([answer], timeout=PLACES_POLL_S))[0]:
                 if not placed and (await node_of(actor))[0]:

@@ -73,6 +73,4 @@ class Places:
     def resources(self) -> dict[str, Any]:
         """What Ray is to reserve for a worker."""
         wants = worker_resources(self.config, self.gpus)
-        options: dict[str, Any] = {"num_gpus": wants["GPU"], "num_cpus": wants["CPU"]}
-        # Without a GPU of its own a worker would otherwise see all of them.
-        return options if self.gpus else {**options, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
+        return {"num_gpus": wants["GPU"], "num_cpus": wants["CPU"]}

@@ -58,6 +58,8 @@ class WorkerPool:
         self.largest: VideoRequest | None = None
         """The request of the largest batch: a new worker tries at once whether it fits."""
         self.slots = config.engine.known_slots
+        self.share = 1
+        """Videos that a worker has, where all have the same: more slots would only be empty."""
         self.actors: dict[int, Any] = {}
         self.open: set[int] = set()
         self.kinds: dict[int, str] = {}
@@ -93,7 +95,7 @@ class WorkerPool:
         actor = self.actors[number] = ray.remote(**options)(Worker).remote(self.config, self.output_url, fields)
         numerics: dict[str, Any] = {}
         try:
-            numerics = await self.patience.opened(actor, self.largest)
+            numerics = await self._opened(actor)
             self.kinds[number] = await self.accept(numerics)
         except RayTaskError as error:
             bug = log_bug("open", error, worker=number)
@@ -118,6 +120,17 @@ class WorkerPool:
                 self.slots = chosen or self.slots
                 LOG.info("a worker is ready on node %s (%s)", ip, numerics.get("device"), extra=fields)
                 self.emit(events.WorkerReady(number, node, self.kinds[number], chosen))
+
+    async def _opened(self, actor: Any) -> dict[str, Any]:
+        """What a new worker says of itself. It reads the store, and one that is away is no fault of the worker's."""
+
+        async def once() -> dict[str, Any]:
+            try:
+                return await self.patience.opened(actor, self.largest, self.share)
+            except RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, OUTAGES) else error) from error
+
+        return await self.outages.outlast(once)
 
     async def _start_failed(self, number: int, actor: Any, cause: BaseException, bug: str | None = None) -> None:
         node, ip = await node_of(actor)

@@ -6,13 +6,15 @@ whatever is assumed here.
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import ray
 from ray import _raylet
-from ray._private import ray_constants, services
+from ray._private import parameter, ray_constants, services, utils
 from ray._private import state as ray_state
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import autoscaler_pb2, gcs_service_pb2, gcs_service_pb2_grpc
@@ -24,6 +26,8 @@ LOCAL_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's switch, with an odd name, for a cluster whose ports only this machine can reach: "0"."""
 AUTH_MODE, AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 GCS_TIMEOUT_S = 10.0
+HIDDEN_GPUS = "CUDA_VISIBLE_DEVICES"
+NODE_POLL_S = 0.05
 
 # Compiled and generated modules show the type checker no names.
 raylet: Any = _raylet
@@ -69,6 +73,50 @@ def _read_environment() -> None:
     """Let Ray's compiled part read its configuration and its token anew."""
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def lean_start() -> Iterator[None]:
+    """Inside, Ray starts a cluster without what nobody asks of a local one of ours, half of its start and of its end:
+
+    an API server that serves nothing, a monitor that scales no nodes, a reader of logs for a driver that wants none,
+    and a metrics server beside ours. Nor does it look only once a second whether its node is there.
+    """
+    node, parameters = services.get_node, cast(Any, parameter.RayParams)
+    changed: list[tuple[Any, str, Any]] = [
+        (services, "start_api_server", lambda *_, **__: ("", None)),
+        (services, "get_node", lambda address, node_id: _node_at_once(node, address, node_id)),
+        (parameter, "RayParams", partial(parameters, include_log_monitor=False, no_monitor=True)),
+        (utils, "get_dashboard_dependency_error", lambda: ImportError("ray without its extras is enough")),
+    ]
+    before = [getattr(module, name) for module, name, _ in changed]
+    try:
+        for module, name, ours in changed:
+            setattr(module, name, ours)
+        yield
+    finally:
+        for (module, name, _), rays in zip(changed, before, strict=True):
+            setattr(module, name, rays)
+
+
+def _node_at_once(get_node: Any, address: str, node_id: str) -> Any:
+    """Ray's entry of a node, once it has one: its own wait is a second long, whenever the node comes."""
+    client, deadline = _gcs(address), time.monotonic() + GCS_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if node_id in {key.hex() for key in client.get_all_node_info(timeout=GCS_TIMEOUT_S)}:
+            break
+        time.sleep(NODE_POLL_S)
+    return get_node(address, node_id)
+
+
+def hide_gpus() -> None:
+    """Let the process of an actor see no GPU unless that has one of its own: Ray would show it all of them.
+
+    Said here and not in a `runtime_env`, for which Ray would start another process than those that it has ready.
+    """
+    here = ray.get_runtime_context() if ray.is_initialized() else None
+    if here and here.get_actor_id() and not here.get_accelerator_ids().get("GPU"):
+        os.environ[HIDDEN_GPUS] = ""
 
 
 async def is_restarted() -> bool:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ti2v_dist.config import RunConfig
@@ -54,13 +54,14 @@ def connected(address: str | None) -> Iterator[Any]:
         if address:
             _check_cluster(address)
         try:
-            ray.init(
-                address=address or "local",
-                namespace=NAMESPACE,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **options,
-            )
+            with nullcontext() if address else ray_internals.lean_start():
+                ray.init(
+                    address=address or "local",
+                    namespace=NAMESPACE,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **options,
+                )
         except Exception as error:
             # A bare Exception is how Ray says that it did not start within its 30 s, as on a very busy machine.
             if type(error) is not Exception:
@@ -160,10 +161,8 @@ def _begin(ray: Any, name: str, work: Work, detached: bool) -> Handle:
     # It remembers nothing that the store does not hold: Ray may start a dead one again, on any node.
     options: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "num_cpus": 0}
     options |= {"max_restarts": -1, "max_task_retries": 0}
-    if detached:
-        options["lifetime"] = "detached"
-    # An actor without a GPU of its own would otherwise see all of them.
-    options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": "", LOG_FORMAT: log_format()}}
+    if detached:  # in a cluster that does not have this process's environment
+        options |= {"lifetime": "detached", "runtime_env": {"env_vars": {LOG_FORMAT: log_format()}}}
     if any(node["Labels"].get(MARKET_TYPE) == "on-demand" for node in ray_internals.nodes()):
         options["label_selector"] = {MARKET_TYPE: "on-demand"}
     arguments = (work.config, work.store.url, workers, gpus, work.run_id)

@@ -7,18 +7,17 @@ import gc
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import numpy as np
 
 from ti2v_dist import __version__
-from ti2v_dist.canonical import canonical_json, canonical_sha256
+from ti2v_dist.canonical import canonical_json, canonical_sha256, plain
 from ti2v_dist.config import AUTO, RunConfig, keyframe_interval
 from ti2v_dist.errors import InputError
 from ti2v_dist.evaluation.seams import Seams
@@ -50,16 +49,21 @@ class Worker:
         """`log_fields` are given to an actor, whose process then writes its log."""
         self._is_actor = log_fields is not None
         if log_fields is not None:
+            from ti2v_dist.runtime.ray_internals import hide_gpus
+
+            hide_gpus()
             begin(**log_fields)
+            LOG.info("a worker's process has begun")
         self.config, self.output_url, self.store = config, output_url, CheckpointStore(output_url)
         self.sources = SourceFrames(config.allow_http, config.images_below, max(KEPT, 4 * config.engine.known_slots))
         self.leaving = False
 
-    def open(self, largest: VideoRequest | None = None) -> dict[str, Any]:
+    def open(self, largest: VideoRequest | None = None, share: int = 1) -> dict[str, Any]:
         """Load the model; returns what decides the bits of a frame and of a file, for the run's fingerprint.
 
         The batch of `largest` is tried at once: what does not fit a GPU, a number of slots that decides bits, and a
-        pipeline that cannot be used, must show before the run has a frame.
+        pipeline that cannot be used, must show before the run has a frame. Where the number of slots is to be measured,
+        it has no more than its `share` of the videos.
         """
         with _lasting() if self._is_actor else nullcontext():  # another process is its caller's
             import torch
@@ -68,7 +72,7 @@ class Worker:
             from ti2v_dist.engine import Engine
             from ti2v_dist.models import load_model, read_info
             from ti2v_dist.trial import measured_slots, try_out
-
+        LOG.info("imported the model's libraries")
         wanted = self.config.model
         device = wanted.device if wanted.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         dtype = wanted.dtype if wanted.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
@@ -76,15 +80,22 @@ class Worker:
         with self._device_errors():
             forward = begun_with(self.store.fingerprints())
             model = load_model(self.info, device=device, dtype=dtype, attention=wanted.attention, forward=forward)
+            LOG.info("loaded the weights")
             slots, engine_of = self.config.engine.slots, partial(Engine, model, threads=self.config.engine.threads)
             if slots == AUTO:
-                slots = self.store.slots(lambda: measured_slots(engine_of, largest) if largest else None)
+                slots = self.store.slots(lambda: measured_slots(engine_of, largest, share) if largest else None)
             self.engine = engine_of(slots)
             if largest and (device == "cuda" or self.engine.slots > 1 or largest.params.spec.one_by_one):
                 try_out(self.engine, largest)
-        self.numerics = {**self.engine.report(), **codec.codec_versions()}
+        # Plain, for torch's version is an object of torch, and whoever receives it would import torch.
+        self.numerics = plain({**self.engine.report(), **codec.codec_versions()})
         LOG.info("loaded the model onto %s", self.numerics["device"])
         return self.numerics
+
+    @property
+    def slots(self) -> int | str:
+        """Of its engine; before that is made, what was asked for."""
+        return self.engine.slots if hasattr(self, "engine") else self.config.engine.slots
 
     def leave(self) -> None:
         """Begin no further call, and give up the file in hand: each raises `Leaving`. Answers beside a call in hand."""
@@ -145,7 +156,10 @@ class Worker:
         provenance |= {"class_changes": changes} if (changes := self._class_changes(request)) else {}
         interval = keyframe_interval(self.store.read_run() or {}, request.fps)
         seams = Seams() if request.params.spec.has_joins else None
-        with codec.write_video(self._whole(request, seams), request.fps, provenance, interval) as written:
+        with (
+            closing(self._whole(request, seams)) as frames,
+            codec.write_video(frames, request.fps, provenance, interval) as written,
+        ):
             yield replace(written, seams=seams.joins()) if seams else written
 
     def row(
@@ -198,8 +212,8 @@ class Worker:
             raise Leaving("this worker is to leave")
 
     def frames(
-        self, request: VideoRequest, pieces: Callable[[int], Iterator[Piece]], start: int = 0
-    ) -> Iterator[np.ndarray]:
+        self, request: VideoRequest, pieces: Callable[[int], Generator[Piece, None, None]], start: int = 0
+    ) -> Generator[np.ndarray, None, None]:
         """uint8 frames_HWC from `start` on: those that are given themselves (Algorithm 1, line 5), the others decoded.
 
         `pieces` are the video's, from that of a frame on; where they end, the frames do.
@@ -207,26 +221,27 @@ class Worker:
         given = self.store.images(request.id)
         if start == 0:
             yield given[0]
-        decoded = self.engine.decoder.frames(request, given[0], pieces(self.engine.decoder.begins_at(start)))
-        while True:
-            # A long video takes longer than a notice: its frames are settled, and others decode them as well.
-            self._heed_notice()
-            with self._device_errors():
-                some = next(decoded, None)
-            if some is None or some[0] >= request.num_frames:
-                return
-            first, frames_FHWC = some
-            for frame, frame_HWC in enumerate(frames_FHWC[: request.num_frames - first], first):
-                if frame >= start:
-                    own_HWC = given.get(frame)
-                    yield frame_HWC if own_HWC is None else own_HWC
+        with closing(pieces(self.engine.decoder.begins_at(start))) as settled:
+            decoded = self.engine.decoder.frames(request, given[0], settled)
+            while True:
+                # A long video takes longer than a notice: its frames are settled, and others decode them as well.
+                self._heed_notice()
+                with self._device_errors():
+                    some = next(decoded, None)
+                if some is None or some[0] >= request.num_frames:
+                    return
+                first, frames_FHWC = some
+                for frame, frame_HWC in enumerate(frames_FHWC[: request.num_frames - first], first):
+                    if frame >= start:
+                        own_HWC = given.get(frame)
+                        yield frame_HWC if own_HWC is None else own_HWC
 
-    def _whole(self, request: VideoRequest, seams: Seams | None) -> Iterator[np.ndarray]:
+    def _whole(self, request: VideoRequest, seams: Seams | None) -> Generator[np.ndarray, None, None]:
         """All frames of a settled video, shown to `seams` too."""
         begun, count = set[int](), 0
 
-        def pieces(start: int) -> Iterator[Piece]:
-            for piece in self.store.pieces(request.id, start):
+        def pieces(start: int) -> Generator[Piece, None, None]:
+            for piece in self.store.pieces(request.id, start, ahead=True):
                 begun.add(piece.frame)
                 yield piece
 
@@ -248,20 +263,10 @@ class Worker:
             from ti2v_dist.trial import is_out_of_memory
 
             if is_out_of_memory(error):
-                raise DeviceOutOfMemory(
-                    f"engine.slots is {self.config.engine.slots}; {FEWER_SLOTS}: {error}"
-                ) from error
+                raise DeviceOutOfMemory(f"engine.slots is {self.slots}; {FEWER_SLOTS}: {error}") from error
             if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
                 raise DeviceFailure(str(error)) from error
             raise
-
-
-def peak_memory() -> dict[str, int | None]:
-    """The most bytes that this process held so far: on the host, and on its GPU, None where it has none."""
-    import torch
-
-    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    return {"host_bytes": getrusage(RUSAGE_SELF).ru_maxrss * 1024, "gpu_bytes": on_gpu}
 
 
 @contextmanager

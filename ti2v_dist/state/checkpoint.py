@@ -74,14 +74,17 @@ class CheckpointStore(FrameStore):
         return self._read_json(keys.fingerprint(0))
 
     def slots(self, measure: Callable[[], list[dict[str, Any]] | None]) -> int:
-        """The run's number of slots, where it is one that was measured: of the first worker that did, and for all.
+        """The run's number of slots, where it was to be measured: that with which it began, or the first one found.
 
         `measure` gives what it found, its choice first, or None where it cannot: then it is 1, which nothing keeps.
         """
-        found = self._read_json(keys.SLOTS)
-        if found is None and (measured := measure()):
-            found = self._settle_json(keys.SLOTS, {"slots": measured[0]["slots"], "measured": measured})
-        return found["slots"] if found else 1
+        if (chosen := self.chosen_slots()) or not (measured := measure()):
+            return chosen or 1
+        return self._settle_json(keys.SLOTS, {"slots": measured[0]["slots"], "measured": measured})["slots"]
+
+    def chosen_slots(self) -> int:
+        """The number that was measured, or with which the run began; 0 where there is none yet."""
+        return (self._read_json(keys.SLOTS) or self.read_fingerprint() or {"slots": 0})["slots"]
 
     def record_refusal(self, refusal: dict[str, Any]) -> None:
         """Leave word, once, of a worker that does not match the fingerprint; `refusal` is JSON."""

@@ -16,7 +16,7 @@ from ti2v_dist.state.record import parse_json
 from ti2v_dist.storage.objects import Store
 from ti2v_dist.video import VideoRequest
 
-MODEL = ("weights_sha256", "window", "numerics_version", "forward")
+MODEL = ("weights_sha256", "window", "numerics_version")
 """What all classes of a run have in common: where it differs, it is not another machine but another model."""
 
 Numerics = dict[str, Any]
@@ -65,8 +65,12 @@ def recipes(
 
 
 def is_same_model(stored: Numerics, new: Numerics) -> bool:
-    """Whether two fingerprints are of one model on two machines."""
-    return all(stored.get(key) == new.get(key) for key in MODEL)
+    """Whether two fingerprints are of one model on two machines.
+
+    One computes it as the other does, unless they were told to attend in different ways.
+    """
+    keys_ = MODEL if stored.get("attention") != new.get("attention") else (*MODEL, "forward")
+    return all(stored.get(key) == new.get(key) for key in keys_)
 
 
 def differing(stored: Numerics, new: Numerics) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Suffixes: C channels, F frames, H height, W width.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ti2v_dist.latents import Chunk, Encoded, NonFiniteLatents, Piece, VideoStat
 from ti2v_dist.state import fingerprints, keys
 from ti2v_dist.state.record import BrokenChain, CorruptRecord, RecipeMismatch, Record, Settled, Tip, follower, tip_of
 from ti2v_dist.state.requests import DROPPED, FramesDropped, RequestStore, located
+from ti2v_dist.storage.ahead import Ahead
 from ti2v_dist.video import VideoRequest
 
 
@@ -92,18 +93,19 @@ class FrameStore(RequestStore):
             state, tip = replace(state, frame=record.frame - 1).push(record.chunk(request.id)), settled
         return self._copy_shared(state, tip) if before is None else (state, tip)
 
-    def pieces(self, video_id: str, start: int = 1) -> Iterator[Piece]:
+    def pieces(self, video_id: str, start: int = 1, ahead: bool = False) -> Generator[Piece, None, None]:
         """Settled latents from that of frame `start` on, a record at a time; raises as `records` does."""
-        return (record.piece(start) for record, _ in self.records(video_id, start))
+        return (record.piece(start) for record, _ in self.records(video_id, start, ahead))
 
     def latents(self, video_id: str, start: int = 1) -> Iterator[np.ndarray]:
         """The latents_CHW of `pieces`, one at a time."""
         return (latent_CHW for piece in self.pieces(video_id, start) for latent_CHW in piece.latents_FCHW)
 
-    def records(self, video_id: str, start: int) -> Iterator[tuple[Record, Tip]]:
+    def records(self, video_id: str, start: int, ahead: bool = False) -> Iterator[tuple[Record, Tip]]:
         """The records from the one with frame `start` on, each verified as it is reached, with the tip that it makes.
 
-        Ends at the last settled frame. Raises `KeyError` for a video without frame 0, `CorruptRecord`.
+        With `ahead`, threads read those that follow meanwhile. Ends at the last settled frame. Raises `KeyError` for a
+        video without frame 0, `CorruptRecord`.
         """
         data = self.store.get(keys.frame(video_id, 0))
         first = self._first(video_id, data)
@@ -112,12 +114,15 @@ class FrameStore(RequestStore):
             yield first, tip
         later = self._later_frames(video_id)
         nearest = max((frame for frame in later if frame <= start), default=first.frames)
-        yield from self.follow(tip, first.latent_shape, nearest, later)
+        with Ahead(self._get, [keys.frame(video_id, number) for number in later if ahead]) as reading:
+            yield from self.follow(tip, first.latent_shape, nearest, later, reading.get)
 
-    def follow(self, tip: Tip, shape: tuple, frame: int, listed: list[int]) -> Iterator[tuple[Record, Tip]]:
+    def follow(
+        self, tip: Tip, shape: tuple, frame: int, listed: list[int], get: Callable[[str], bytes | None] | None = None
+    ) -> Iterator[tuple[Record, Tip]]:
         """Walk the records from `frame` to the first empty slot; `tip` is the first one's. The list is only a hint."""
         parent = tip if frame == tip.frame + 1 else replace(tip, frame=frame - 1, sha256="")
-        while (data := self._get(key := keys.frame(tip.video_id, parent.frame + 1))) is not None:
+        while (data := (get or self._get)(key := keys.frame(tip.video_id, parent.frame + 1))) is not None:
             record, parent = self._next(key, data, parent, shape)
             yield record, parent
         if listed and listed[-1] > parent.frame:
