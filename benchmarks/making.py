@@ -78,9 +78,9 @@ class _Told:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
 
-    def __call__(self, x: Any, times: Any, keys: Any, last: int) -> Any:
+    def __call__(self, x: Any, times: Any, keys: Any, last: int, window: Any = None) -> Any:
         self._tell(len(next(iter(keys.values()))[0]))
-        return self._own(x, times, keys, last)
+        return self._own(x, times, keys, last, window)
 
 
 class Meter:
