@@ -41,9 +41,10 @@ class Kept(Window):
 
     def norm(self, own: nn.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
         """As of any window; the statistics are kept."""
-        inner, weight, bias = _inner(own, x)
-        N, C, *frames_and_places = inner.shape
-        places = torch.Size(frames_and_places).numel()
+        inner, (N, C, one_side, other_side) = x.float(), x.shape
+        # This kernel is the one behind `group_norm`, and takes on a GPU what that makes of its input.
+        inner = inner if inner.device.type == "cpu" else inner.contiguous()
+        weight, bias, places = own.weight.float(), own.bias.float(), one_side * other_side
         found, *statistics = torch.native_group_norm(inner, weight, bias, N, C, places, own.num_groups, own.eps)
         self._kept.append(statistics)
         return (fn.silu(found, inplace=True) if silu else found).to(x.dtype)
@@ -72,11 +73,10 @@ class Newest(Window):
 
     def norm(self, own: nn.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
         """By the statistics that were kept."""
-        (inner, weight, bias), (mean_NG, rstd_NG) = _inner(own, x), next(self._kept)
-        width = inner.shape[1] // own.num_groups
-        scale_NC = rstd_NG.repeat_interleave(width, 1) * weight
-        shift_NC = bias - mean_NG.repeat_interleave(width, 1) * scale_NC
-        found = torch.addcmul(shift_NC[..., None, None], inner, scale_NC[..., None, None])
+        (mean_NG, rstd_NG), width = next(self._kept), x.shape[1] // own.num_groups
+        scale_NC = rstd_NG.repeat_interleave(width, 1) * own.weight.float()
+        shift_NC = own.bias.float() - mean_NG.repeat_interleave(width, 1) * scale_NC
+        found = torch.addcmul(shift_NC[..., None, None], x.float(), scale_NC[..., None, None])
         return (fn.silu(found, inplace=True) if silu else found).to(x.dtype)
 
     def all_frames(self, x_BFSI: Tensor) -> Tensor:
@@ -107,13 +107,8 @@ class Windows:
 
 def norm(own: nn.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
     """Group norm, and SiLU where it is wanted."""
-    inner, weight, bias = _inner(own, x)
-    inner = fn.group_norm(inner, own.num_groups, weight, bias, own.eps)
-    return (fn.silu(inner, inplace=True) if silu else inner).to(x.dtype)
-
-
-def _inner(own: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What is normed, with its weight and bias, in the type in which it is."""
     # A CPU's kernel for bfloat16 with the channels last takes five times as long as that for float32.
     inner = x.float() if x.device.type == "cpu" else x
-    return inner, own.weight.to(inner.dtype), own.bias.to(inner.dtype)
+    weight, bias = own.weight.to(inner.dtype), own.bias.to(inner.dtype)
+    inner = fn.group_norm(inner, own.num_groups, weight, bias, own.eps)
+    return (fn.silu(inner, inplace=True) if silu else inner).to(x.dtype)
