@@ -131,7 +131,7 @@ class Fleet:
         self.copied_s += time.thread_time() - began
         return message
 
-    def open(self, largest: VideoRequest | None) -> dict[str, Any]:
+    def open(self, largest: VideoRequest | None, share: int) -> dict[str, Any]:
         """A worker's numerics."""
         return {"device": "none"}
 

@@ -67,7 +67,7 @@ def fleet(world: World, monkeypatch: pytest.MonkeyPatch) -> Any:
         def advance(states: list[VideoState]) -> tuple[list[Chunk], float]:
             return [Chunk(s.request.id, s.frame + 1, latents_of(made.device, s)) for s in states], 0.01
 
-        monkeypatch.setattr(formulas, "open", lambda largest: {"device": made.device})
+        monkeypatch.setattr(formulas, "open", lambda largest, share: {"device": made.device})
         monkeypatch.setattr(formulas, "advance", advance)
         return made
 
@@ -158,7 +158,7 @@ def test_a_worker_of_another_model_is_refused_and_named_everywhere(world: World,
         made = fleet(A, A, B)
         weights = {A: "w", B: "other"}
         monkeypatch.setattr(
-            formulas, "open", lambda largest: {"device": made.device, "weights_sha256": weights[made.device]}
+            formulas, "open", lambda largest, share: {"device": made.device, "weights_sha256": weights[made.device]}
         )
         made.waits.clear()
         life = world.begin(world.order(ann, video("bob", 6)), workers=2)

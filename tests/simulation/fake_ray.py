@@ -87,7 +87,7 @@ class formulas:
     """What a worker answers."""
 
     @staticmethod
-    def open(largest: VideoRequest | None) -> dict[str, Any]:
+    def open(largest: VideoRequest | None, share: int) -> dict[str, Any]:
         return {"device": "formula"}
 
     @staticmethod

@@ -87,7 +87,7 @@ class WorkerActor(Handle):
 
     # what a worker computes
 
-    def do_open(self, largest: VideoRequest | None) -> dict[str, Any]:
+    def do_open(self, largest: VideoRequest | None, share: int) -> dict[str, Any]:
         kind = self.world.nodes.get(self.node, "good")
         self.world.counts["starts"] += 1
         if kind == "bad" or self.world.strikes("start fails", self.world.failing_starts or None):
