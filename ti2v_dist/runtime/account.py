@@ -91,8 +91,6 @@ class Account:
 
     async def close(self, this_life: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Leave the tables, the report and a hint; returns the summary. A run that stops makes no new pictures."""
-        if ray.is_initialized() and not self.stopping:
-            ray.remote(num_cpus=0)(_be_ready).remote()  # a process starts while the tables are written
         try:
             await self.upkeep.plans.hint()
             await self.upkeep.note_usage()
@@ -132,7 +130,3 @@ class Account:
             return True
 
         return await self.outages.outlast(once)
-
-
-def _be_ready() -> None:
-    """Nothing: the process in which this is called has imported what the report needs, and makes that next."""
