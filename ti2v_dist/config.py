@@ -80,7 +80,8 @@ class SamplingConfig(_Sampling):
 
 
 AUTO = "auto"
-_COUNT = TypeAdapter(Annotated[int, Field(ge=1)])
+_Count = Annotated[int, Field(ge=1)]
+_COUNT = TypeAdapter(_Count)
 
 
 def _slots(value: Any) -> Any:
@@ -97,7 +98,7 @@ def _slots(value: Any) -> Any:
 class EngineConfig(_Section):
     """The fixed shape of a batch, on which a video's bits depend: part of the fingerprint."""
 
-    slots: Annotated[int | Literal["auto"], BeforeValidator(_slots)] = Field(
+    slots: Annotated[_Count | Literal["auto"], BeforeValidator(_slots)] = Field(
         default=4,
         description="videos in one batch; `auto`: as many as the first worker of a run is fastest with, measured when "
         "it opens; `generate` sets 1 unless told otherwise",

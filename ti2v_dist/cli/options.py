@@ -19,8 +19,13 @@ ModelOption = Annotated[str | None, typer.Option("--model", help="shapes, a diff
 
 
 def _slots(text: str) -> int | str:
-    """A number, or what the settings will say of another word."""
-    return int(text) if text.removeprefix("-").isdecimal() else text
+    """A number, which the settings check, or auto."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a valid integer, nor auto") from None
 
 
 SlotsOption = Annotated[
