@@ -182,10 +182,9 @@ class SamplingParams:
             raise InputError(f"t_start is {self.t_start}; sampler {self.sampler!r} does not read it")
         if self.spec.has_t_start and self.t_start is None and self.num_inference_steps == 1:
             raise InputError("num_inference_steps is 1 without t_start; it would start at t = 1: set t_start")
-        if self.resample_context and self.resample_iterations == 1:
-            raise InputError(
-                "resample_context is 'cached', and resample_iterations 1: nothing is resampled; choose full"
-            )
+        if self.resample_context and 1 in (self.resample_iterations, self.num_inference_steps):
+            name = "resample_iterations" if self.resample_iterations == 1 else "num_inference_steps"
+            raise InputError(f"resample_context is 'cached', and {name} 1: nothing is resampled; choose full")
         check_range("num_inference_steps", self.num_inference_steps, 1, self.first_timestep)
 
     def check_texts(self, texts: list[str]) -> None:

@@ -61,6 +61,17 @@ def test_an_error_is_told_where_its_object_is_read() -> None:
             ahead.get(KEYS[9])
 
 
+def test_what_was_asked_for_while_the_store_was_away_is_asked_for_again() -> None:
+    store = Slow(bad=KEYS[9])
+    with Ahead(store.get, KEYS) as ahead:
+        for key in KEYS[:9]:
+            ahead.get(key)
+        time.sleep(0.1)
+        assert KEYS[9] in store.asked
+        store.bad = ""
+        assert ahead.get(KEYS[9]) == b"009"
+
+
 def test_whoever_stops_early_leaves_nothing_under_way() -> None:
     store = Slow()
     with Ahead(store.get, KEYS) as ahead:

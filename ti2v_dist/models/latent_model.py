@@ -110,7 +110,6 @@ class LatentVideoModel:
         assert x_BCFHW.shape[2] <= self.info.window, (x_BCFHW.shape, self.info.window)
         if self._forward:
             return self.under(text_BLD)(x_BCFHW, t, x_BCFHW.shape[2])
-        assert x_BCFHW.shape[2] <= self.info.window, (x_BCFHW.shape, self.info.window)
         x = x_BCFHW.to(self.device, self.dtype)
         text = text_BLD.to(self.device, self.dtype)
         return self._family.predict(self._unet, x, self._timesteps[t], text).float()

@@ -62,6 +62,7 @@ class LostWords:
         return (
             INSTRUCT not in self._info.capabilities  # which has words of several
             and prompt.isascii()
+            and "'" not in prompt  # which a tokenizer takes for the beginning of an ending
             and len(_WORD_OR_MARK.findall(prompt)) <= EMBEDDED_TOKENS - 2
         )
 

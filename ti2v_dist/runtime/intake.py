@@ -96,7 +96,7 @@ class Intake:
     def _submit(self, requests: Iterable[VideoRequest]) -> None:
         submitted = self.videos.admit(requests)
         held = self.videos.requests.values()
-        self.pool.largest = max(held, key=lambda asked: asked.height * asked.width, default=None)
+        self.pool.largest = max(held, key=_demand, default=None)
         self.pool.share = max(1, -(-len(held) // self.target_workers))
         self.spawn(self.plans.recall())
         full = -(-len(held) // self.slots)
@@ -104,3 +104,9 @@ class Intake:
         self.wanted += more
         # Also where there is none: perhaps there is nothing left to wait for.
         self.emit(*submitted, events.WorkersWanted(more))
+
+
+def _demand(asked: VideoRequest) -> tuple[int, bool, bool]:
+    """What orders videos by what a trial of one shows: the size of its batch, and what else its passes keep and are."""
+    params = asked.params
+    return asked.height * asked.width, params.resample_context is not None, params.guidance_interval is not None

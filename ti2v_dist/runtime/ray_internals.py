@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -103,8 +103,9 @@ def _node_at_once(get_node: Any, address: str, node_id: str) -> Any:
     """Ray's entry of a node, once it has one: its own wait is a second long, whenever the node comes."""
     client, deadline = _gcs(address), time.monotonic() + GCS_TIMEOUT_S
     while time.monotonic() < deadline:
-        if node_id in {key.hex() for key in client.get_all_node_info(timeout=GCS_TIMEOUT_S)}:
-            break
+        with suppress(RpcError):  # on a busy machine the store is slow at first
+            if node_id in {key.hex() for key in client.get_all_node_info(timeout=GCS_TIMEOUT_S)}:
+                break
         time.sleep(NODE_POLL_S)
     return get_node(address, node_id)
 

@@ -28,11 +28,11 @@ class Ahead:
         self._threads.shutdown(cancel_futures=True)
 
     def get(self, key: str) -> bytes | None:
-        """The object of a key; raises what its own reading has raised, and no other's."""
+        """The object of a key; raises what reading it now raises, whatever became of it ahead."""
         asked = self._asked.pop(key, None)
         while len(self._asked) < min(self._read, MOST) and (later := next(self._keys, None)) is not None:
             if later > key:
                 self._asked[later] = self._threads.submit(self._get, later)
         self._read += 1
-        data = asked.result() if asked else None
-        return self._get(key) if data is None else data  # it may have come since
+        data = None if asked is None or asked.exception() else asked.result()
+        return self._get(key) if data is None else data  # it may have come since, or the store be back
