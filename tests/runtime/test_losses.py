@@ -142,10 +142,12 @@ def test_the_metric_has_every_reason() -> None:
 )
 def test_torchs_errors_of_a_device_are_told_apart(raised: Exception, named: type, tmp_path: Path) -> None:
     class Broken:
+        slots = 7
+
         def advance(self, states: list, sources: list) -> None:
             raise raised
 
-    worker: Any = Worker(load_config(None, ["engine.slots=7"]), str(tmp_path))
+    worker: Any = Worker(load_config(None, ["engine.slots=auto"]), str(tmp_path))
     worker.engine = Broken()
     with pytest.raises(named) as caught:
         worker.advance([SimpleNamespace(request=SimpleNamespace(source=None))])
